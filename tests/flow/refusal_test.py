@@ -1,0 +1,55 @@
+"""What the backend cannot serve is refused by name, in one line with the cure, and never half served."""
+
+import re
+
+import pytest
+
+import llama
+
+PROMPT = "The capital of France is"
+
+
+def generate(*arguments, policy="zip", where=("--device", "ZipCache0", "-ngl", "99")):
+    return llama.run("llama-completion", "-m", llama.MODEL, "-p", PROMPT, "-n", "8", "-c", "512", "-t",
+                     llama.THREADS, "--temp", "0", "-no-cnv", "--no-display-prompt", *where, *arguments,
+                     policy=policy)
+
+
+def check_refused(result, *words):
+    """Failed without a signal, said why in one line of ours that has all `words`, gave no answer."""
+    assert result.returncode > 0, f"ended with {result.returncode}:\n{result.stderr[-2000:]}"
+    ours = llama.lines_with(result.stderr, "^zipcache: ")
+    reasons = [line for line in ours if all(re.search(word, line) for word in words)]
+    assert len(reasons) == 1, ours or result.stderr[-2000:]
+    assert len(reasons[0].encode()) <= 1024
+    assert "Paris" not in result.stdout
+
+
+def test_flash_attention_off():
+    check_refused(generate("-fa", "off"), "flash", "-fa on")
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "f32"])
+def test_a_cache_type_that_is_not_f16(kind):
+    check_refused(generate("-fa", "on", "-ctk", kind, "-ctv", kind), kind, "f16")
+
+
+@pytest.mark.parametrize("policy, words", [
+    ("zipp", ["zipp", "zip"]),
+    ("zip,recent=-1", ["recent", "-1"]),
+    ("zip,ratio=1.5", ["ratio", "1.5"]),
+    ("zip,colour=blue", ["colour"]),
+    ("/no/such/policy.json", ["/no/such/policy.json"]),
+])
+def test_a_wrong_policy(policy, words):
+    # The device is not offered, so llama.cpp itself says that it is invalid and stops.
+    check_refused(generate("-fa", "on", policy=policy), *words)
+
+
+def test_context_shift():
+    # 512 cells, more tokens than that: llama.cpp asks to rotate the keys of the cache.
+    result = llama.complete(PROMPT, 600, "-c", "512", "--context-shift", policy="zip")
+    assert result.returncode >= 0, result.stderr[-2000:]
+    ours = llama.lines_with(result.stderr, r"^zipcache: .*shift")
+    assert len(ours) == 1, result.stderr[-2000:]
+    assert "--no-context-shift" in ours[0]

@@ -1,0 +1,86 @@
+"""llama-server on the compressed cache: slots at once, save and restore, prefixes, cancelled requests."""
+
+import concurrent.futures
+import http.client
+import json
+import time
+
+import pytest
+
+import llama
+
+POLICY = "zip"
+N_CELLS = 2048
+# With its defaults the server saves and restores idle slots by itself; the second form has a stream
+# for each slot and none of that.
+FORMS = {"unified": ["-kvu"], "own_streams": ["-no-kvu", "--cache-ram", "0"]}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def server(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    with llama.Server(folder, "-np", "2", "-c", N_CELLS, *FORMS[request.param], policy=POLICY) as it:
+        yield it
+
+
+def check_alive(server):
+    assert server.process.poll() is None, server.log()[-3000:]
+    assert server.healthy()
+
+
+def test_the_log_shows_the_smaller_buffer(server):
+    f16 = N_CELLS * llama.BYTES_PER_TOKEN_F16 / 2**20
+    assert llama.kv_buffer_mib(server.log(), "ZipCache") < f16 / 2
+
+
+def test_two_slots_answer_at_once_each_from_its_own_text(server):
+    tasks = [llama.copy_task(0), llama.copy_task(3)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(server.complete, prompt, id_slot=slot)
+                   for slot, (prompt, _) in enumerate(tasks)]
+    for answer, (_, expected) in zip(answers, tasks):
+        assert answer.result()["content"].startswith(expected)
+
+
+def test_a_saved_slot_is_restored_into_another_slot(server):
+    prompt, expected = llama.copy_task(1)
+    first = server.complete(prompt, id_slot=0, cache_prompt=True)
+    assert first["content"].startswith(expected)
+    saved = server.post("/slots/0?action=save", filename="slot.bin")
+    server.post("/slots/0?action=erase")
+    restored = server.post("/slots/1?action=restore", filename="slot.bin")
+    assert restored["n_restored"] == saved["n_saved"] > 300
+
+    again = server.complete(prompt, id_slot=1, cache_prompt=True)
+    assert again["timings"]["prompt_n"] <= 8, "the prompt was computed anew"
+    assert again["content"].startswith(expected)
+
+
+def test_a_common_prefix_is_reused_and_still_answers(server):
+    prompt, expected = llama.copy_task(2)
+    server.complete(prompt, id_slot=0, cache_prompt=True)
+    # The same passage, then other words than last time: only the end differs.
+    longer = prompt + expected
+    answer = server.complete(longer, id_slot=0, cache_prompt=True)
+    assert answer["timings"]["prompt_n"] < 40
+    branch = prompt[:-60]
+    answer = server.complete(branch, id_slot=0, cache_prompt=True)
+    assert answer["timings"]["prompt_n"] < 40
+    assert answer["content"].strip()[:30] == prompt[-60:].strip()[:30]
+
+
+def test_after_a_cancelled_request_the_server_answers(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body = {"prompt": llama.copy_task(3)[0], "n_predict": 1500, "temperature": 0, "stream": True,
+            "ignore_eos": True, "id_slot": 0}
+    connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
+    assert connection.getresponse().readline().startswith(b"data:")
+    connection.close()
+
+    deadline = time.monotonic() + 20
+    while any(slot["is_processing"] for slot in server.get("/slots")):
+        assert time.monotonic() < deadline, "the cancelled request still runs after 20 s"
+        time.sleep(0.1)
+    prompt, expected = llama.copy_task(0)
+    assert server.complete(prompt, id_slot=0)["content"].startswith(expected)
+    check_alive(server)
