@@ -59,14 +59,13 @@ def test_a_saved_slot_is_restored_into_another_slot(server):
 def test_a_common_prefix_is_reused_and_still_answers(server):
     prompt, expected = llama.copy_task(2)
     server.complete(prompt, id_slot=0, cache_prompt=True)
-    # The same passage, then other words than last time: only the end differs.
-    longer = prompt + expected
-    answer = server.complete(longer, id_slot=0, cache_prompt=True)
-    assert answer["timings"]["prompt_n"] < 40
-    branch = prompt[:-60]
-    answer = server.complete(branch, id_slot=0, cache_prompt=True)
-    assert answer["timings"]["prompt_n"] < 40
-    assert answer["content"].strip()[:30] == prompt[-60:].strip()[:30]
+    longer = server.complete(prompt + expected, id_slot=0, cache_prompt=True)
+    assert longer["timings"]["prompt_n"] < 40, "the common prefix was computed anew"
+    # Back to an earlier word: the newest tokens are written again, over those of the first answer.
+    cut = prompt.rindex(" ", 0, -40)
+    shorter = server.complete(prompt[:cut], id_slot=0, cache_prompt=True)
+    assert shorter["timings"]["prompt_n"] < 40, "the common prefix was computed anew"
+    assert shorter["content"].startswith(prompt[cut:cut + 30])
 
 
 def test_after_a_cancelled_request_the_server_answers(server):
