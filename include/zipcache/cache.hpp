@@ -1,0 +1,160 @@
+// The compressed key-value cache of one model: streams of cells, a log of 128-token blocks per stream,
+// 16-bit rows for what is new, packed tiles for what is old, and attention over both.
+//
+//   CacheShape shape{.n_streams = 1, .n_cells = 2048, .layers = {30, {3, 64, 64}}};
+//   auto cache = Cache::create(shape, *parse_policy("zipcache"));
+//   (*cache)->write(layer, stream, SideId::K, cells, rows);
+//   (*cache)->write(layer, stream, SideId::V, cells, rows);
+//   (*cache)->attend({...});
+//
+// Thread safety: one thread at a time per Cache; different caches are independent. `attend` runs on
+// `n_threads` threads of its own inside the call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "zipcache/policy.hpp"
+#include "zipcache/status.hpp"
+
+namespace zipcache {
+
+enum class SideId : uint8_t { K, V };
+
+struct LayerShape {
+  int n_heads = 0;  // KV heads
+  int k_dim = 0;    // channels of a key head
+  int v_dim = 0;    // channels of a value head
+  bool operator==(const LayerShape&) const = default;
+};
+
+struct CacheShape {
+  int n_streams = 1;
+  int n_cells = 0;                 // per stream
+  std::vector<LayerShape> layers;  // [n_layers]
+};
+
+// Head sizes that codecs and kernels serve: multiples of 8 from 16 to 256.
+Status check(const CacheShape& shape);
+
+// Every byte, by kind. `allocated()` is their sum and what the cache holds now.
+struct Bytes {
+  size_t codes = 0;    // packed codes
+  size_t params = 0;   // steps, floors, channel factors
+  size_t tags = 0;     // tier tags and block headers
+  size_t raw = 0;      // 16-bit rows: window, sinks, the block being filled
+  size_t scores = 0;   // sums and counts of raw rows
+  size_t map = 0;      // cell <-> row tables
+  size_t padding = 0;  // alignment, unused rows of raw blocks, freed storage kept for reuse
+  size_t allocated() const { return codes + params + tags + raw + scores + map + padding; }
+  Bytes& operator+=(const Bytes& other);
+};
+
+struct CacheStats {
+  std::string policy;     // short text form
+  std::string kernel;     // instruction set of the tile kernels in use
+  int n_layers = 0;
+  int n_streams = 0;
+  int n_cells = 0;        // per stream
+  uint64_t rows_live = 0;     // per layer: rows that a cell refers to
+  uint64_t rows_dead = 0;     // per layer: rows whose cell was written again elsewhere
+  uint64_t rows_packed = 0;   // per layer: live rows held as codes (layer 0)
+  uint64_t elements = 0;      // K and V numbers of live rows over all layers
+  uint64_t coded_elements = 0;  // of these, held as codes
+  uint64_t compactions = 0;
+  uint64_t unscored_blocks = 0;  // packed at the best tier because their rows carried no scores
+  Bytes bytes;            // now
+  size_t bytes_peak = 0;  // most ever allocated since creation or clear
+  size_t bytes_planned = 0;  // what planned_bytes() said at creation
+
+  double ratio_resident() const;  // 16-bit bytes of live rows / allocated
+  double ratio_params() const;    // 16 / bits of coded elements with codes, params and tags
+  double bits_per_element() const;  // allocated bits / elements
+};
+
+// Bytes of a cache holding `n_tokens` tokens of one sequence written in order, in micro-batches of
+// `ubatch`, right after the last one was attended to. Pure arithmetic, exact for Cadence::Stream.
+Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& layers, int n_tokens,
+                        int ubatch);
+
+// Bytes to plan for: all cells packed, plus raw blocks for window, sinks, the blocks being filled and
+// one micro-batch in one layer.
+Result<size_t> planned_bytes(const Policy& policy, const CacheShape& shape, int ubatch);
+
+// The published compression formula (paper, appendix A): 16 / (average bits + parameter bits), with
+// `n_params` 16-bit parameters in all, for batch b, C channels and l tokens.
+double paper_ratio(double average_bits, double n_params, double b, double C, double l);
+// The same with this policy's own parameter counts, batch 1.
+double paper_ratio(const Policy& policy, double C, double l, double b = 1);
+
+// One attention operation of one layer and stream.
+struct Attention {
+  int layer = 0;
+  int stream = 0;
+  int n_queries = 0;     // query rows
+  int n_heads = 0;       // query heads, a multiple of the layer's KV heads
+  const float* q = nullptr;  // [n_queries, n_heads, k_dim] at the strides below
+  ptrdiff_t q_row_stride = 0;   // floats from one query row to the next
+  ptrdiff_t q_head_stride = 0;  // floats from one head to the next
+  // [n_queries, n_cells] 16-bit floats: -inf hides a cell, any other value times the ALiBi slope is
+  // added to the score. Null: every written cell is visible.
+  const uint16_t* mask = nullptr;
+  ptrdiff_t mask_stride = 0;  // 16-bit numbers from one row to the next
+  int n_cells = 0;            // cells that the mask covers; later cells are hidden
+  float scale = 1;            // of q . k
+  float max_bias = 0;         // ALiBi base, 0 for none
+  float soft_cap = 0;         // 0 for none
+  const float* sinks = nullptr;  // [n_heads] extra logit of each head, or null
+  float* out = nullptr;          // [n_queries, n_heads, v_dim] at the strides below
+  ptrdiff_t out_row_stride = 0;
+  ptrdiff_t out_head_stride = 0;
+  int n_threads = 1;
+  bool (*aborted)(void*) = nullptr;  // polled between tiles; true stops with Code::Aborted
+  void* aborted_data = nullptr;
+};
+
+class Cache {
+ public:
+  // Reserves address space for the worst case and allocates nothing after; memory is used as rows come.
+  // Fails with BadPolicy, BadArgument or OverLimit.
+  static Result<std::unique_ptr<Cache>> create(const CacheShape& shape, const Policy& policy);
+  virtual ~Cache() = default;
+
+  // Stores one row per cell: `rows` is [cells.size(), n_heads * dim] floats, `row_stride` floats apart.
+  // Values outside the 16-bit range and NaN are refused with BadData before anything changes.
+  virtual Status write(int layer, int stream, SideId side, std::span<const int64_t> cells,
+                       const float* rows, ptrdiff_t row_stride) = 0;
+
+  // The same from 16-bit rows, and back. Rows that decode to what is stored already stay as they are,
+  // packed ones included. Cells never written read as zeros.
+  virtual Status write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
+                            const uint16_t* rows) = 0;
+  virtual Status read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
+                           uint16_t* rows) const = 0;
+
+  // Rewrites the keys of all cells whose `shift` [n_cells] is not 0 through `rotate(head_rows, dim,
+  // shift)`, in place; packed blocks are decoded, rotated and coded again with the same tiers.
+  virtual Status rotate_keys(int layer, int stream, std::span<const int32_t> shift,
+                             const std::function<void(float* head_row, int32_t shift)>& rotate) = 0;
+
+  // Attention of a step's queries over everything the mask shows, then scoring and packing of blocks
+  // that are due (paper, Algorithms 2 and 3).
+  virtual Status attend(const Attention& attention) = 0;
+
+  virtual void clear() = 0;
+  virtual CacheStats stats() const = 0;
+  virtual const CacheShape& shape() const = 0;
+  virtual const Policy& policy() const = 0;
+};
+
+// Instruction set of the kernels in use ("avx512", "avx2", "plain"), narrowed by ZIPCACHE_ISA.
+// An unknown or impossible ZIPCACHE_ISA is an error.
+Result<std::string> kernel_name();
+const char* version();
+
+}  // namespace zipcache

@@ -1,0 +1,167 @@
+// A policy is one complete setting of the cache: how K and V become codes, which tokens get more bits,
+// what stays at 16 bits, and when packing happens. Every method is a value of this struct, not code.
+//
+//   auto policy = zipcache::parse_policy("zipcache,recent=64,ratio=0.6");   // a row, fields changed
+//   auto other  = zipcache::load_policy("policy.json");                     // a file
+//
+// Words: docs/glossary.md. Sources: ZipCache (He et al., NeurIPS 2024) and the decisions A1 to A19 that
+// docs/method.md lists. Thread safety: plain values and pure functions.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "zipcache/status.hpp"
+
+namespace zipcache {
+
+// Which values of a tile share one (step, floor) pair.
+enum class Axis : uint8_t {
+  Channel,  // one channel over all tokens of the tile             (paper: channelwise)
+  Token,    // all channels of one token                           (paper: tokenwise)
+  Group,    // `group` neighbouring channels of one token          (paper: groupwise)
+  Cst,      // tokenwise after dividing channel c by sqrt(max|x_c|) (paper: channel-separable tokenwise)
+};
+
+// How the (step, floor) pair of a set is chosen. All cost the same bits.
+enum class Fit : uint8_t {
+  Endpoint,  // outermost levels on the smallest and largest value (the paper)
+  Midpoint,  // 2^bits equal bins, reconstructed at their centres
+  Unbiased,  // clipped range, then refitted so that reconstruction on original has regression slope 1
+};
+
+enum class Rotation : uint8_t { None, Hadamard };
+
+// What ranks the tokens of a block.
+enum class Statistic : uint8_t {
+  Mean,     // attention received from probe rows (Eq. 8 and 9)
+  Random,   // control: a seeded draw
+  Recency,  // control: the newest tokens of the block
+};
+
+// Divisor of a token's summed probe attention (decision A1).
+enum class Norm : uint8_t {
+  ProbeNnz,    // number of probe rows that can see the token (Eq. 8 with Eq. 9)
+  FullCausal,  // number of all rows that can see it (what the official code does)
+  None,        // no division: accumulated attention (Eq. 7)
+};
+
+// Which rows score in steps shorter than kShortStep tokens (decision A9).
+enum class DecodeProbes : uint8_t {
+  Spread,  // of each 128 rows the newest 5 % and a seeded 5 % of the others
+  Last,    // only the row that fills the block (official code)
+};
+
+enum class Scope : uint8_t {
+  Head,   // each KV head ranks for itself
+  Layer,  // one ranking per layer, scores summed over its KV heads
+};
+
+enum class Cadence : uint8_t {
+  Stream,  // a block is ranked and packed when it leaves the window
+  Prompt,  // all stays 16-bit until the prompt ends, then one ranking and one shared K parameter set
+};
+
+// Tokens of one block, the unit that is packed.
+inline constexpr int kBlockTokens = 128;
+// A step with fewer query rows than this is a decode step (decision A3).
+inline constexpr int kShortStep = 20;
+
+// How one side, K or V, is coded.
+struct Side {
+  Axis axis = Axis::Channel;
+  int group = 32;  // channels per set when axis is Group
+  Fit fit = Fit::Endpoint;
+  Rotation rotation = Rotation::None;
+  bool operator==(const Side&) const = default;
+};
+
+// Code widths of one tier; each is 2, 3, 4, 8 or 16 (raw).
+struct Tier {
+  int k_bits = 16;
+  int v_bits = 16;
+  bool operator==(const Tier&) const = default;
+};
+
+struct Saliency {
+  Statistic statistic = Statistic::Mean;
+  Norm norm = Norm::ProbeNnz;
+  int recent_permille = 50;  // probe rows: newest share of a chunk, in 1/1000
+  int random_permille = 50;  // and a random share of its other rows
+  bool replacement = false;  // draw random probes with replacement (official code)
+  DecodeProbes decode = DecodeProbes::Spread;
+  Scope scope = Scope::Head;
+  bool operator==(const Saliency&) const = default;
+};
+
+struct Window {
+  int sinks = 0;   // first tokens of each sequence that stay 16-bit
+  int recent = 0;  // newest written tokens that stay 16-bit
+  bool operator==(const Window&) const = default;
+};
+
+// Fields replaced for a range of layers, in the short text form ("k=8,v=4").
+struct LayerOverride {
+  int first = 0;
+  int last = 0;  // inclusive
+  std::string fields;
+  bool operator==(const LayerOverride&) const = default;
+};
+
+struct Policy {
+  std::string name = "f16";
+  Side k, v;
+  std::vector<Tier> tiers = {{16, 16}};  // best first; one or two
+  int high_permille = 1000;              // share of tokens in the first tier, in 1/1000
+  Saliency saliency;
+  Window window;
+  Cadence cadence = Cadence::Stream;
+  uint64_t seed = 1;
+  std::vector<LayerOverride> overrides;
+  bool operator==(const Policy&) const = default;
+
+  // Nothing is ever packed.
+  bool raw() const { return tiers.size() == 1 && tiers[0].k_bits == 16 && tiers[0].v_bits == 16; }
+  // Scores decide something, so probe rows are worth their cost.
+  bool needs_scores() const { return tiers.size() > 1 && saliency.statistic == Statistic::Mean; }
+};
+
+// One named row of the table of methods.
+struct PolicyRow {
+  std::string_view name;
+  std::string_view text;     // the fields that differ from row f16
+  std::string_view summary;  // one line for people
+};
+
+// All built-in rows, in the order in which a table shows them.
+std::span<const PolicyRow> policy_rows();
+
+// Parses `text`: a row's name, or the path of a .json file, followed by comma-separated field=value
+// changes. The error names the field, the value found and the accepted values.
+Result<Policy> parse_policy(std::string_view text);
+
+// Reads and writes the JSON form. Unknown fields are errors, absent ones keep the row named by "base"
+// (f16 when there is none).
+Result<Policy> policy_from_json(std::string_view json);
+std::string policy_to_json(const Policy& policy);
+Result<Policy> load_policy(const std::string& path);
+
+// The short text form; parse_policy(to_text(p)) == p for policies without layer overrides.
+std::string to_text(const Policy& policy);
+
+// Checks that fields fit together; every parser above ends with it.
+Status check(const Policy& policy);
+
+// The policy of one layer: overrides applied. Window, cadence, seed and probes belong to the whole cache
+// and cannot be overridden.
+Result<Policy> policy_for_layer(const Policy& policy, int layer);
+
+// Tiers from scores: `scores` [n] ranks n tokens; the floor((1000 - high_permille) * n / 1000) lowest get
+// tier 1, the others tier 0 (decisions A12 and A19: of equal scores the later token is salient).
+// Pure; integer arithmetic, so no binary fraction changes a count.
+std::vector<uint8_t> allocate(std::span<const float> scores, int high_permille);
+
+}  // namespace zipcache

@@ -1,0 +1,506 @@
+// The cache: logs, stores, attention, scoring and packing tied together. See zipcache/cache.hpp.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "attend/attend.hpp"
+#include "attend/mask.hpp"
+#include "cache/pack.hpp"
+#include "codec/kernels.hpp"
+#include "saliency/probes.hpp"
+
+namespace zipcache {
+namespace {
+
+// Dead rows that may stand before a block is compacted: an eighth of the cells, at least a block.
+uint64_t dead_rows_allowed(int n_cells) { return uint64_t(std::max(n_cells / 8, kBlockTokens)); }
+
+class Engine final : public Cache {
+ public:
+  Engine(CacheShape shape, Policy policy, const Kernels& kernels)
+      : shape_(std::move(shape)), policy_(std::move(policy)), kernels_(kernels) {}
+
+  Status open();
+
+  Status write(int layer, int stream, SideId side, std::span<const int64_t> cells, const float* rows,
+               ptrdiff_t row_stride) override;
+  Status write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
+                    const uint16_t* rows) override;
+  Status read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
+                   uint16_t* rows) const override;
+  Status rotate_keys(int layer, int stream, std::span<const int32_t> shift,
+                     const std::function<void(float*, int32_t)>& rotate) override;
+  Status attend(const Attention& step) override;
+  void clear() override;
+  CacheStats stats() const override;
+  const CacheShape& shape() const override { return shape_; }
+  const Policy& policy() const override { return policy_; }
+
+ private:
+  LayerStore& store(int layer, int stream) {
+    return *stores_[size_t(stream) * shape_.layers.size() + size_t(layer)];
+  }
+  const LayerStore& store(int layer, int stream) const {
+    return *stores_[size_t(stream) * shape_.layers.size() + size_t(layer)];
+  }
+  int dim(int layer, SideId side) const {
+    const LayerShape& shape = shape_.layers[size_t(layer)];
+    return side == SideId::K ? shape.k_dim : shape.v_dim;
+  }
+
+  Status check_place(const char* call, int layer, int stream) const;
+  Status check_cells(std::span<const int64_t> cells) const;
+  Status check_step(const Attention& step) const;
+  Status place(int layer, int stream, SideId side, std::span<const int64_t> cells, std::vector<RowId>& rows);
+  template <class Fill>
+  Status store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows, Fill&& fill);
+  void free_block(int stream, int slot);
+  Status compact(int stream);
+  std::vector<half> block_rows(int layer, int stream, SideId side, int slot, int n_rows) const;
+  void mark_sinks(const Attention& step);
+  std::vector<int> probes_of(const Attention& step) const;
+  Status pack_due(const Attention& step, bool together);
+  void note_peak() { peak_ = std::max(peak_, arena_.committed()); }
+
+  CacheShape shape_;
+  Policy policy_;
+  const Kernels& kernels_;
+  Arena arena_;
+  std::vector<StreamLog> logs_;                      // [n_streams]
+  std::vector<std::unique_ptr<LayerStore>> stores_;  // [n_streams, n_layers]
+  uint64_t compactions_ = 0;
+  uint64_t unscored_blocks_ = 0;
+  size_t peak_ = 0;
+  size_t planned_ = 0;
+};
+
+// Addresses for the worst case of every layer: each block slot both raw and packed at the best tier.
+Status Engine::open() {
+  size_t reserve = 0;
+  const int n_slots = StreamLog::max_blocks(shape_.n_cells);
+  for (int stream = 0; stream < shape_.n_streams; ++stream) {
+    logs_.emplace_back(shape_.n_cells, int(shape_.layers.size()));
+    for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+      Result<Policy> own = policy_for_layer(policy_, int(layer));
+      if (!own.ok()) return own.status();
+      for (const auto& [side, size] : {std::pair{own->k, shape_.layers[layer].k_dim},
+                                       std::pair{own->v, shape_.layers[layer].v_dim}}) {
+        if (side.axis != Axis::Group || size % side.group == 0) continue;
+        return {Code::BadPolicy, fmt::format("policy, layer {}: group{} does not divide the head size {}; "
+                                             "choose a group that does, or axis token", layer, side.group,
+                                             size)};
+      }
+      stores_.push_back(std::make_unique<LayerStore>(shape_.layers[layer], *own, n_slots));
+      const LayerStore& made = *stores_.back();
+      const std::vector<int> all_high(size_t(shape_.layers[layer].n_heads), kBlockTokens);
+      const size_t packed = made.packed.bytes(all_high, kBlockTokens, 0, false).total +
+                            made.raw.row_bytes() * size_t(policy_.window.sinks) + made.packed.shared_bytes();
+      reserve += size_t(n_slots) * (Arena::rounded(made.raw.bytes) + 2 * Arena::rounded(packed));
+    }
+  }
+  Result<size_t> planned = planned_bytes(policy_, shape_, 512);
+  if (!planned.ok()) return planned.status();
+  planned_ = *planned;
+  return arena_.reserve(reserve);
+}
+
+Status Engine::check_place(const char* call, int layer, int stream) const {
+  if (layer < 0 || size_t(layer) >= shape_.layers.size()) {
+    return {Code::BadArgument, fmt::format("{}: layer {}, expected 0 to {}", call, layer,
+                                           shape_.layers.size() - 1)};
+  }
+  if (stream < 0 || stream >= shape_.n_streams) {
+    return {Code::BadArgument, fmt::format("{}: stream {}, expected 0 to {}", call, stream,
+                                           shape_.n_streams - 1)};
+  }
+  return ok();
+}
+
+Status Engine::check_cells(std::span<const int64_t> cells) const {
+  for (const int64_t cell : cells) {
+    if (cell >= 0 && cell < shape_.n_cells) continue;
+    return {Code::BadArgument, fmt::format("write: cell {}, expected 0 to {}", cell, shape_.n_cells - 1)};
+  }
+  return ok();
+}
+
+void Engine::free_block(int stream, int slot) {
+  for (size_t layer = 0; layer < shape_.layers.size(); ++layer) store(int(layer), stream).release(slot, arena_);
+  logs_[size_t(stream)].free_slot(slot);
+}
+
+// Rows of a block as 16-bit numbers, token by token: [n_rows, n_heads * dim].
+std::vector<half> Engine::block_rows(int layer, int stream, SideId side, int slot, int n_rows) const {
+  const int n_heads = shape_.layers[size_t(layer)].n_heads, width = dim(layer, side);
+  std::vector<half> rows(size_t(n_rows) * size_t(n_heads) * size_t(width));
+  std::vector<float> head_rows(size_t(kBlockTokens) * size_t(width));
+  for (int head = 0; head < n_heads; ++head) {
+    decode_rows(store(layer, stream), slot, side, head, n_rows, head_rows.data());
+    for (int t = 0; t < n_rows; ++t) {
+      half* out = &rows[(size_t(t) * size_t(n_heads) + size_t(head)) * size_t(width)];
+      for (int c = 0; c < width; ++c) out[c] = to_half(std::clamp(head_rows[size_t(t * width + c)], -kHalfMax, kHalfMax));
+    }
+  }
+  return rows;
+}
+
+// Moves the live rows of the block with the most dead ones to the end of the log, in all layers: the only
+// re-encoding there is. Runs between steps, when no layer is behind another.
+Status Engine::compact(int stream) {
+  StreamLog& log = logs_[size_t(stream)];
+  const int slot = log.most_dead();
+  if (slot < 0) return ok();
+  const LogBlock before = log.block(slot);
+  std::vector<std::vector<half>> saved;
+  for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+    for (const SideId side : {SideId::K, SideId::V}) {
+      saved.push_back(block_rows(int(layer), stream, side, slot, before.n_rows));
+    }
+  }
+  const std::vector<int64_t> cells = log.evacuate(slot);
+  free_block(stream, slot);
+  std::vector<RowId> rows;
+  log.place(cells, rows, [](int) {});
+  for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+    for (const SideId side : {SideId::K, SideId::V}) {
+      const std::vector<half>& values = saved[2 * layer + (side == SideId::V)];
+      const size_t width = values.size() / size_t(before.n_rows);
+      size_t next = 0;
+      std::vector<size_t> source;
+      for (size_t row = 0; row < size_t(before.n_rows); ++row) {
+        if (before.cells[row] >= 0) source.push_back(row);
+      }
+      ZC_TRY(store_rows(int(layer), stream, side, rows, [&](half* out, int head, int n) {
+        const half* from = &values[source[next] * width + size_t(head) * size_t(n)];
+        std::copy_n(from, n, out);
+        if (size_t(head + 1) * size_t(n) == width) ++next;
+      }));
+    }
+  }
+  ++compactions_;
+  return ok();
+}
+
+Status Engine::place(int layer, int stream, SideId side, std::span<const int64_t> cells,
+                     std::vector<RowId>& rows) {
+  StreamLog& log = logs_[size_t(stream)];
+  if (log.begin_write(layer, side)) {
+    while (log.rows_dead() > dead_rows_allowed(shape_.n_cells)) ZC_TRY(compact(stream));
+    log.restart_step();
+  }
+  log.place(cells, rows, [&](int slot) { free_block(stream, slot); });
+  return ok();
+}
+
+// Calls fill(out, head, dim) for each row and head of a write, in that order.
+template <class Fill>
+Status Engine::store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows, Fill&& fill) {
+  LayerStore& target = store(layer, stream);
+  const int n_heads = target.raw.shape.n_heads, width = dim(layer, side);
+  for (const RowId id : rows) {
+    uint8_t* raw = target.raw_for_write(id.slot, arena_);
+    if (!raw) return {Code::OverLimit, "cache storage is used up; create the cache with more cells"};
+    for (int head = 0; head < n_heads; ++head) {
+      fill(target.raw.rows(raw, side, head) + ptrdiff_t(id.row) * width, head, width);
+      if (target.packed.policy().needs_scores()) target.raw.sums(raw, head)[id.row] = 0;
+    }
+    if (target.packed.policy().needs_scores()) {
+      target.raw.probes_seen(raw)[id.row] = target.raw.rows_seen(raw)[id.row] = 0;
+    }
+  }
+  note_peak();
+  return ok();
+}
+
+Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t> cells, const float* rows,
+                     ptrdiff_t row_stride) {
+  ZC_TRY(check_place("write", layer, stream));
+  ZC_TRY(check_cells(cells));
+  const int n_values = shape_.layers[size_t(layer)].n_heads * dim(layer, side);
+  for (size_t i = 0; i < cells.size(); ++i) {
+    const float* row = rows + ptrdiff_t(i) * row_stride;
+    for (int c = 0; c < n_values; ++c) {
+      if (std::fabs(row[c]) <= kHalfMax) continue;
+      return {Code::BadData,
+              fmt::format("write: layer {}, cell {}, {} channel {}: found {}, expected a number within "
+                          "+-65504; the model's activations overflow a 16-bit cache", layer, cells[i],
+                          side == SideId::K ? "K" : "V", c, row[c])};
+    }
+  }
+  std::vector<RowId> placed;
+  ZC_TRY(place(layer, stream, side, cells, placed));
+  size_t i = 0;
+  const int n_heads = shape_.layers[size_t(layer)].n_heads;
+  return store_rows(layer, stream, side, placed, [&](half* out, int head, int n) {
+    const float* in = rows + ptrdiff_t(i) * row_stride + ptrdiff_t(head) * n;
+    for (int c = 0; c < n; ++c) out[c] = to_half(in[c]);
+    if (head + 1 == n_heads) ++i;
+  });
+}
+
+Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
+                         uint16_t* rows) const {
+  ZC_TRY(check_place("read", layer, stream));
+  if (first_cell < 0 || n_cells < 0 || first_cell > shape_.n_cells - n_cells) {
+    return {Code::BadArgument, fmt::format("read: cells {} to {}, expected 0 to {}", first_cell,
+                                           first_cell + n_cells - 1, shape_.n_cells - 1)};
+  }
+  const StreamLog& log = logs_[size_t(stream)];
+  const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
+  std::vector<half> block;
+  int decoded = -1;
+  for (int i = 0; i < n_cells; ++i) {
+    const RowId id = log.find(first_cell + i);
+    if (id.slot < 0) {
+      std::fill_n(rows + size_t(i) * width, width, half{0});
+      continue;
+    }
+    if (id.slot != decoded) block = block_rows(layer, stream, side, id.slot, log.block(id.slot).n_rows);
+    decoded = id.slot;
+    std::copy_n(&block[size_t(id.row) * width], width, rows + size_t(i) * width);
+  }
+  return ok();
+}
+
+Status Engine::write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
+                          const uint16_t* rows) {
+  ZC_TRY(check_place("write", layer, stream));
+  if (first_cell < 0 || n_cells < 0 || first_cell > shape_.n_cells - n_cells) {
+    return {Code::BadArgument, fmt::format("write: cells {} to {}, expected 0 to {}", first_cell,
+                                           first_cell + n_cells - 1, shape_.n_cells - 1)};
+  }
+  const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
+  for (size_t i = 0; i < size_t(n_cells) * width; ++i) {
+    if ((rows[i] & 0x7C00u) == 0x7C00u) {
+      return {Code::BadData, fmt::format("write: layer {}, cell {}: found an infinity or NaN in a 16-bit "
+                                         "row; the saved state is damaged", layer,
+                                         first_cell + int(i / width))};
+    }
+  }
+  std::vector<half> now(size_t(n_cells) * width);
+  ZC_TRY(read_half(layer, stream, side, first_cell, n_cells, now.data()));
+  std::vector<int64_t> cells;
+  std::vector<const half*> changed;
+  for (int i = 0; i < n_cells; ++i) {
+    const half* row = rows + size_t(i) * width;
+    const bool same = logs_[size_t(stream)].find(first_cell + i).slot >= 0 &&
+                      std::equal(row, row + width, now.data() + size_t(i) * width);
+    if (same) continue;
+    cells.push_back(first_cell + i);
+    changed.push_back(row);
+  }
+  if (cells.empty()) return ok();
+  std::vector<RowId> placed;
+  ZC_TRY(place(layer, stream, side, cells, placed));
+  size_t i = 0;
+  return store_rows(layer, stream, side, placed, [&](half* out, int head, int n) {
+    std::copy_n(changed[i] + size_t(head) * size_t(n), n, out);
+    if (size_t(head + 1) * size_t(n) == width) ++i;
+  });
+}
+
+Status Engine::rotate_keys(int layer, int stream, std::span<const int32_t> shift,
+                           const std::function<void(float*, int32_t)>& rotate) {
+  ZC_TRY(check_place("rotate", layer, stream));
+  const StreamLog& log = logs_[size_t(stream)];
+  LayerStore& target = store(layer, stream);
+  const int n_heads = target.raw.shape.n_heads, width = target.raw.shape.k_dim;
+  const auto shift_of = [&](int32_t cell) {
+    return cell >= 0 && size_t(cell) < shift.size() ? shift[size_t(cell)] : 0;
+  };
+  for (const int slot : log.order()) {
+    const LogBlock& block = log.block(slot);
+    const StoredBlock& stored = target.block(slot);
+    const bool moved = std::any_of(block.cells.begin(), block.cells.begin() + block.n_rows,
+                                   [&](int32_t cell) { return shift_of(cell) != 0; });
+    if (!moved || (!stored.raw && !stored.packed)) continue;
+    if (stored.shared >= 0) {
+      return {Code::Incompatible, "context shift: cadence=prompt shares key parameters between blocks and "
+                                  "cannot rotate them; use cadence=stream or start with "
+                                  "--no-context-shift"};
+    }
+    std::vector<float> keys(size_t(n_heads) * kBlockTokens * size_t(width));
+    for (int head = 0; head < n_heads; ++head) {
+      float* head_keys = &keys[size_t(head) * kBlockTokens * size_t(width)];
+      decode_rows(target, slot, SideId::K, head, block.n_rows, head_keys);
+      for (int row = 0; row < block.n_rows; ++row) {
+        const int32_t by = shift_of(block.cells[size_t(row)]);
+        if (by != 0) rotate(head_keys + ptrdiff_t(row) * width, by);
+      }
+    }
+    if (stored.packed) {
+      repack_keys(target, slot, keys.data());
+      continue;
+    }
+    for (int head = 0; head < n_heads; ++head) {
+      half* out = target.raw.k(stored.raw, head);
+      const float* in = &keys[size_t(head) * kBlockTokens * size_t(width)];
+      for (int i = 0; i < block.n_rows * width; ++i) out[i] = to_half(in[i]);
+    }
+  }
+  return ok();
+}
+
+Status Engine::check_step(const Attention& step) const {
+  ZC_TRY(check_place("attend", step.layer, step.stream));
+  const LayerShape& layer = shape_.layers[size_t(step.layer)];
+  if (step.n_queries < 1 || step.n_heads < 1 || step.n_heads % layer.n_heads != 0) {
+    return {Code::BadArgument, fmt::format("attend: {} query rows of {} heads, expected at least one row "
+                                           "and a multiple of {} heads", step.n_queries, step.n_heads,
+                                           layer.n_heads)};
+  }
+  if (!step.q || !step.out) return {Code::BadArgument, "attend: q or out is null"};
+  if (step.n_cells < 0 || step.n_threads < 1) {
+    return {Code::BadArgument, "attend: expected n_cells >= 0 and n_threads >= 1"};
+  }
+  return ok();
+}
+
+// The first tokens of a sequence: query rows that see no more cells than there are sinks.
+void Engine::mark_sinks(const Attention& step) {
+  StreamLog& log = logs_[size_t(step.stream)];
+  const std::vector<RowId> rows = log.step_rows();
+  const int limit = policy_.window.sinks + 1;
+  if (limit == 1 || rows.size() != size_t(step.n_queries)) return;
+  for (int q = 0; q < step.n_queries; ++q) {
+    const int n = visible_cells(step, q, limit);
+    if (n >= 1 && n < limit) log.mark_sink(rows[size_t(q)]);
+  }
+}
+
+std::vector<int> Engine::probes_of(const Attention& step) const {
+  const StreamLog& log = logs_[size_t(step.stream)];
+  const auto key = [&](uint64_t round) {
+    return Random(policy_.seed, uint64_t(step.stream), uint64_t(step.layer), round);
+  };
+  if (step.n_queries >= kShortStep) {
+    return choose_probes(step.n_queries, policy_.saliency, key(log.rows_appended()));
+  }
+  std::vector<int> probes;
+  const std::vector<RowId>& rows = log.step_rows();
+  if (rows.size() != size_t(step.n_queries)) return probes;
+  for (int q = 0; q < step.n_queries; ++q) {
+    const LogBlock& block = log.block(rows[size_t(q)].slot);
+    if (choose_decode_probes(policy_.saliency, key(block.first)).test(size_t(rows[size_t(q)].row))) {
+      probes.push_back(q);
+    }
+  }
+  return probes;
+}
+
+// Packs the blocks that are due: each by itself, or all with one ranking (Cadence::Prompt).
+Status Engine::pack_due(const Attention& step, bool together) {
+  StreamLog& log = logs_[size_t(step.stream)];
+  LayerStore& target = store(step.layer, step.stream);
+  if (target.packed.policy().raw()) return ok();
+  std::vector<int> due;
+  for (const int slot : log.order()) {
+    if (log.due(slot, policy_.window.recent) && !target.block(slot).packed) due.push_back(slot);
+  }
+  const size_t at_once = together ? std::max<size_t>(due.size(), 1) : 1;
+  for (size_t i = 0; i < due.size(); i += at_once) {
+    const PackJob job{step.layer, step.stream, std::span(due).subspan(i, at_once), together, step.n_threads};
+    const Result<PackOutcome> outcome = pack_blocks(job, log, target, arena_);
+    if (!outcome.ok()) return outcome.status();
+    unscored_blocks_ += uint64_t(outcome->unscored_blocks);
+    for (const int slot : job.slots) log.seal(slot);
+    note_peak();
+  }
+  return ok();
+}
+
+Status Engine::attend(const Attention& step) {
+  ZC_TRY(check_step(step));
+  const bool decode_step = step.n_queries < kShortStep;
+  if (policy_.cadence == Cadence::Prompt && decode_step) ZC_TRY(pack_due(step, true));
+  mark_sinks(step);
+  const StreamLog& log = logs_[size_t(step.stream)];
+  LayerStore& target = store(step.layer, step.stream);
+  std::vector<float> log_mass;
+  ZC_TRY(attend_blocks(step, log, target, kernels_, log_mass));
+  if (target.packed.policy().needs_scores()) {
+    score_raw_blocks(step, log, target, kernels_, probes_of(step), log_mass);
+  }
+  if (policy_.cadence == Cadence::Stream || decode_step) ZC_TRY(pack_due(step, false));
+  return ok();
+}
+
+void Engine::clear() {
+  for (auto& log : logs_) log.clear();
+  for (auto& made : stores_) {
+    for (int slot = 0; slot < StreamLog::max_blocks(shape_.n_cells); ++slot) made->release(slot, arena_);
+  }
+  arena_.clear();
+  compactions_ = unscored_blocks_ = peak_ = 0;
+}
+
+CacheStats Engine::stats() const {
+  CacheStats stats;
+  stats.policy = to_text(policy_);
+  stats.kernel = kernels_.name;
+  stats.n_layers = int(shape_.layers.size());
+  stats.n_streams = shape_.n_streams;
+  stats.n_cells = shape_.n_cells;
+  for (int stream = 0; stream < shape_.n_streams; ++stream) {
+    const StreamLog& log = logs_[size_t(stream)];
+    stats.rows_live += log.rows_live();
+    stats.rows_dead += log.rows_dead();
+    stats.bytes.map += log.bytes();
+    for (int layer = 0; layer < stats.n_layers; ++layer) {
+      const LayerShape& shape = shape_.layers[size_t(layer)];
+      const LayerStore& held = store(layer, stream);
+      const uint64_t per_row = uint64_t(shape.n_heads) * uint64_t(shape.k_dim + shape.v_dim);
+      held.count(log, stats.bytes);
+      stats.elements += log.rows_live() * per_row;
+      for (const int slot : log.order()) {
+        const StoredBlock& block = held.block(slot);
+        if (!block.packed) continue;
+        stats.coded_elements += uint64_t(block.n_coded) * per_row;
+        if (layer == 0) stats.rows_packed += uint64_t(block.n_coded);
+      }
+    }
+  }
+  const Bytes& b = stats.bytes;
+  stats.bytes.padding = arena_.committed() - (b.codes + b.params + b.tags + b.raw + b.scores);
+  stats.compactions = compactions_;
+  stats.unscored_blocks = unscored_blocks_;
+  stats.bytes_peak = peak_ + stats.bytes.map;
+  stats.bytes_planned = planned_;
+  return stats;
+}
+
+}  // namespace
+
+double CacheStats::ratio_resident() const {
+  return bytes.allocated() ? 2.0 * double(elements) / double(bytes.allocated()) : 0.0;
+}
+
+double CacheStats::ratio_params() const {
+  const size_t coded = bytes.codes + bytes.params + bytes.tags;
+  return coded ? 2.0 * double(coded_elements) / double(coded) : 1.0;
+}
+
+double CacheStats::bits_per_element() const {
+  return elements ? 8.0 * double(bytes.allocated()) / double(elements) : 0.0;
+}
+
+Result<std::unique_ptr<Cache>> Cache::create(const CacheShape& shape, const Policy& policy) {
+  ZC_TRY(zipcache::check(policy));
+  ZC_TRY(zipcache::check(shape));
+  Result<const Kernels*> kernels = pick_kernels();
+  if (!kernels.ok()) return kernels.status();
+  auto engine = std::make_unique<Engine>(shape, policy, **kernels);
+  ZC_TRY(engine->open());
+  return std::unique_ptr<Cache>(std::move(engine));
+}
+
+Result<std::string> kernel_name() {
+  Result<const Kernels*> kernels = pick_kernels();
+  if (!kernels.ok()) return kernels.status();
+  return std::string((*kernels)->name);
+}
+
+const char* version() { return ZIPCACHE_VERSION; }
+
+}  // namespace zipcache

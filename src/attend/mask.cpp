@@ -1,0 +1,39 @@
+#include "attend/mask.hpp"
+
+#include <limits>
+
+#include "base/half.hpp"
+
+namespace zipcache {
+
+bool sees(const Attention& step, int query, int32_t cell) {
+  if (cell < 0 || cell >= step.n_cells) return false;
+  return !step.mask || step.mask[query * step.mask_stride + cell] != kHalfNegInf;
+}
+
+Visible mask_tile(const Attention& step, const LogBlock& block, int first_query, int n_queries,
+                  const uint8_t* order, int n_columns, float* bias) {
+  constexpr float kHidden = -std::numeric_limits<float>::infinity();
+  bool any_seen = false, any_bias = false;
+  for (int q = 0; q < n_queries; ++q) {
+    const half* mask = step.mask ? step.mask + (first_query + q) * step.mask_stride : nullptr;
+    float* out = bias + q * n_columns;
+    for (int i = 0; i < n_columns; ++i) {
+      const int32_t cell = block.cells[order[i]];
+      const bool covered = cell >= 0 && cell < step.n_cells;
+      const half value = !covered ? kHalfNegInf : mask ? mask[cell] : half{0};
+      out[i] = value == 0 ? 0.0f : value == kHalfNegInf ? kHidden : to_float(value);
+      any_seen |= value != kHalfNegInf;
+      any_bias |= value != 0;
+    }
+  }
+  return !any_seen ? Visible::None : any_bias ? Visible::Some : Visible::All;
+}
+
+int visible_cells(const Attention& step, int query, int limit) {
+  int n = 0;
+  for (int cell = 0; cell < step.n_cells && n < limit; ++cell) n += sees(step, query, cell);
+  return n;
+}
+
+}  // namespace zipcache

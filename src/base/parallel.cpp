@@ -1,0 +1,17 @@
+#include "base/parallel.hpp"
+
+#include <algorithm>
+
+namespace zipcache {
+
+void parallel_for(int n_threads, int n_tasks, const std::function<void(int)>& task) {
+  const int team = std::max(1, std::min(n_threads, n_tasks));
+  if (team == 1) {
+    for (int i = 0; i < n_tasks; ++i) task(i);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+  for (int i = 0; i < n_tasks; ++i) task(i);
+}
+
+}  // namespace zipcache

@@ -1,0 +1,97 @@
+// Where everything of a block lies: the one owner of the layout of raw and packed blocks of a layer.
+//
+// Raw block (all heads of one layer):
+//   K rows    f16  [head, token, k_dim]
+//   V rows    f16  [head, token, v_dim]
+//   sums      f32  [head, token]   attention received from probes      } only when the policy scores
+//   seen      u32  [2, token]      probe rows, then all rows, that could see the token
+//
+// Packed block (in memory only; it has no version because it never leaves it):
+//   n_high    u16  [head]          tokens in the high tier
+//   tags      u8   [head, 16]      bit t of byte t/8: token t is in the high tier; only with two tiers
+//   sinks     f16  [head, n_sinks, k_dim] then [head, n_sinks, v_dim]
+//   per head, for K and then V: factors (Axis::Cst), then for each tier params and codes (codec/tile.hpp)
+// Parameters shared by several blocks (Cadence::Prompt) stand in a piece of their own:
+//   per head, for K and then V: factors, then each tier's params
+// Every part begins at a multiple of 8 bytes.
+//
+// Inside a tier tokens keep their order, so a token's place is its rank among the tier's tag bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cache/log.hpp"
+#include "codec/tile.hpp"
+
+namespace zipcache {
+
+struct RawLayout {
+  RawLayout(const LayerShape& shape, bool scores);
+  LayerShape shape;
+  size_t v_at = 0, sums_at = 0, seen_at = 0, bytes = 0;
+
+  half* k(uint8_t* block, int head) const;
+  half* v(uint8_t* block, int head) const;
+  half* rows(uint8_t* block, SideId side, int head) const {
+    return side == SideId::K ? k(block, head) : v(block, head);
+  }
+  float* sums(uint8_t* block, int head) const;
+  uint32_t* probes_seen(uint8_t* block) const;
+  uint32_t* rows_seen(uint8_t* block) const;
+  size_t row_bytes() const { return sizeof(half) * size_t(shape.n_heads) * size_t(shape.k_dim + shape.v_dim); }
+};
+
+// One side of one head of a packed block.
+struct PackedSide {
+  TileView tiers[2];
+  half* factors = nullptr;  // [dim] or null
+};
+
+struct PackedHead {
+  int n_high = 0, n_low = 0;
+  uint8_t* tags = nullptr;  // [16] or null with one tier
+  half* k_sinks = nullptr;  // [n_sinks, k_dim]
+  half* v_sinks = nullptr;  // [n_sinks, v_dim]
+  PackedSide k, v;
+};
+
+// Bytes of a packed block by kind.
+struct PackedBytes {
+  size_t codes = 0, params = 0, tags = 0, sinks = 0, total = 0;
+};
+
+class PackedLayout {
+ public:
+  PackedLayout(const LayerShape& shape, const Policy& policy) : shape_(shape), policy_(policy) {}
+
+  // Sizes of a block of `n_coded` coded tokens and `n_sinks` raw ones, n_high[head] in the high tier.
+  // `shared` blocks keep no channel parameters of their own.
+  PackedBytes bytes(std::span<const int> n_high, int n_coded, int n_sinks, bool shared) const;
+  size_t shared_bytes() const;
+
+  // Writes the head counts, after which head() finds its way.
+  void begin(uint8_t* block, std::span<const int> n_high) const;
+  // `shared_set` is the piece of shared parameters, or null.
+  PackedHead head(uint8_t* block, int head, int n_coded, int n_sinks, uint8_t* shared_set) const;
+  int n_high(const uint8_t* block, int head) const;
+
+  bool two_tiers() const { return policy_.tiers.size() == 2; }
+  const Policy& policy() const { return policy_; }
+  const LayerShape& shape() const { return shape_; }
+
+ private:
+  template <class Visit>
+  void walk(std::span<const int> n_high, int n_coded, int n_sinks, Visit&& visit) const;
+
+  LayerShape shape_;
+  Policy policy_;
+};
+
+// Rows of a block in the order of its packed regions: first the high tier, then the low one, sinks left
+// out. `order` receives n_coded row numbers.
+void packed_order(const uint8_t* tags, const BlockBits& sinks, int n_rows, uint8_t* order);
+
+}  // namespace zipcache

@@ -1,0 +1,187 @@
+// Byte arithmetic of a policy, without a cache: what it costs at a length, and what to plan for.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "base/arena.hpp"
+#include "cache/block_layout.hpp"
+
+namespace zipcache {
+namespace {
+
+struct LayerCost {
+  RawLayout raw;
+  PackedBytes block;       // an ordinary packed block
+  PackedBytes with_sinks;  // the one that holds the sequence's sinks
+};
+
+PackedBytes block_cost(const PackedLayout& layout, int n_sinks) {
+  const Policy& policy = layout.policy();
+  const int n_coded = kBlockTokens - n_sinks;
+  const int n_low = policy.tiers.size() < 2 ? 0 : (1000 - policy.high_permille) * n_coded / 1000;
+  const std::vector<int> n_high(size_t(layout.shape().n_heads), n_coded - n_low);
+  return layout.bytes(n_high, n_coded, n_sinks, false);
+}
+
+Result<std::vector<LayerCost>> layer_costs(const Policy& policy, const std::vector<LayerShape>& layers) {
+  std::vector<LayerCost> costs;
+  for (size_t layer = 0; layer < layers.size(); ++layer) {
+    Result<Policy> own = policy_for_layer(policy, int(layer));
+    if (!own.ok()) return own.status();
+    const PackedLayout layout(layers[layer], *own);
+    costs.push_back({RawLayout(layers[layer], own->needs_scores()), block_cost(layout, 0),
+                     block_cost(layout, std::min(policy.window.sinks, kBlockTokens))});
+  }
+  return costs;
+}
+
+// Blocks of a log of `n` rows: how many are packed and how many raw after a step.
+struct BlockCounts {
+  int packed = 0;
+  int raw = 0;
+};
+
+BlockCounts counts_at(const Policy& policy, int n) {
+  BlockCounts counts;
+  if (!policy.raw()) counts.packed = std::max(0, n - policy.window.recent) / kBlockTokens;
+  counts.raw = (n + kBlockTokens - 1) / kBlockTokens - counts.packed;
+  return counts;
+}
+
+// Most raw pieces in use at once while layers go through the steps one after the other, by piece size.
+size_t raw_high_water(const Policy& policy, const std::vector<LayerCost>& costs, int n_tokens, int ubatch) {
+  std::map<size_t, int64_t> layers_of_size;
+  for (const LayerCost& cost : costs) ++layers_of_size[cost.raw.bytes];
+  size_t total = 0;
+  for (const auto& [size, n_layers] : layers_of_size) {
+    int64_t most = 0;
+    for (int before = 0; before < n_tokens; before += ubatch) {
+      const int after = std::min(n_tokens, before + ubatch);
+      const BlockCounts old = counts_at(policy, before), now = counts_at(policy, after);
+      const int64_t written = old.raw + (now.packed + now.raw) - (old.packed + old.raw);
+      most = std::max({most, written + (n_layers - 1) * old.raw, written + (n_layers - 1) * now.raw});
+    }
+    total += size_t(most) * Arena::rounded(size);
+  }
+  return total;
+}
+
+}  // namespace
+
+Bytes& Bytes::operator+=(const Bytes& other) {
+  codes += other.codes;
+  params += other.params;
+  tags += other.tags;
+  raw += other.raw;
+  scores += other.scores;
+  map += other.map;
+  padding += other.padding;
+  return *this;
+}
+
+Status check(const CacheShape& shape) {
+  const auto wrong = [](const std::string& what) {
+    return Status{Code::Incompatible, "cache shape: " + what};
+  };
+  if (shape.n_streams < 1 || shape.n_streams > 4096) {
+    return wrong(fmt::format("{} streams, expected 1 to 4096", shape.n_streams));
+  }
+  if (shape.n_cells < 1 || shape.n_cells > (1 << 28)) {
+    return wrong(fmt::format("{} cells, expected 1 to {}", shape.n_cells, 1 << 28));
+  }
+  if (shape.layers.empty() || shape.layers.size() > 4096) {
+    return wrong(fmt::format("{} layers, expected 1 to 4096", shape.layers.size()));
+  }
+  for (size_t i = 0; i < shape.layers.size(); ++i) {
+    const LayerShape& layer = shape.layers[i];
+    for (const int dim : {layer.k_dim, layer.v_dim}) {
+      if (dim < 16 || dim > 256 || dim % 8 != 0) {
+        return wrong(fmt::format("layer {}: head size {}, expected a multiple of 8 from 16 to 256; run "
+                                 "this model with its 16-bit cache", i, dim));
+      }
+    }
+    if (layer.n_heads < 1 || layer.n_heads > 1024) {
+      return wrong(fmt::format("layer {}: {} KV heads, expected 1 to 1024", i, layer.n_heads));
+    }
+  }
+  return ok();
+}
+
+Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& layers, int n_tokens,
+                        int ubatch) {
+  ZC_TRY(check(policy));
+  ZC_TRY(check(CacheShape{1, std::max(1, n_tokens), layers}));
+  if (n_tokens < 0 || ubatch < 1) {
+    return Status{Code::BadArgument, "footprint: expected n_tokens >= 0 and ubatch >= 1"};
+  }
+  Result<std::vector<LayerCost>> costs = layer_costs(policy, layers);
+  if (!costs.ok()) return costs.status();
+  const BlockCounts counts = counts_at(policy, n_tokens);
+  Bytes bytes;
+  size_t committed = raw_high_water(policy, *costs, n_tokens, ubatch);
+  for (const LayerCost& cost : *costs) {
+    for (int b = 0; b < counts.packed; ++b) {
+      const PackedBytes& block = b == 0 ? cost.with_sinks : cost.block;
+      bytes.codes += block.codes;
+      bytes.params += block.params;
+      bytes.tags += block.tags;
+      bytes.raw += block.sinks;
+      committed += Arena::rounded(block.total);
+    }
+    bytes.raw += cost.raw.row_bytes() * size_t(n_tokens - counts.packed * kBlockTokens);
+    bytes.scores += (cost.raw.bytes - cost.raw.sums_at) * size_t(counts.raw);
+  }
+  bytes.map = StreamLog(std::max(1, n_tokens), int(layers.size())).bytes();
+  bytes.padding = committed - (bytes.codes + bytes.params + bytes.tags + bytes.raw + bytes.scores);
+  return bytes;
+}
+
+Result<size_t> planned_bytes(const Policy& policy, const CacheShape& shape, int ubatch) {
+  ZC_TRY(check(shape));
+  Result<std::vector<LayerCost>> costs = layer_costs(policy, shape.layers);
+  if (!costs.ok()) return costs.status();
+  const size_t cell_blocks = size_t(shape.n_cells + kBlockTokens - 1) / kBlockTokens;
+  const size_t window_blocks = policy.raw() || policy.cadence == Cadence::Prompt
+                                   ? cell_blocks
+                                   : size_t(policy.window.recent + kBlockTokens - 1) / kBlockTokens + 1;
+  size_t per_stream = 0, largest_raw = 0;
+  for (const LayerCost& cost : *costs) {
+    const size_t raw_piece = Arena::rounded(cost.raw.bytes);
+    if (!policy.raw()) per_stream += cell_blocks * Arena::rounded(cost.with_sinks.total);
+    per_stream += std::min(window_blocks, cell_blocks) * raw_piece;
+    largest_raw = std::max(largest_raw, raw_piece);
+  }
+  per_stream += StreamLog(shape.n_cells, int(shape.layers.size())).bytes();
+  const size_t step_blocks = policy.raw() ? 0 : size_t(ubatch + kBlockTokens - 1) / kBlockTokens;
+  return per_stream * size_t(shape.n_streams) + step_blocks * largest_raw;
+}
+
+double paper_ratio(double average_bits, double n_params, double b, double C, double l) {
+  return 16.0 / (average_bits + 16.0 * n_params / (2.0 * b * C * l));
+}
+
+double paper_ratio(const Policy& policy, double C, double l, double b) {
+  const double high = policy.tiers.size() == 1 ? 1.0 : policy.high_permille / 1000.0;
+  const auto average = [&](int Tier::*side) {
+    return high * policy.tiers.front().*side + (1 - high) * policy.tiers.back().*side;
+  };
+  const double tiers = double(policy.tiers.size());
+  const auto params = [&](const Side& side, int Tier::*bits) {
+    if (policy.tiers.front().*bits == 16 && policy.tiers.back().*bits == 16) return 0.0;
+    switch (side.axis) {
+      case Axis::Channel: return 2 * C * tiers;
+      case Axis::Token: return 2 * b * l;
+      case Axis::Group: return 2 * b * C * l / side.group;
+      case Axis::Cst: break;
+    }
+    return C + 2 * b * l;
+  };
+  // The published mixed-precision figures need 4C + 4bl, which no printed formula gives.
+  const bool published = tiers == 2 && policy.k.axis == Axis::Channel && policy.v.axis == Axis::Cst;
+  const double n_params = published ? 4 * C + 4 * b * l
+                                    : params(policy.k, &Tier::k_bits) + params(policy.v, &Tier::v_bits);
+  return paper_ratio((average(&Tier::k_bits) + average(&Tier::v_bits)) / 2, n_params, b, C, l);
+}
+
+}  // namespace zipcache

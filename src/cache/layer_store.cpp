@@ -1,0 +1,116 @@
+#include "cache/layer_store.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "codec/kernels.hpp"
+#include "transform/hadamard.hpp"
+
+namespace zipcache {
+
+uint8_t* LayerStore::raw_for_write(int slot, Arena& arena) {
+  StoredBlock& stored = block(slot);
+  if (!stored.raw) {
+    stored.raw = arena.take(raw.bytes);
+    if (stored.raw) std::memset(stored.raw, 0, raw.bytes);
+  }
+  return stored.raw;
+}
+
+void LayerStore::become_packed(int slot, const StoredBlock& packed_block, Arena& arena) {
+  StoredBlock& stored = block(slot);
+  arena.give(stored.raw, raw.bytes);
+  stored = packed_block;
+  stored.raw = nullptr;
+  if (stored.shared >= 0) ++shared_[size_t(stored.shared)].users;
+}
+
+void LayerStore::release(int slot, Arena& arena) {
+  StoredBlock& stored = block(slot);
+  arena.give(stored.raw, raw.bytes);
+  arena.give(stored.packed, stored.bytes.total);
+  if (stored.shared >= 0) {
+    SharedSet& set = shared_[size_t(stored.shared)];
+    if (--set.users == 0) {
+      arena.give(set.piece, set.bytes);
+      set = SharedSet{};
+    }
+  }
+  stored = StoredBlock{};
+}
+
+int LayerStore::add_shared(SharedSet set) {
+  const auto empty = std::find_if(shared_.begin(), shared_.end(), [](const SharedSet& s) { return !s.piece; });
+  const auto index = empty - shared_.begin();
+  if (empty == shared_.end()) shared_.push_back(set);
+  else *empty = set;
+  return int(index);
+}
+
+PackedHead LayerStore::head(int slot, int head_index) const {
+  const StoredBlock& stored = block(slot);
+  return packed.head(stored.packed, head_index, stored.n_coded, int(stored.sinks.count()),
+                     shared_piece(stored));
+}
+
+void LayerStore::count(const StreamLog& log, Bytes& bytes) const {
+  for (const int slot : log.order()) {
+    const StoredBlock& stored = block(slot);
+    if (stored.raw) {
+      bytes.raw += raw.row_bytes() * size_t(log.block(slot).n_rows);
+      bytes.scores += raw.bytes - raw.sums_at;
+    }
+    bytes.codes += stored.bytes.codes;
+    bytes.params += stored.bytes.params;
+    bytes.tags += stored.bytes.tags;
+    bytes.raw += stored.bytes.sinks;
+  }
+  for (const SharedSet& set : shared_) bytes.params += set.bytes;
+}
+
+namespace {
+
+void decode_packed(const LayerStore& store, int slot, SideId side, int head_index, int n_rows, float* out) {
+  const StoredBlock& stored = store.block(slot);
+  const PackedHead head = store.head(slot, head_index);
+  const PackedSide& packed = side == SideId::K ? head.k : head.v;
+  const Side& spec = side == SideId::K ? store.packed.policy().k : store.packed.policy().v;
+  const int dim = packed.tiers[0].shape.dim;
+  std::vector<float> rows(size_t(kBlockTokens) * size_t(dim));
+  const Kernels& kernels = *runnable_kernels().front();
+  int at = 0;
+  for (size_t tier = 0; tier < store.packed.policy().tiers.size(); ++tier) {
+    const TileView& tile = packed.tiers[tier];
+    kernels.expand(kernel_args(tile), rows.data() + size_t(at) * size_t(dim));
+    at += tile.shape.n_tokens;
+  }
+  if (spec.rotation == Rotation::Hadamard) hadamard(rows.data(), stored.n_coded, dim, dim);
+  uint8_t order[kBlockTokens];
+  packed_order(head.tags, stored.sinks, kBlockTokens, order);
+  for (int i = 0; i < stored.n_coded; ++i) {
+    if (order[i] >= n_rows) continue;
+    std::copy_n(&rows[size_t(i) * size_t(dim)], dim, out + order[i] * dim);
+  }
+  const half* sinks = side == SideId::K ? head.k_sinks : head.v_sinks;
+  for (int row = 0, sink = 0; row < n_rows; ++row) {
+    if (!stored.sinks.test(size_t(row))) continue;
+    kernels.halves(sinks + sink++ * dim, out + row * dim, dim);
+  }
+}
+
+}  // namespace
+
+void decode_rows(const LayerStore& store, int slot, SideId side, int head, int n_rows, float* out) {
+  const LayerShape& shape = store.raw.shape;
+  const int dim = side == SideId::K ? shape.k_dim : shape.v_dim;
+  const StoredBlock& stored = store.block(slot);
+  if (stored.packed) return decode_packed(store, slot, side, head, n_rows, out);
+  if (!stored.raw) {
+    std::fill_n(out, n_rows * dim, 0.0f);
+    return;
+  }
+  const half* rows = store.raw.rows(stored.raw, side, head);
+  for (int i = 0; i < n_rows * dim; ++i) out[i] = to_float(rows[i]);
+}
+
+}  // namespace zipcache

@@ -1,0 +1,63 @@
+// The blocks of one layer of one stream: for each block slot of the log a raw piece, a packed piece, or
+// neither. Storage comes from the cache's arena. Not thread-safe.
+#pragma once
+
+#include <vector>
+
+#include "base/arena.hpp"
+#include "cache/block_layout.hpp"
+
+namespace zipcache {
+
+struct SharedSet {
+  uint8_t* piece = nullptr;
+  size_t bytes = 0;
+  int users = 0;
+};
+
+struct StoredBlock {
+  uint8_t* raw = nullptr;     // [RawLayout::bytes] or null
+  uint8_t* packed = nullptr;  // [bytes.total] or null
+  PackedBytes bytes;          // of `packed`
+  int n_coded = 0;
+  BlockBits sinks;            // rows kept at 16 bits inside `packed`
+  int shared = -1;            // index of the shared parameter set
+};
+
+class LayerStore {
+ public:
+  LayerStore(const LayerShape& shape, const Policy& policy, int n_slots)
+      : raw(shape, policy.needs_scores()), packed(shape, policy), blocks_(size_t(n_slots)) {}
+
+  const RawLayout raw;
+  const PackedLayout packed;
+
+  const StoredBlock& block(int slot) const { return blocks_[size_t(slot)]; }
+  StoredBlock& block(int slot) { return blocks_[size_t(slot)]; }
+
+  // Raw storage of a block, zeroed when it is new; null when the arena is used up.
+  uint8_t* raw_for_write(int slot, Arena& arena);
+  // Makes `piece` the packed form of a block and gives its raw storage back.
+  void become_packed(int slot, const StoredBlock& block, Arena& arena);
+  // Gives back all storage of a block.
+  void release(int slot, Arena& arena);
+
+  int add_shared(SharedSet set);
+  uint8_t* shared_piece(const StoredBlock& block) const {
+    return block.shared < 0 ? nullptr : shared_[size_t(block.shared)].piece;
+  }
+  // One head of a packed block.
+  PackedHead head(int slot, int head) const;
+  // Adds what the blocks of `log` hold here, by kind.
+  void count(const StreamLog& log, Bytes& bytes) const;
+
+ private:
+  std::vector<StoredBlock> blocks_;
+  std::vector<SharedSet> shared_;
+};
+
+// Rows `row` .. of one head as floats, from raw or packed storage, exactly as attention sees them but not
+// rotated: out [n_rows, dim] for rows 0 .. n_rows-1 of the block. A block never written reads as zeros.
+void decode_rows(const LayerStore& store, int slot, SideId side, int head, int n_rows, float* out);
+
+}  // namespace zipcache

@@ -1,0 +1,125 @@
+#include "cache/log.hpp"
+
+#include <algorithm>
+
+namespace zipcache {
+
+// Room for all cells, for as many dead rows as compaction lets stand, and for a write of all cells at
+// once, as a restored state is.
+int StreamLog::max_blocks(int n_cells) {
+  return 2 * ((n_cells + kBlockTokens - 1) / kBlockTokens) + 4;
+}
+
+StreamLog::StreamLog(int n_cells, int n_layers)
+    : row_of_cell_(size_t(n_cells)), blocks_(size_t(max_blocks(n_cells))), written_(2 * size_t(n_layers)) {
+  clear();
+}
+
+void StreamLog::clear() {
+  std::fill(row_of_cell_.begin(), row_of_cell_.end(), RowId{});
+  std::fill(written_.begin(), written_.end(), uint8_t{0});
+  order_.clear();
+  step_rows_.clear();
+  free_slots_.clear();
+  for (int slot = int(blocks_.size()) - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+  appended_ = rows_live_ = rows_dead_ = 0;
+  step_placed_ = false;
+}
+
+bool StreamLog::begin_write(int layer, SideId side) {
+  uint8_t& mark = written_[2 * size_t(layer) + (side == SideId::V)];
+  const bool new_step = mark != 0;
+  if (new_step) {
+    std::fill(written_.begin(), written_.end(), uint8_t{0});
+    ++step_;
+    step_placed_ = false;
+    step_rows_.clear();
+  }
+  mark = 1;
+  return new_step;
+}
+
+bool StreamLog::open(int slot) const {
+  const uint64_t sealed = blocks_[size_t(slot)].sealed_in;
+  return sealed == 0 || sealed == step_;
+}
+
+void StreamLog::seal(int slot) {
+  LogBlock& block = blocks_[size_t(slot)];
+  if (block.sealed_in == 0) block.sealed_in = step_;
+}
+
+int StreamLog::take_slot() {
+  const int slot = free_slots_.back();
+  free_slots_.pop_back();
+  LogBlock& block = blocks_[size_t(slot)];
+  block = LogBlock{};
+  block.first = appended_;
+  block.cells.fill(-1);
+  order_.push_back(slot);
+  return slot;
+}
+
+RowId StreamLog::append(int64_t cell) {
+  const bool fresh = order_.empty() || blocks_[size_t(order_.back())].n_rows == kBlockTokens;
+  const int slot = fresh ? take_slot() : order_.back();
+  LogBlock& block = blocks_[size_t(slot)];
+  const RowId id{slot, block.n_rows};
+  block.cells[size_t(id.row)] = int32_t(cell);
+  ++block.n_rows;
+  ++block.n_live;
+  ++appended_;
+  ++rows_live_;
+  row_of_cell_[size_t(cell)] = id;
+  return id;
+}
+
+void StreamLog::kill(RowId id) {
+  LogBlock& block = blocks_[size_t(id.slot)];
+  block.cells[size_t(id.row)] = -1;
+  --block.n_live;
+  --rows_live_;
+  ++rows_dead_;
+}
+
+std::vector<int64_t> StreamLog::evacuate(int slot) {
+  std::vector<int64_t> cells;
+  const LogBlock& block = blocks_[size_t(slot)];
+  for (int row = 0; row < block.n_rows; ++row) {
+    const int32_t cell = block.cells[size_t(row)];
+    if (cell < 0) continue;
+    cells.push_back(cell);
+    row_of_cell_[size_t(cell)] = RowId{};
+    kill({slot, row});
+  }
+  return cells;
+}
+
+void StreamLog::free_slot(int slot) {
+  rows_dead_ -= uint64_t(blocks_[size_t(slot)].n_rows);
+  order_.erase(std::find(order_.begin(), order_.end(), slot));
+  free_slots_.push_back(slot);
+}
+
+bool StreamLog::due(int slot, int recent) const {
+  const LogBlock& block = blocks_[size_t(slot)];
+  return block.n_rows == kBlockTokens && appended_ - (block.first + kBlockTokens) >= uint64_t(recent);
+}
+
+int StreamLog::most_dead() const {
+  int found = -1, most = 0;
+  for (const int slot : order_) {
+    const LogBlock& block = blocks_[size_t(slot)];
+    const int dead = block.n_rows - block.n_live;
+    if (block.sealed_in == 0 || dead <= most) continue;
+    most = dead;
+    found = slot;
+  }
+  return found;
+}
+
+size_t StreamLog::bytes() const {
+  return row_of_cell_.size() * sizeof(RowId) + blocks_.size() * sizeof(LogBlock);
+}
+
+}  // namespace zipcache

@@ -1,0 +1,111 @@
+// The log of one stream: which cell is stored in which row of which block, in the order of writing.
+//
+// A cell written for the first time gets the next row. Written again, it keeps its row as long as that
+// row is 16-bit; once the row's block is sealed (some layer packed it in an earlier step) the cell gets a
+// new row and the old one is dead. All layers of a stream share the log: a step is one pass of writes
+// through the layers, and a block sealed during a step still counts as open until the next one, so that
+// every layer sees the same rows. Not thread-safe.
+#pragma once
+
+#include <array>
+#include <bitset>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "zipcache/cache.hpp"
+
+namespace zipcache {
+
+using BlockBits = std::bitset<kBlockTokens>;
+
+// A place in the log: block slot and row inside the block.
+struct RowId {
+  int32_t slot = -1;
+  int32_t row = 0;
+};
+
+struct LogBlock {
+  uint64_t first = 0;          // rows appended to the log before this block's first
+  int n_rows = 0;              // rows in use, dead ones included
+  int n_live = 0;              // rows that a cell refers to
+  uint64_t sealed_in = 0;      // step in which a layer first packed it, 0 while open
+  std::array<int32_t, kBlockTokens> cells;  // cell of each row, -1 when dead
+  BlockBits sinks;             // rows that stay 16-bit when the block is packed
+};
+
+class StreamLog {
+ public:
+  StreamLog(int n_cells, int n_layers);
+
+  // Starts a write of one side of one layer; true when it begins a new step.
+  bool begin_write(int layer, SideId side);
+  // Rows for `cells` [n], which must be in range. Calls free_block(slot) for blocks that die.
+  template <class FreeBlock>
+  void place(std::span<const int64_t> cells, std::vector<RowId>& rows, FreeBlock&& free_block);
+  // Takes all live cells off a block, for compaction; the block is freed by the caller.
+  std::vector<int64_t> evacuate(int slot);
+  void free_slot(int slot);
+  void seal(int slot);
+  // Forgets the rows placed since the step began, so that rows moved by compaction do not count as the
+  // step's own.
+  void restart_step() { step_placed_ = false, step_rows_.clear(); }
+  void clear();
+
+  RowId find(int cell) const { return row_of_cell_[size_t(cell)]; }
+  const LogBlock& block(int slot) const { return blocks_[size_t(slot)]; }
+  void mark_sink(RowId id) { blocks_[size_t(id.slot)].sinks.set(size_t(id.row)); }
+  const std::vector<int>& order() const { return order_; }  // slots, oldest block first
+  // Full, and older than the newest `recent` rows.
+  bool due(int slot, int recent) const;
+  // Rows written in the current step, in the order of the write.
+  const std::vector<RowId>& step_rows() const { return step_rows_; }
+
+  int n_cells() const { return int(row_of_cell_.size()); }
+  uint64_t rows_live() const { return rows_live_; }
+  uint64_t rows_dead() const { return rows_dead_; }
+  uint64_t rows_appended() const { return appended_; }
+  // Sealed block with the most dead rows, -1 if none has any.
+  int most_dead() const;
+  size_t bytes() const;
+  static int max_blocks(int n_cells);
+
+ private:
+  RowId append(int64_t cell);
+  bool open(int slot) const;
+  void kill(RowId id);
+  int take_slot();
+
+  std::vector<RowId> row_of_cell_;  // [n_cells]
+  std::vector<LogBlock> blocks_;    // [max_blocks], by slot
+  std::vector<int> free_slots_;
+  std::vector<int> order_;
+  std::vector<RowId> step_rows_;
+  std::vector<uint8_t> written_;    // [2 * n_layers] sides written in this step
+  uint64_t step_ = 1;
+  uint64_t appended_ = 0;
+  uint64_t rows_live_ = 0;
+  uint64_t rows_dead_ = 0;
+  bool step_placed_ = false;
+};
+
+template <class FreeBlock>
+void StreamLog::place(std::span<const int64_t> cells, std::vector<RowId>& rows, FreeBlock&& free_block) {
+  rows.clear();
+  rows.reserve(cells.size());
+  for (const int64_t cell : cells) {
+    const RowId old = row_of_cell_[size_t(cell)];
+    if (old.slot >= 0 && open(old.slot)) {
+      rows.push_back(old);
+      continue;
+    }
+    rows.push_back(append(cell));
+    if (old.slot < 0) continue;
+    kill(old);
+    if (blocks_[size_t(old.slot)].n_live == 0) free_block(old.slot);
+  }
+  if (!step_placed_) step_rows_ = rows;
+  step_placed_ = true;
+}
+
+}  // namespace zipcache

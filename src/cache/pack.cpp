@@ -1,0 +1,303 @@
+#include "cache/pack.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/parallel.hpp"
+#include "saliency/probes.hpp"
+#include "transform/hadamard.hpp"
+
+namespace zipcache {
+namespace {
+
+// One block of a job: which of its rows are coded, and each head's tiers.
+struct Plan {
+  int slot = 0;
+  BlockBits sinks;
+  int n_coded = 0;
+  std::vector<std::vector<uint8_t>> tiers;  // [head][coded token, in order]
+  std::vector<int> n_high;                  // [head]
+  StoredBlock result;
+};
+
+bool unscored(const LayerStore& store, const Plan& plan) {
+  if (!store.packed.policy().needs_scores()) return false;
+  const uint32_t* seen = store.raw.probes_seen(store.block(plan.slot).raw);
+  return std::all_of(seen, seen + kBlockTokens, [](uint32_t n) { return n == 0; });
+}
+
+float row_score(const PackJob& job, const StreamLog& log, const LayerStore& store, int slot, int head,
+                int row) {
+  const Saliency& saliency = store.packed.policy().saliency;
+  const uint64_t place = log.block(slot).first + uint64_t(row);
+  switch (saliency.statistic) {
+    case Statistic::Recency: return float(row);
+    case Statistic::Random:
+      return Random(store.packed.policy().seed, uint64_t(job.stream),
+                    uint64_t(job.layer) << 16 | uint64_t(head), place).unit();
+    case Statistic::Mean: break;
+  }
+  uint8_t* raw = store.block(slot).raw;
+  return normalized_score(store.raw.sums(raw, head)[row], store.raw.probes_seen(raw)[row],
+                          store.raw.rows_seen(raw)[row], saliency.norm);
+}
+
+// Scores of all coded tokens of the job's ranked blocks, in log order.
+std::vector<float> head_scores(const PackJob& job, const StreamLog& log, const LayerStore& store,
+                               const std::vector<Plan*>& ranked, int head) {
+  std::vector<float> scores;
+  for (const Plan* plan : ranked) {
+    for (int row = 0; row < kBlockTokens; ++row) {
+      if (!plan->sinks.test(size_t(row))) scores.push_back(row_score(job, log, store, plan->slot, head, row));
+    }
+  }
+  return scores;
+}
+
+void hand_out(const std::vector<uint8_t>& tiers, const std::vector<Plan*>& ranked, int head) {
+  auto next = tiers.begin();
+  for (Plan* plan : ranked) {
+    plan->tiers[size_t(head)].assign(next, next + plan->n_coded);
+    next += plan->n_coded;
+  }
+}
+
+// Decides every head's tiers. Blocks without any score stay out of the ranking, at the best tier.
+int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& store, std::vector<Plan>& plans) {
+  const Policy& policy = store.packed.policy();
+  const int n_heads = store.raw.shape.n_heads;
+  std::vector<Plan*> ranked;
+  int n_unscored = 0;
+  for (Plan& plan : plans) {
+    plan.tiers.assign(size_t(n_heads), std::vector<uint8_t>(size_t(plan.n_coded), 0));
+    if (policy.tiers.size() < 2) continue;
+    if (unscored(store, plan)) ++n_unscored;
+    else ranked.push_back(&plan);
+  }
+  if (!ranked.empty()) {
+    std::vector<float> sum;
+    for (int head = 0; head < n_heads; ++head) {
+      std::vector<float> scores = head_scores(job, log, store, ranked, head);
+      if (policy.saliency.scope == Scope::Head) {
+        hand_out(allocate(scores, policy.high_permille), ranked, head);
+        continue;
+      }
+      if (sum.empty()) sum.assign(scores.size(), 0.0f);
+      for (size_t i = 0; i < scores.size(); ++i) sum[i] += scores[i];
+    }
+    if (policy.saliency.scope == Scope::Layer) {
+      const auto tiers = allocate(sum, policy.high_permille);
+      for (int head = 0; head < n_heads; ++head) hand_out(tiers, ranked, head);
+    }
+  }
+  for (Plan& plan : plans) {
+    plan.n_high.clear();
+    for (const auto& tiers : plan.tiers) plan.n_high.push_back(int(std::count(tiers.begin(), tiers.end(), 0)));
+  }
+  return n_unscored;
+}
+
+// Coded rows of one side and head of a block as floats, rotated if the policy says so: [n_coded, dim].
+std::vector<float> coded_rows(const LayerStore& store, const Plan& plan, SideId side, int head) {
+  const bool is_k = side == SideId::K;
+  const int dim = is_k ? store.raw.shape.k_dim : store.raw.shape.v_dim;
+  const Side& spec = is_k ? store.packed.policy().k : store.packed.policy().v;
+  const half* rows = store.raw.rows(store.block(plan.slot).raw, side, head);
+  std::vector<float> x;
+  x.reserve(size_t(plan.n_coded) * size_t(dim));
+  for (int row = 0; row < kBlockTokens; ++row) {
+    if (plan.sinks.test(size_t(row))) continue;
+    for (int c = 0; c < dim; ++c) x.push_back(to_float(rows[row * dim + c]));
+  }
+  if (spec.rotation == Rotation::Hadamard) hadamard(x.data(), plan.n_coded, dim, dim);
+  return x;
+}
+
+void divide_by(std::vector<float>& x, int dim, const half* factors) {
+  for (size_t i = 0; i < x.size(); ++i) x[i] /= to_float(factors[i % size_t(dim)]);
+}
+
+std::vector<float> rows_of_tier(const std::vector<float>& x, int dim, const std::vector<uint8_t>& tiers,
+                                int tier) {
+  std::vector<float> rows;
+  for (size_t t = 0; t < tiers.size(); ++t) {
+    if (tiers[t] != tier) continue;
+    rows.insert(rows.end(), x.begin() + ptrdiff_t(t) * dim, x.begin() + ptrdiff_t(t + 1) * dim);
+  }
+  return rows;
+}
+
+void encode_side(const Side& spec, const PackedSide& out, size_t n_tiers, std::vector<float> x,
+                 const std::vector<uint8_t>& tiers) {
+  const int dim = out.tiers[0].shape.dim;
+  if (out.factors) {
+    cst_factors(x.data(), int(tiers.size()), dim, out.factors);
+    divide_by(x, dim, out.factors);
+  }
+  for (size_t tier = 0; tier < n_tiers; ++tier) {
+    const TileView& tile = out.tiers[tier];
+    const auto rows = rows_of_tier(x, dim, tiers, int(tier));
+    encode_tile(tile.shape, spec.fit, rows.data(), const_cast<uint8_t*>(tile.codes),
+                const_cast<half*>(tile.params));
+  }
+}
+
+// One ranking's blocks with channel parameters and factors over all of them.
+void encode_side_shared(const LayerStore& store, SideId side, int head, std::vector<Plan>& plans,
+                        uint8_t* set) {
+  const Policy& policy = store.packed.policy();
+  const Side& spec = side == SideId::K ? policy.k : policy.v;
+  std::vector<std::vector<float>> x;
+  std::vector<PackedSide> out;
+  std::vector<float> all;
+  for (const Plan& plan : plans) {
+    const PackedHead packed = store.packed.head(plan.result.packed, head, plan.n_coded,
+                                                int(plan.sinks.count()), set);
+    out.push_back(side == SideId::K ? packed.k : packed.v);
+    x.push_back(coded_rows(store, plan, side, head));
+    all.insert(all.end(), x.back().begin(), x.back().end());
+  }
+  const int dim = out[0].tiers[0].shape.dim;
+  if (out[0].factors) {
+    cst_factors(all.data(), int(all.size()) / dim, dim, out[0].factors);
+    for (auto& rows : x) divide_by(rows, dim, out[0].factors);
+  }
+  for (size_t tier = 0; tier < policy.tiers.size(); ++tier) {
+    std::vector<std::vector<float>> rows;
+    all.clear();
+    for (size_t b = 0; b < plans.size(); ++b) {
+      rows.push_back(rows_of_tier(x[b], dim, plans[b].tiers[size_t(head)], int(tier)));
+      all.insert(all.end(), rows.back().begin(), rows.back().end());
+    }
+    const TileShape& shape = out[0].tiers[tier].shape;
+    const bool common = shape.axis == Axis::Channel && shape.bits != 16 && !all.empty();
+    std::vector<SetFit> fits;
+    if (common) {
+      fits = fit_channels(all.data(), int(all.size()) / dim, dim, shape.bits, spec.fit);
+      store_params(fits, const_cast<half*>(out[0].tiers[tier].params));
+    }
+    for (size_t b = 0; b < plans.size(); ++b) {
+      const TileView& tile = out[b].tiers[tier];
+      auto* codes = const_cast<uint8_t*>(tile.codes);
+      if (common) encode_with(tile.shape, fits, rows[b].data(), codes);
+      else encode_tile(tile.shape, spec.fit, rows[b].data(), codes, const_cast<half*>(tile.params));
+    }
+  }
+}
+
+void store_sinks(const LayerStore& store, const Plan& plan, int head, const PackedHead& packed) {
+  const LayerShape& shape = store.raw.shape;
+  uint8_t* raw = store.block(plan.slot).raw;
+  int sink = 0;
+  for (int row = 0; row < kBlockTokens; ++row) {
+    if (!plan.sinks.test(size_t(row))) continue;
+    std::copy_n(store.raw.k(raw, head) + row * shape.k_dim, shape.k_dim, packed.k_sinks + sink * shape.k_dim);
+    std::copy_n(store.raw.v(raw, head) + row * shape.v_dim, shape.v_dim, packed.v_sinks + sink * shape.v_dim);
+    ++sink;
+  }
+}
+
+void store_tags(const Plan& plan, int head, uint8_t* tags) {
+  if (!tags) return;
+  std::memset(tags, 0, kBlockTokens / 8);
+  size_t token = 0;
+  for (int row = 0; row < kBlockTokens; ++row) {
+    if (plan.sinks.test(size_t(row))) continue;
+    if (plan.tiers[size_t(head)][token++] == 0) tags[row / 8] |= uint8_t(1 << (row % 8));
+  }
+}
+
+void encode_head(const LayerStore& store, std::vector<Plan>& plans, int head, uint8_t* set) {
+  const Policy& policy = store.packed.policy();
+  for (Plan& plan : plans) {
+    const PackedHead packed = store.packed.head(plan.result.packed, head, plan.n_coded,
+                                                int(plan.sinks.count()), set);
+    store_tags(plan, head, packed.tags);
+    store_sinks(store, plan, head, packed);
+    if (set) continue;
+    const auto& tiers = plan.tiers[size_t(head)];
+    encode_side(policy.k, packed.k, policy.tiers.size(), coded_rows(store, plan, SideId::K, head), tiers);
+    encode_side(policy.v, packed.v, policy.tiers.size(), coded_rows(store, plan, SideId::V, head), tiers);
+  }
+  if (!set) return;
+  encode_side_shared(store, SideId::K, head, plans, set);
+  encode_side_shared(store, SideId::V, head, plans, set);
+}
+
+// Takes the storage of all plans, or none.
+Status take_storage(const PackJob& job, LayerStore& store, Arena& arena, std::vector<Plan>& plans,
+                    SharedSet& set) {
+  bool complete = true;
+  if (job.shared) {
+    set.bytes = store.packed.shared_bytes();
+    set.piece = arena.take(set.bytes);
+    complete = set.piece != nullptr;
+    if (complete) std::memset(set.piece, 0, set.bytes);
+  }
+  for (Plan& plan : plans) {
+    StoredBlock& result = plan.result;
+    result.n_coded = plan.n_coded;
+    result.sinks = plan.sinks;
+    result.bytes = store.packed.bytes(plan.n_high, plan.n_coded, int(plan.sinks.count()), job.shared);
+    result.packed = complete ? arena.take(result.bytes.total) : nullptr;
+    complete = complete && result.packed;
+    if (result.packed) store.packed.begin(result.packed, plan.n_high);
+  }
+  if (complete) return ok();
+  for (Plan& plan : plans) arena.give(plan.result.packed, plan.result.bytes.total);
+  arena.give(set.piece, set.bytes);
+  return {Code::OverLimit, "cache storage is used up while packing; create the cache with more cells"};
+}
+
+}  // namespace
+
+Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerStore& store, Arena& arena) {
+  std::vector<Plan> plans;
+  for (const int slot : job.slots) {
+    if (!store.raw_for_write(slot, arena)) return Status{Code::OverLimit, "cache storage is used up"};
+    Plan plan;
+    plan.slot = slot;
+    plan.sinks = log.block(slot).sinks;
+    plan.n_coded = kBlockTokens - int(plan.sinks.count());
+    plans.push_back(std::move(plan));
+  }
+  PackOutcome outcome;
+  outcome.unscored_blocks = decide_tiers(job, log, store, plans);
+  SharedSet set;
+  ZC_TRY(take_storage(job, store, arena, plans, set));
+  parallel_for(job.n_threads, store.raw.shape.n_heads,
+               [&](int head) { encode_head(store, plans, head, set.piece); });
+  const int shared = job.shared ? store.add_shared(set) : -1;
+  for (Plan& plan : plans) {
+    plan.result.shared = shared;
+    store.become_packed(plan.slot, plan.result, arena);
+  }
+  return outcome;
+}
+
+void repack_keys(LayerStore& store, int slot, const float* rows) {
+  const StoredBlock& stored = store.block(slot);
+  const int dim = store.raw.shape.k_dim;
+  const Policy& policy = store.packed.policy();
+  for (int head = 0; head < store.raw.shape.n_heads; ++head) {
+    const PackedHead packed = store.head(slot, head);
+    const float* head_rows = rows + size_t(head) * kBlockTokens * size_t(dim);
+    std::vector<float> x;
+    std::vector<uint8_t> tiers;
+    int sink = 0;
+    for (int row = 0; row < kBlockTokens; ++row) {
+      const float* from = head_rows + row * dim;
+      if (stored.sinks.test(size_t(row))) {
+        for (int c = 0; c < dim; ++c) packed.k_sinks[sink * dim + c] = to_half(from[c]);
+        ++sink;
+        continue;
+      }
+      x.insert(x.end(), from, from + dim);
+      tiers.push_back(packed.tags && !((packed.tags[row / 8] >> (row % 8)) & 1) ? 1 : 0);
+    }
+    if (policy.k.rotation == Rotation::Hadamard) hadamard(x.data(), stored.n_coded, dim, dim);
+    encode_side(policy.k, packed.k, policy.tiers.size(), std::move(x), tiers);
+  }
+}
+
+}  // namespace zipcache

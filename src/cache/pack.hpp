@@ -1,0 +1,28 @@
+// From raw rows to a packed block: rank, allocate, encode (paper, section 4 and Algorithm 2).
+#pragma once
+
+#include <span>
+
+#include "cache/layer_store.hpp"
+
+namespace zipcache {
+
+struct PackJob {
+  int layer = 0;
+  int stream = 0;
+  std::span<const int> slots;  // blocks to pack, full and raw; more than one share a ranking and, where
+  bool shared = false;         // `shared`, their channel parameters (Cadence::Prompt)
+  int n_threads = 1;
+};
+
+struct PackOutcome {
+  int unscored_blocks = 0;  // packed at the best tier, since no probe ever saw a row of theirs
+};
+
+// Packs the blocks; on OverLimit (arena used up) none of them has changed.
+Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerStore& store, Arena& arena);
+
+// Codes the keys of a packed block anew from rows [head, token, k_dim], tiers kept; for Cache::rotate_keys.
+void repack_keys(LayerStore& store, int slot, const float* rows);
+
+}  // namespace zipcache

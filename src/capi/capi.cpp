@@ -1,0 +1,1 @@
+// The C interface; see zipcache/zipcache.h.

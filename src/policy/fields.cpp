@@ -1,0 +1,257 @@
+#include "policy/fields.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+
+namespace zipcache {
+namespace {
+
+template <class T>
+struct Word {
+  std::string_view word;
+  T value;
+};
+
+constexpr Word<Fit> kFits[] = {
+    {"endpoint", Fit::Endpoint}, {"midpoint", Fit::Midpoint}, {"unbiased", Fit::Unbiased}};
+constexpr Word<Rotation> kRotations[] = {{"none", Rotation::None}, {"hadamard", Rotation::Hadamard}};
+constexpr Word<Statistic> kStatistics[] = {
+    {"mean", Statistic::Mean}, {"random", Statistic::Random}, {"recency", Statistic::Recency}};
+constexpr Word<Norm> kNorms[] = {
+    {"probe_nnz", Norm::ProbeNnz}, {"full_causal", Norm::FullCausal}, {"none", Norm::None}};
+constexpr Word<DecodeProbes> kDecodeProbes[] = {
+    {"spread", DecodeProbes::Spread}, {"last", DecodeProbes::Last}};
+constexpr Word<Scope> kScopes[] = {{"head", Scope::Head}, {"layer", Scope::Layer}};
+constexpr Word<Cadence> kCadences[] = {{"stream", Cadence::Stream}, {"prompt", Cadence::Prompt}};
+
+template <class T, size_t N>
+bool parse_word(const Word<T> (&words)[N], std::string_view text, T& value) {
+  for (const auto& entry : words) {
+    if (entry.word == text) return value = entry.value, true;
+  }
+  return false;
+}
+
+template <class T, size_t N>
+std::string word_of(const Word<T> (&words)[N], T value) {
+  for (const auto& entry : words) {
+    if (entry.value == value) return std::string(entry.word);
+  }
+  return "?";
+}
+
+template <class T>
+bool parse_number(std::string_view text, T& value) {
+  T parsed{};
+  const auto end = text.data() + text.size();
+  const auto result = std::from_chars(text.data(), end, parsed);
+  if (result.ec != std::errc() || result.ptr != end) return false;
+  value = parsed;
+  return true;
+}
+
+bool parse_int(std::string_view text, int lo, int hi, int& value) {
+  int parsed = 0;
+  if (!parse_number(text, parsed) || parsed < lo || parsed > hi) return false;
+  value = parsed;
+  return true;
+}
+
+// A decimal share in [0, 1] times 1000, exact for up to three decimals.
+bool parse_permille(std::string_view text, double unit, int& value) {
+  double parsed = 0;
+  if (!parse_number(text, parsed)) return false;
+  const double permille = parsed * 1000 / unit;
+  const int rounded = static_cast<int>(permille + 0.5);
+  if (!(permille >= 0 && permille <= 1000) || std::abs(permille - rounded) > 1e-6) return false;
+  value = rounded;
+  return true;
+}
+
+std::string permille_text(int permille, int unit) {
+  return fmt::format("{:g}", static_cast<double>(permille) * unit / 1000.0);
+}
+
+bool code_width(std::string_view text, int& bits) {
+  int parsed = 0;
+  if (!parse_number(text, parsed)) return false;
+  if (parsed != 2 && parsed != 3 && parsed != 4 && parsed != 8 && parsed != 16) return false;
+  bits = parsed;
+  return true;
+}
+
+// "4" or "4/2" for one side. One width for both tiers, or one tier, keeps the other side's tiers apart.
+bool parse_bits(Policy& policy, std::string_view text, int Tier::*side) {
+  const size_t slash = text.find('/');
+  int high = 0, low = 0;
+  if (!code_width(text.substr(0, slash), high)) return false;
+  low = high;
+  if (slash != std::string_view::npos && !code_width(text.substr(slash + 1), low)) return false;
+  if (low > high) return false;
+  if (policy.tiers.size() == 1) policy.tiers.push_back(policy.tiers[0]);
+  policy.tiers[0].*side = high;
+  policy.tiers[1].*side = low;
+  if (policy.tiers[0] == policy.tiers[1]) policy.tiers.pop_back();
+  return true;
+}
+
+std::string bits_text(const Policy& policy, int Tier::*side) {
+  const int high = policy.tiers.front().*side, low = policy.tiers.back().*side;
+  return high == low ? fmt::format("{}", high) : fmt::format("{}/{}", high, low);
+}
+
+bool parse_axis(std::string_view text, Side& side) {
+  if (text.starts_with("group")) {
+    side.axis = Axis::Group;
+    return parse_int(text.substr(5), 8, 256, side.group);
+  }
+  side.group = Side{}.group;
+  if (text == "channel") return side.axis = Axis::Channel, true;
+  if (text == "token") return side.axis = Axis::Token, true;
+  if (text == "cst") return side.axis = Axis::Cst, true;
+  return false;
+}
+
+std::string axis_text(const Side& side) {
+  switch (side.axis) {
+    case Axis::Channel: return "channel";
+    case Axis::Token: return "token";
+    case Axis::Cst: return "cst";
+    case Axis::Group: break;
+  }
+  return fmt::format("group{}", side.group);
+}
+
+bool parse_probes(std::string_view text, Saliency& saliency) {
+  const size_t plus = text.find('+');
+  if (plus == std::string_view::npos) return false;
+  return parse_permille(text.substr(0, plus), 100, saliency.recent_permille) &&
+         parse_permille(text.substr(plus + 1), 100, saliency.random_permille);
+}
+
+constexpr std::string_view kBits = "2, 3, 4, 8 or 16, or two of them as high/low such as 4/2";
+constexpr std::string_view kAxes = "channel, token, cst or groupN with N from 8 to 256";
+constexpr std::string_view kFitWords = "endpoint, midpoint or unbiased";
+constexpr std::string_view kRotationWords = "none or hadamard";
+
+using P = Policy;
+using V = std::string_view;
+
+const Field kFields[] = {
+    {"bits", kBits, [](P& p, V v) { return parse_bits(p, v, &Tier::k_bits) && parse_bits(p, v, &Tier::v_bits); },
+     nullptr, true},
+    {"k", kBits, [](P& p, V v) { return parse_bits(p, v, &Tier::k_bits); },
+     [](const P& p) { return bits_text(p, &Tier::k_bits); }, true},
+    {"v", kBits, [](P& p, V v) { return parse_bits(p, v, &Tier::v_bits); },
+     [](const P& p) { return bits_text(p, &Tier::v_bits); }, true},
+    {"ratio", "a share from 0 to 1 with at most three decimals",
+     [](P& p, V v) { return parse_permille(v, 1, p.high_permille); },
+     [](const P& p) { return permille_text(p.high_permille, 1); }, true},
+    {"k_axis", kAxes, [](P& p, V v) { return parse_axis(v, p.k); },
+     [](const P& p) { return axis_text(p.k); }, true},
+    {"v_axis", kAxes, [](P& p, V v) { return parse_axis(v, p.v); },
+     [](const P& p) { return axis_text(p.v); }, true},
+    {"fit", kFitWords, [](P& p, V v) { return parse_word(kFits, v, p.k.fit) && parse_word(kFits, v, p.v.fit); },
+     nullptr, true},
+    {"k_fit", kFitWords, [](P& p, V v) { return parse_word(kFits, v, p.k.fit); },
+     [](const P& p) { return word_of(kFits, p.k.fit); }, true},
+    {"v_fit", kFitWords, [](P& p, V v) { return parse_word(kFits, v, p.v.fit); },
+     [](const P& p) { return word_of(kFits, p.v.fit); }, true},
+    {"rotate", kRotationWords,
+     [](P& p, V v) {
+       return parse_word(kRotations, v, p.k.rotation) && parse_word(kRotations, v, p.v.rotation);
+     },
+     nullptr, true},
+    {"k_rotate", kRotationWords, [](P& p, V v) { return parse_word(kRotations, v, p.k.rotation); },
+     [](const P& p) { return word_of(kRotations, p.k.rotation); }, true},
+    {"v_rotate", kRotationWords, [](P& p, V v) { return parse_word(kRotations, v, p.v.rotation); },
+     [](const P& p) { return word_of(kRotations, p.v.rotation); }, true},
+    {"score", "mean, random or recency",
+     [](P& p, V v) { return parse_word(kStatistics, v, p.saliency.statistic); },
+     [](const P& p) { return word_of(kStatistics, p.saliency.statistic); }, false},
+    {"norm", "probe_nnz, full_causal or none",
+     [](P& p, V v) { return parse_word(kNorms, v, p.saliency.norm); },
+     [](const P& p) { return word_of(kNorms, p.saliency.norm); }, false},
+    {"probes", "two percentages such as 5+5 (newest + random)",
+     [](P& p, V v) { return parse_probes(v, p.saliency); },
+     [](const P& p) {
+       return fmt::format("{}+{}", permille_text(p.saliency.recent_permille, 100),
+                          permille_text(p.saliency.random_permille, 100));
+     },
+     false},
+    {"replacement", "0 or 1",
+     [](P& p, V v) {
+       int flag = 0;
+       return parse_int(v, 0, 1, flag) && (p.saliency.replacement = flag == 1, true);
+     },
+     [](const P& p) { return std::string(p.saliency.replacement ? "1" : "0"); }, false},
+    {"decode_probes", "spread or last",
+     [](P& p, V v) { return parse_word(kDecodeProbes, v, p.saliency.decode); },
+     [](const P& p) { return word_of(kDecodeProbes, p.saliency.decode); }, false},
+    {"scope", "head or layer", [](P& p, V v) { return parse_word(kScopes, v, p.saliency.scope); },
+     [](const P& p) { return word_of(kScopes, p.saliency.scope); }, false},
+    {"sinks", "a count from 0 to 128", [](P& p, V v) { return parse_int(v, 0, 128, p.window.sinks); },
+     [](const P& p) { return fmt::format("{}", p.window.sinks); }, false},
+    {"recent", "a count from 0 to 1048576",
+     [](P& p, V v) { return parse_int(v, 0, 1 << 20, p.window.recent); },
+     [](const P& p) { return fmt::format("{}", p.window.recent); }, false},
+    {"cadence", "stream or prompt", [](P& p, V v) { return parse_word(kCadences, v, p.cadence); },
+     [](const P& p) { return word_of(kCadences, p.cadence); }, false},
+    {"seed", "a whole number from 0 to 2^64 - 1", [](P& p, V v) { return parse_number(v, p.seed); },
+     [](const P& p) { return fmt::format("{}", p.seed); }, false},
+};
+
+std::string field_names(bool per_layer_only) {
+  std::string names;
+  for (const Field& field : kFields) {
+    if (per_layer_only && !field.per_layer) continue;
+    names += names.empty() ? std::string(field.name) : fmt::format(", {}", field.name);
+  }
+  return names;
+}
+
+}  // namespace
+
+std::span<const Field> policy_fields() { return kFields; }
+
+std::string quote_text(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text.substr(0, 60)) {
+    const auto byte = static_cast<unsigned char>(c);
+    out += byte < 0x20 || byte >= 0x7F || c == '"' ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
+  }
+  return out + (text.size() > 60 ? "...\"" : "\"");
+}
+
+Status apply_field(Policy& policy, std::string_view name, std::string_view value, std::string_view where,
+                   bool per_layer_only) {
+  for (const Field& field : kFields) {
+    if (field.name != name || (per_layer_only && !field.per_layer)) continue;
+    if (field.set(policy, value)) return ok();
+    return {Code::BadPolicy,
+            fmt::format("{}, field {}: found {}, expected {}", where, name, quote_text(value), field.accepts)};
+  }
+  return {Code::BadPolicy, fmt::format("{}: unknown field {}; the fields {}are {}", where, quote_text(name),
+                                       per_layer_only ? "that layers may override " : "",
+                                       field_names(per_layer_only))};
+}
+
+Status apply_fields(Policy& policy, std::string_view text, std::string_view where, bool per_layer_only) {
+  while (!text.empty()) {
+    const size_t comma = text.find(',');
+    const std::string_view item = text.substr(0, comma);
+    text = comma == std::string_view::npos ? std::string_view() : text.substr(comma + 1);
+    const size_t equals = item.find('=');
+    if (equals == std::string_view::npos) {
+      return {Code::BadPolicy, fmt::format("{}: found {}, expected field=value such as ratio=0.6", where,
+                                           quote_text(item))};
+    }
+    ZC_TRY(apply_field(policy, item.substr(0, equals), item.substr(equals + 1), where, per_layer_only));
+  }
+  return ok();
+}
+
+}  // namespace zipcache

@@ -1,0 +1,34 @@
+// The fields of a policy by name: one table that the text form, the JSON form and every error message
+// read. Not for users; they call the functions of zipcache/policy.hpp.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "zipcache/policy.hpp"
+
+namespace zipcache {
+
+struct Field {
+  std::string_view name;
+  std::string_view accepts;  // for error messages
+  // Parses `value` into the policy; false when it is not acceptable.
+  bool (*set)(Policy&, std::string_view value);
+  // The value as text; parsing it gives the same field again. Null for a shorthand of other fields.
+  std::string (*get)(const Policy&);
+  bool per_layer;  // may differ between layers
+};
+
+std::span<const Field> policy_fields();
+
+// Applies "name=value,name=value" to `policy`; `where` begins the error's text.
+Status apply_fields(Policy& policy, std::string_view text, std::string_view where, bool per_layer_only);
+// Applies one field.
+Status apply_field(Policy& policy, std::string_view name, std::string_view value, std::string_view where,
+                   bool per_layer_only);
+
+// At most 60 characters of hostile text, control characters escaped, in quotes.
+std::string quote_text(std::string_view text);
+
+}  // namespace zipcache

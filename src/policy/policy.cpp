@@ -1,0 +1,133 @@
+// Parsing and checking of policies: text form, files, fields that must fit together, layer overrides.
+#include "zipcache/policy.hpp"
+
+#include <fmt/format.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "policy/fields.hpp"
+
+namespace zipcache {
+namespace {
+
+constexpr size_t kMaxText = 64 * 1024;
+
+std::string row_names() {
+  std::string names;
+  for (const PolicyRow& row : policy_rows()) {
+    names += names.empty() ? std::string(row.name) : fmt::format(", {}", row.name);
+  }
+  return names;
+}
+
+Result<Policy> named_row(std::string_view name) {
+  for (const PolicyRow& row : policy_rows()) {
+    if (row.name != name) continue;
+    Policy policy;
+    policy.name = std::string(name);
+    ZC_TRY(apply_fields(policy, row.text, fmt::format("row {}", name), false));
+    return policy;
+  }
+  return Status{Code::BadPolicy,
+                fmt::format("policy {}: no such row; the rows are {}; a policy file ends in .json",
+                            quote_text(name), row_names())};
+}
+
+Status check_group(const Side& side, const char* which) {
+  if (side.axis != Axis::Group || side.group % 8 == 0) return ok();
+  return {Code::BadPolicy, fmt::format("policy, {}_axis: found group{}, expected a group that is a "
+                                       "multiple of 8 and divides the head size", which, side.group)};
+}
+
+}  // namespace
+
+Result<Policy> parse_policy(std::string_view text) {
+  if (text.size() > kMaxText) {
+    return Status{Code::BadPolicy, fmt::format("policy: text of {} bytes, at most {} are read; put it in "
+                                               "a .json file", text.size(), kMaxText)};
+  }
+  const size_t comma = text.find(',');
+  const std::string_view head = text.substr(0, comma);
+  Result<Policy> policy = head.ends_with(".json") ? load_policy(std::string(head)) : named_row(head);
+  if (!policy.ok()) return policy;
+  if (comma != std::string_view::npos) {
+    ZC_TRY(apply_fields(*policy, text.substr(comma + 1), fmt::format("policy {}", quote_text(text)), false));
+  }
+  ZC_TRY(check(*policy));
+  return policy;
+}
+
+Result<Policy> load_policy(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    return Status{Code::Environment,
+                  fmt::format("policy file {}: cannot be read; give the path of a .json file or one of "
+                              "the rows {}", quote_text(path), row_names())};
+  }
+  std::string json(kMaxText + 1, '\0');
+  file.read(json.data(), static_cast<std::streamsize>(json.size()));
+  json.resize(static_cast<size_t>(file.gcount()));
+  if (json.size() > kMaxText) {
+    return Status{Code::BadPolicy, fmt::format("policy file {}: larger than {} bytes, which no policy "
+                                               "needs", quote_text(path), kMaxText)};
+  }
+  Result<Policy> policy = policy_from_json(json);
+  if (policy.ok()) return policy;
+  return Status{policy.status().code(),
+                fmt::format("policy file {}: {}", quote_text(path), policy.status().message())};
+}
+
+std::string to_text(const Policy& policy) {
+  const Result<Policy> row = named_row(policy.name);
+  const Policy base = row.ok() ? *row : Policy{};
+  std::string text = row.ok() ? policy.name : "f16";
+  for (const Field& field : policy_fields()) {
+    if (!field.get || field.get(policy) == field.get(base)) continue;
+    text += fmt::format(",{}={}", field.name, field.get(policy));
+  }
+  return text;
+}
+
+Status check(const Policy& policy) {
+  if (policy.tiers.empty() || policy.tiers.size() > 2) {
+    return {Code::BadPolicy,
+            fmt::format("policy {}: {} tiers, expected 1 or 2", policy.name, policy.tiers.size())};
+  }
+  ZC_TRY(check_group(policy.k, "k"));
+  ZC_TRY(check_group(policy.v, "v"));
+  const Saliency& saliency = policy.saliency;
+  if (policy.needs_scores() && saliency.recent_permille + saliency.random_permille == 0) {
+    return {Code::BadPolicy, "policy, probes: found 0+0, but score=mean needs probe rows; use 5+5, or "
+                             "score=random or recency"};
+  }
+  if (saliency.recent_permille + saliency.random_permille > 1000) {
+    return {Code::BadPolicy, fmt::format("policy, probes: {} % newest and {} % random make more than all "
+                                         "rows; lower one of them", saliency.recent_permille / 10.0,
+                                         saliency.random_permille / 10.0)};
+  }
+  for (const LayerOverride& change : policy.overrides) {
+    if (change.first < 0 || change.last < change.first) {
+      return {Code::BadPolicy, fmt::format("policy, layers {}-{}: expected first-last with first <= last",
+                                           change.first, change.last)};
+    }
+    Policy copy = policy;
+    copy.overrides.clear();
+    ZC_TRY(apply_fields(copy, change.fields,
+                        fmt::format("policy, layers {}-{}", change.first, change.last), true));
+  }
+  return ok();
+}
+
+Result<Policy> policy_for_layer(const Policy& policy, int layer) {
+  Policy own = policy;
+  own.overrides.clear();
+  for (const LayerOverride& change : policy.overrides) {
+    if (layer < change.first || layer > change.last) continue;
+    ZC_TRY(apply_fields(own, change.fields,
+                        fmt::format("policy, layers {}-{}", change.first, change.last), true));
+  }
+  return own;
+}
+
+}  // namespace zipcache

@@ -1,0 +1,45 @@
+#include "saliency/probes.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace zipcache {
+namespace {
+
+int newest_share(int n, int permille) { return std::min(n, (permille * n + 999) / 1000); }
+
+}  // namespace
+
+std::vector<int> choose_probes(int n, const Saliency& saliency, Random random) {
+  const int n_recent = newest_share(n, saliency.recent_permille);
+  const int others = n - n_recent;
+  const int n_random = others > 0 ? std::min(others, saliency.random_permille * n / 1000) : 0;
+  std::vector<int> rows;
+  if (saliency.replacement) {
+    for (int i = 0; i < n_random; ++i) rows.push_back(int(random.below(uint32_t(others))));
+    std::sort(rows.begin(), rows.end());
+  } else {
+    rows = random.sample(others, n_random);
+  }
+  for (int row = others; row < n; ++row) rows.push_back(row);
+  return rows;
+}
+
+std::bitset<kBlockTokens> choose_decode_probes(const Saliency& saliency, Random random) {
+  std::bitset<kBlockTokens> rows;
+  if (saliency.decode == DecodeProbes::Last) return rows.set(kBlockTokens - 1);
+  for (const int row : choose_probes(kBlockTokens, saliency, random)) rows.set(size_t(row));
+  return rows;
+}
+
+float normalized_score(float sum, uint32_t probes_seen, uint32_t rows_seen, Norm norm) {
+  if (probes_seen == 0) return INFINITY;
+  switch (norm) {
+    case Norm::ProbeNnz: return sum / static_cast<float>(probes_seen);
+    case Norm::FullCausal: return sum / static_cast<float>(std::max(rows_seen, probes_seen));
+    case Norm::None: break;
+  }
+  return sum;
+}
+
+}  // namespace zipcache
