@@ -33,5 +33,6 @@ install(FILES ${PROJECT_BINARY_DIR}/zipcache-config.cmake
 # The way from zipcache.pc back to the prefix, so that an installed tree can be moved.
 file(RELATIVE_PATH zipcache_pc_to_prefix
   ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+string(REGEX REPLACE "/$" "" zipcache_pc_to_prefix ${zipcache_pc_to_prefix})
 configure_file(${CMAKE_CURRENT_LIST_DIR}/zipcache.pc.in ${PROJECT_BINARY_DIR}/zipcache.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/zipcache.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
