@@ -1,0 +1,106 @@
+// Buffers of the backend. Plain ones are ordinary memory. A buffer becomes a cache buffer when llama.cpp
+// places a tensor named cache_k_l<n> or cache_v_l<n> in it: its bytes are then never touched; the tensors'
+// addresses only identify layer and side, and the rows live in a zipcache::Cache. To the host, a cache
+// tensor is always 16-bit rows.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "ggml/abi.hpp"
+#include "zipcache/cache.hpp"
+
+namespace zipcache {
+
+// One cache tensor as llama.cpp shaped it: [width, n_cells, n_streams] f16.
+struct CacheTensor {
+  int layer = 0;  // llama.cpp's number
+  SideId side = SideId::K;
+  int64_t width = 0;
+  int64_t n_cells = 0;
+  int64_t n_streams = 0;
+  size_t row_bytes() const { return size_t(width) * 2; }
+};
+
+class CacheBuffer {
+ public:
+  CacheBuffer();
+  ~CacheBuffer();
+
+  // Notes a cache tensor at `offset` of the buffer.
+  Status add(size_t offset, const CacheTensor& tensor);
+  // The tensor at exactly this offset, or null.
+  const CacheTensor* find(size_t offset) const;
+
+  // What attention tells about a layer: head sizes and KV heads. Conflicts and sizes that cannot be
+  // served poison the buffer.
+  void learn(const CacheTensor& k, const CacheTensor& v, int64_t k_dim, int64_t v_dim, int64_t n_heads);
+  // Refuses all further work with `reason`, logged once.
+  void poison(const std::string& reason);
+  const std::string& poisoned() const { return poison_; }
+
+  // The cache, made at first use, when every layer's shape is known. Errors are logged once.
+  Result<Cache*> cache();
+  // Index of a llama.cpp layer inside the cache.
+  int index_of(int layer) const { return layers_.at(layer).index; }
+
+  void clear();
+  // Bytes [offset, offset + size) of the 16-bit image of a tensor, to and from the host.
+  Status read(const CacheTensor& tensor, size_t offset, size_t size, void* data);
+  Status write(const CacheTensor& tensor, size_t offset, size_t size, const void* data);
+
+  void set_threads(int n) { n_threads_ = n; }
+  int id() const { return id_; }
+  const Policy& policy() const { return policy_; }
+  // Stats as a JSON object; empty before first use.
+  std::string stats_json() const;
+
+ private:
+  struct Layer {
+    int index = -1;
+    std::optional<CacheTensor> k, v;
+    LayerShape shape;  // zeros until learned
+  };
+  Status make_cache();
+
+  int id_;
+  int n_threads_ = 0;
+  Policy policy_;
+  std::map<size_t, CacheTensor> tensors_;  // by offset
+  std::map<int, Layer> layers_;            // by llama.cpp's number
+  std::unique_ptr<Cache> cache_;
+  std::string poison_;
+};
+
+// A buffer's context: memory, and a cache when cache tensors live in it.
+struct BufferContext {
+  uint8_t* base = nullptr;
+  size_t size = 0;
+  std::unique_ptr<CacheBuffer> cache;
+};
+
+// Buffer types: ordinary memory that the CPU may touch, and the cache's own, which it may not.
+ggml_backend_buffer_type_t working_type();
+ggml_backend_buffer_type_t cache_type();
+void init_buffer_types(ggml_backend_dev_t device);
+
+// The tensor whose memory `tensor` is, following views.
+const ggml_tensor* root_of(const ggml_tensor* tensor);
+// Cache buffer and cache tensor behind a tensor or view, or nulls when it is not ours.
+struct Located {
+  CacheBuffer* buffer = nullptr;
+  const CacheTensor* tensor = nullptr;
+};
+Located locate(const ggml_tensor* tensor);
+
+// JSON array of the stats of all live caches, oldest first.
+std::string all_stats_json();
+
+// Asks that the next allocation on this thread fail, so that context creation ends with an error where
+// ggml offers no other way to refuse.
+void refuse_next_allocation();
+
+}  // namespace zipcache

@@ -1,0 +1,29 @@
+// What the host program's ggml looks like: its interface version, the numbers of the operations that are
+// served, and proof that tensors and nodes have the layout of our headers. Also the way to its log.
+#pragma once
+
+#include <ggml.h>
+
+#include "zipcache/status.hpp"
+
+namespace zipcache::host {
+
+// Operations of the host by name; -1 where it has none of that name.
+struct Operations {
+  int none = -1, view = -1, reshape = -1, permute = -1, transpose = -1;
+  int set_rows = -1, flash_attn_ext = -1, rope = -1;
+  bool is_view(int op) const {
+    return op == none || op == view || op == reshape || op == permute || op == transpose;
+  }
+};
+
+// Checks once, when the plug-in is loaded. Incompatible names the host's version and the tested ones.
+Status check_layout();
+const Operations& operations();
+// Version of the internal backend interface, 2 or 3.
+int interface_version();
+
+// One line to the host's log. `error` lines are for refusals.
+void log(bool error, const std::string& line);
+
+}  // namespace zipcache::host

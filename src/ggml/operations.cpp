@@ -1,0 +1,178 @@
+#include "ggml/operations.hpp"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <vector>
+
+#include "ggml/cache_buffer.hpp"
+#include "ggml/host.hpp"
+#include "ggml/rope.hpp"
+
+namespace zipcache {
+namespace {
+
+// First stream and cell that a view of a cache tensor begins with.
+size_t first_row(const ggml_tensor* view, const CacheTensor& tensor) {
+  return view->view_src ? view->view_offs / tensor.row_bytes() : 0;
+}
+
+void refuse(CacheBuffer& buffer, const std::string& reason) {
+  if (buffer.poisoned().empty()) refuse_next_allocation();
+  buffer.poison(reason);
+}
+
+bool serves_set_rows(const ggml_tensor* node) {
+  const Located at = locate(node);
+  if (!at.tensor) return false;
+  if (node->ne[0] != at.tensor->width) {
+    refuse(*at.buffer, "flash attention is off, so V is stored transposed, which cannot be compressed; start "
+                       "with -fa on (flash_attn=True in Python), or use --device none");
+  } else if (node->src[0]->type != GGML_TYPE_F32 ||
+             (node->src[1]->type != GGML_TYPE_I64 && node->src[1]->type != GGML_TYPE_I32)) {
+    refuse(*at.buffer, fmt::format("rows of type {} with indices of type {}: expected f32 and i64",
+                                   ggml_type_name(node->src[0]->type), ggml_type_name(node->src[1]->type)));
+  }
+  return true;
+}
+
+bool serves_attention(const ggml_tensor* node) {
+  const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3];
+  const Located at_k = locate(k), at_v = locate(v);
+  if (!at_k.tensor || !at_v.tensor || at_k.buffer != at_v.buffer) return false;
+  at_k.buffer->learn(*at_k.tensor, *at_v.tensor, k->ne[0], v->ne[0], k->ne[2]);
+  if (q->type != GGML_TYPE_F32 || node->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) ||
+      (node->src[4] && node->src[4]->type != GGML_TYPE_F32)) {
+    refuse(*at_k.buffer, "attention with a query or mask of an unknown type; use a tested llama.cpp");
+  }
+  return true;
+}
+
+Status set_rows(const ggml_tensor* node) {
+  const Located at = locate(node);
+  Result<Cache*> cache = at.buffer->cache();
+  if (!cache.ok()) return cache.status();
+  const ggml_tensor *values = node->src[0], *index = node->src[1];
+  const bool wide = index->type == GGML_TYPE_I64;
+  const size_t offset = first_row(node, *at.tensor);
+  const int64_t n = values->ne[1], n_cells = at.tensor->n_cells;
+  std::vector<int64_t> cells;
+  int64_t stream = -1, begin = 0;
+  const auto flush = [&](int64_t end) -> Status {
+    if (cells.empty()) return ok();
+    const auto* rows = reinterpret_cast<const float*>(static_cast<const char*>(values->data) +
+                                                      size_t(begin) * values->nb[1]);
+    const Status status =
+        (*cache)->write(at.buffer->index_of(at.tensor->layer), int(stream), at.tensor->side, cells, rows,
+                        ptrdiff_t(values->nb[1] / sizeof(float)));
+    cells.clear();
+    begin = end;
+    return status;
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    const char* entry = static_cast<const char*>(index->data) + size_t(i) * index->nb[0];
+    int64_t row = 0;
+    if (wide) std::memcpy(&row, entry, sizeof row);
+    else row = *reinterpret_cast<const int32_t*>(entry);
+    row += int64_t(offset);
+    if (row < 0 || row / n_cells >= at.tensor->n_streams) {
+      return {Code::BadArgument, fmt::format("row {} written to a cache of {} rows", row,
+                                             n_cells * at.tensor->n_streams)};
+    }
+    if (row / n_cells != stream) ZC_TRY(flush(i));
+    stream = row / n_cells;
+    cells.push_back(row % n_cells);
+  }
+  return flush(n);
+}
+
+Status attention(const ggml_tensor* node, const RunSettings& run) {
+  const ggml_tensor *q = node->src[0], *k = node->src[1], *mask = node->src[3], *sinks = node->src[4];
+  const Located at = locate(k);
+  Result<Cache*> cache = at.buffer->cache();
+  if (!cache.ok()) return cache.status();
+  float numbers[3];  // scale, ALiBi base, soft cap
+  std::memcpy(numbers, node->op_params, sizeof numbers);
+  const int first_stream = int(first_row(k, *at.tensor) / size_t(at.tensor->n_cells));
+  for (int64_t s = 0; s < q->ne[3]; ++s) {
+    Attention step;
+    step.layer = at.buffer->index_of(at.tensor->layer);
+    step.stream = first_stream + int(s);
+    step.n_queries = int(q->ne[1]);
+    step.n_heads = int(q->ne[2]);
+    step.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + size_t(s) * q->nb[3]);
+    step.q_row_stride = ptrdiff_t(q->nb[1] / sizeof(float));
+    step.q_head_stride = ptrdiff_t(q->nb[2] / sizeof(float));
+    step.n_cells = int(k->ne[1]);
+    if (mask) {
+      const int64_t plane = mask->ne[3] > 1 ? s : 0;
+      step.mask = reinterpret_cast<const uint16_t*>(static_cast<const char*>(mask->data) +
+                                                    size_t(plane) * mask->nb[3]);
+      step.mask_stride = ptrdiff_t(mask->nb[1] / sizeof(uint16_t));
+    }
+    step.scale = numbers[0];
+    step.max_bias = numbers[1];
+    step.soft_cap = numbers[2];
+    step.sinks = sinks ? static_cast<const float*>(sinks->data) : nullptr;
+    step.out = reinterpret_cast<float*>(static_cast<char*>(node->data) + size_t(s) * node->nb[3]);
+    step.out_head_stride = ptrdiff_t(node->nb[1] / sizeof(float));
+    step.out_row_stride = ptrdiff_t(node->nb[2] / sizeof(float));
+    step.n_threads = run.n_threads;
+    step.aborted = run.aborted;
+    step.aborted_data = run.aborted_data;
+    ZC_TRY((*cache)->attend(step));
+  }
+  return ok();
+}
+
+Status shift_keys(const ggml_tensor* node) {
+  const Located at = locate(node);
+  Result<Cache*> cache = at.buffer->cache();
+  if (!cache.ok()) return cache.status();
+  const ggml_tensor *keys = node->src[0], *shift = node->src[1], *factors = node->src[2];
+  Result<KeyRotation> rotation = KeyRotation::from_node(node);
+  if (!rotation.ok()) return rotation.status();
+  const size_t head_bytes = keys->nb[1];
+  rotation->first_channel = int(keys->view_offs % at.tensor->row_bytes() % head_bytes / sizeof(uint16_t));
+  rotation->factors = factors ? static_cast<const float*>(factors->data) : nullptr;
+  const auto* shifts = static_cast<const int32_t*>(shift->data);
+  for (int64_t s = 0; s < at.tensor->n_streams; ++s) {
+    const std::span<const int32_t> own(shifts + s * at.tensor->n_cells, size_t(at.tensor->n_cells));
+    ZC_TRY((*cache)->rotate_keys(at.buffer->index_of(at.tensor->layer), int(s), own,
+                                 [&](float* head, int32_t by) { rotation->apply(head, by); }));
+  }
+  return ok();
+}
+
+}  // namespace
+
+bool serves(const ggml_tensor* node) {
+  const host::Operations& ops = host::operations();
+  const int op = int(node->op);
+  if (op == ops.set_rows) return serves_set_rows(node);
+  if (op == ops.flash_attn_ext) return serves_attention(node);
+  if (op == ops.rope || ops.is_view(op)) return locate(node).tensor != nullptr;
+  return false;
+}
+
+Status compute(const ggml_tensor* node, const RunSettings& run) {
+  const host::Operations& ops = host::operations();
+  const int op = int(node->op);
+  if (ops.is_view(op)) return ok();
+  if (op == ops.set_rows || op == ops.flash_attn_ext || op == ops.rope) {
+    const ggml_tensor* cached = op == ops.flash_attn_ext ? node->src[1] : node;
+    const Located at = locate(cached);
+    if (!at.tensor) return {Code::Internal, fmt::format("{} on a tensor that is not ours", node->name)};
+    at.buffer->set_threads(run.n_threads);
+    const Status status = op == ops.set_rows  ? set_rows(node)
+                          : op == ops.rope    ? shift_keys(node)
+                                              : attention(node, run);
+    // Rows half written or keys half moved must not be read as if nothing had happened.
+    if (!status.ok() && status.code() != Code::Aborted) at.buffer->poison(status.message());
+    return status;
+  }
+  return {Code::Internal, fmt::format("operation {} was given to ZipCache, which does not serve it",
+                                      ggml_op_name(node->op))};
+}
+
+}  // namespace zipcache
