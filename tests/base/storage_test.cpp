@@ -1,0 +1,79 @@
+// Arena and parallel_for.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "base/arena.hpp"
+#include "base/parallel.hpp"
+
+namespace zipcache {
+namespace {
+
+TEST(Arena, PiecesAreAlignedAndDoNotOverlap) {
+  Arena arena;
+  ASSERT_TRUE(arena.reserve(1 << 16).ok());
+  std::vector<uint8_t*> pieces;
+  for (const size_t size : {1u, 63u, 64u, 65u, 1000u}) {
+    uint8_t* piece = arena.take(size);
+    ASSERT_NE(piece, nullptr);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(piece) % 64, 0u);
+    std::memset(piece, int(size % 251), size);
+    pieces.push_back(piece);
+  }
+  EXPECT_EQ(pieces[0][0], 1);
+  EXPECT_EQ(pieces[1][62], 63);
+  EXPECT_EQ(pieces[3][64], 65);
+  EXPECT_EQ(arena.used(), 64u + 64 + 64 + 128 + 1024);
+  EXPECT_EQ(arena.committed(), arena.used());
+}
+
+TEST(Arena, FreedPiecesServeTheNextRequestOfTheirSize) {
+  Arena arena;
+  ASSERT_TRUE(arena.reserve(1 << 12).ok());
+  uint8_t* first = arena.take(100);
+  arena.give(first, 100);
+  EXPECT_EQ(arena.used(), 0u);
+  EXPECT_EQ(arena.committed(), 128u);
+  EXPECT_NE(arena.take(64), first);   // another size
+  EXPECT_EQ(arena.take(120), first);  // the same size when rounded up
+  EXPECT_EQ(arena.used(), 192u);
+  arena.give(nullptr, 64);
+  EXPECT_EQ(arena.used(), 192u);
+}
+
+TEST(Arena, UsedUpStorageGivesNullAndClearGivesItBack) {
+  Arena arena;
+  ASSERT_TRUE(arena.reserve(256).ok());
+  EXPECT_NE(arena.take(192), nullptr);
+  EXPECT_EQ(arena.take(65), nullptr);
+  EXPECT_NE(arena.take(64), nullptr);
+  EXPECT_EQ(arena.take(1), nullptr);
+  arena.clear();
+  EXPECT_EQ(arena.committed(), 0u);
+  uint8_t* piece = arena.take(256);
+  ASSERT_NE(piece, nullptr);
+  EXPECT_EQ(piece[255], 0);
+}
+
+TEST(Arena, ImpossibleReservationIsOverLimitAndSaysWhatToDo) {
+  Arena arena;
+  const Status status = arena.reserve(size_t(1) << 60);
+  EXPECT_EQ(status.code(), Code::OverLimit);
+  EXPECT_NE(status.message().find("shorter context"), std::string::npos);
+  EXPECT_EQ(arena.take(64), nullptr);
+}
+
+TEST(Parallel, EveryTaskRunsOnce) {
+  for (const int threads : {0, 1, 2, 5}) {
+    for (const int tasks : {0, 1, 2, 3, 100}) {
+      std::vector<std::atomic<int>> runs(size_t(tasks) + 1);
+      parallel_for(threads, tasks, [&](int i) { ++runs[size_t(i)]; });
+      for (int i = 0; i < tasks; ++i) EXPECT_EQ(runs[size_t(i)], 1);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace zipcache
