@@ -1,0 +1,58 @@
+// Long forms of llama.cpp's options, and the nearest option for a misspelt one.
+#include "arguments.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+namespace zipcache::cli {
+
+namespace {
+
+constexpr std::pair<std::string_view, std::string_view> kLongForms[] = {
+    {"-ub", "--ubatch-size"},
+    {"-sys", "--system-prompt"},
+    {"-tb", "--threads-batch"},
+};
+
+// Levenshtein distance with one row of the table.
+size_t distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i);
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+}  // namespace
+
+std::vector<std::string> long_forms(std::vector<std::string> arguments) {
+  for (std::string& argument : arguments) {
+    if (argument == "--") break;
+    for (const auto& [short_form, long_form] : kLongForms) {
+      if (argument == short_form) argument = long_form;
+    }
+  }
+  return arguments;
+}
+
+std::string nearest(std::string_view found, const std::vector<std::string>& names) {
+  std::string best;
+  size_t best_distance = std::max<size_t>(2, found.size() / 3) + 1;
+  for (const std::string& name : names) {
+    const size_t d = distance(found, name);
+    if (d < best_distance) {
+      best_distance = d;
+      best = name;
+    }
+  }
+  return best;
+}
+
+}  // namespace zipcache::cli

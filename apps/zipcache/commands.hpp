@@ -1,0 +1,20 @@
+// The commands. Each adds itself to the parser and, when it was asked for, leaves its work in `action`.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+
+#include "zipcache/status.hpp"
+
+namespace zipcache::cli {
+
+using Action = std::function<Status()>;
+
+void add_run(CLI::App& program, Action& action);
+void add_compare(CLI::App& program, Action& action);
+void add_inspect(CLI::App& program, Action& action);
+void add_policies(CLI::App& program, Action& action);
+void add_doctor(CLI::App& program, Action& action);
+
+}  // namespace zipcache::cli

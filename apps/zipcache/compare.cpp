@@ -1,0 +1,242 @@
+// `zipcache compare`: the same text through the 16-bit cache and through every policy, one row each.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "commands.hpp"
+#include "comparison.hpp"
+#include "interrupt.hpp"
+#include "llama_log.hpp"
+#include "places.hpp"
+#include "zipcache/policy.hpp"
+
+namespace zipcache::cli {
+
+namespace {
+
+constexpr const char* kReference = "f16";
+
+struct Options {
+  std::string model, text;
+  std::string policies = "f16,q8_0,q4_0,zipcache,zip";
+  int ctx = 2048;
+  int chunks = 1;
+  int ubatch = 128;
+  int threads = available_threads();
+  int decode_tokens = 32;
+  uint64_t seed = 0;
+  bool seed_given = false;
+  std::string output = "md";
+  bool verbose = false;
+};
+
+// What is known before the model is loaded.
+struct Prepared {
+  std::vector<PolicyChoice> choices;  // as they will be shown
+  std::string text;
+  std::filesystem::path model_path;
+  ModelFile file;
+  std::filesystem::path backend_path;
+  Format format = Format::Md;
+};
+
+// Policies of ours with --seed put in, checked.
+Status finish_policies(const Options& options, std::vector<PolicyChoice>& choices) {
+  for (PolicyChoice& choice : choices) {
+    if (!choice.ours()) continue;
+    if (options.seed_given && choice.text != kReference && choice.text.find("seed=") == std::string::npos) {
+      choice.text += fmt::format(",seed={}", options.seed);
+    }
+    const Result<Policy> policy = parse_policy(choice.text);
+    if (!policy.ok()) return policy.status();
+  }
+  return ok();
+}
+
+Result<Prepared> prepare(const Options& options) {
+  Prepared p;
+  const Result<Format> format = parse_format(options.output);
+  if (!format.ok()) return format.status();
+  p.format = *format;
+  Result<std::vector<PolicyChoice>> choices = parse_policy_list(options.policies);
+  if (!choices.ok()) return choices.status();
+  p.choices = std::move(*choices);
+  ZC_TRY(finish_policies(options, p.choices));
+  Result<std::string> text = read_text(options.text);
+  if (!text.ok()) return text.status();
+  p.text = std::move(*text);
+  const auto model_path = find_model(options.model);
+  if (!model_path.ok()) return model_path.status();
+  p.model_path = *model_path;
+  Result<ModelFile> file = read_model_file(p.model_path);
+  if (!file.ok()) return file.status();
+  p.file = std::move(*file);
+  const auto backend_path = find_backend();
+  if (!backend_path.ok()) return backend_path.status();
+  p.backend_path = *backend_path;
+  return p;
+}
+
+Result<Engines> open_engines(const Prepared& p, const Options& options) {
+  // Read by the backend when it is loaded: what it plans its buffers for. The user's own value stands.
+  setenv("ZIPCACHE_UBATCH", fmt::format("{}", options.ubatch).c_str(), 0);
+  if (!options.verbose) setenv("ZIPCACHE_LOG", "quiet", 0);
+  Result<Backend> backend = Backend::load(p.backend_path);
+  if (!backend.ok()) return backend.status();
+  Result<Model> served = load_model(p.model_path, backend->device());
+  if (!served.ok()) return served.status();
+  Engines engines{*backend, std::move(*served), nullptr};
+  const bool needs_plain =
+      std::any_of(p.choices.begin(), p.choices.end(), [](const PolicyChoice& c) { return !c.ours(); });
+  if (needs_plain) {
+    Result<Model> plain = load_model(p.model_path, nullptr);
+    if (!plain.ok()) return plain.status();
+    engines.plain = std::move(*plain);
+  }
+  return engines;
+}
+
+// The tokens of chunk `index`; llama-perplexity puts the beginning-of-text token first, so does this.
+std::vector<llama_token> chunk_tokens(const std::vector<llama_token>& tokens, const ChunkPlan& plan, int index,
+                                      const llama_vocab* vocab) {
+  const auto begin = tokens.begin() + static_cast<ptrdiff_t>(index) * plan.ctx;
+  std::vector<llama_token> chunk(begin, begin + plan.ctx);
+  if (llama_vocab_get_add_bos(vocab)) chunk.front() = llama_vocab_bos(vocab);
+  return chunk;
+}
+
+// The comparison with its reference first; `shown` gets the place of each choice.
+Status add_policies(Comparison& comparison, const std::vector<PolicyChoice>& choices, std::vector<size_t>& shown) {
+  ZC_TRY(comparison.add(PolicyChoice{kReference, ""}));
+  bool reference_shown = false;
+  for (const PolicyChoice& choice : choices) {
+    if (choice.ours() && choice.text == kReference && !reference_shown) {
+      reference_shown = true;
+      shown.push_back(0);
+      continue;
+    }
+    ZC_TRY(comparison.add(choice));
+    shown.push_back(comparison.n_policies() - 1);
+  }
+  return ok();
+}
+
+Status measure(Comparison& comparison, const std::vector<llama_token>& tokens, const ChunkPlan& plan,
+               const llama_vocab* vocab, int decode_tokens) {
+  const int64_t policies = static_cast<int64_t>(comparison.n_policies());
+  const int64_t decode_steps = decode_tokens > 0 ? decode_tokens + 1 : 0;
+  Progress progress(policies * (int64_t{plan.chunks} * plan.ctx + decode_steps));
+  ZC_TRY(comparison.warm_up(tokens));
+  for (int chunk = 0; chunk < plan.chunks && !interrupted(); ++chunk) {
+    progress.stage(fmt::format("chunk {}/{}, {} policies", chunk + 1, plan.chunks, policies));
+    ZC_TRY(comparison.run_chunk(chunk_tokens(tokens, plan, chunk, vocab), progress));
+  }
+  ZC_TRY(comparison.read_caches());
+  if (decode_tokens > 0 && !interrupted()) {
+    progress.stage(fmt::format("decoding {} tokens at {}", decode_tokens, plan.ctx));
+    ZC_TRY(comparison.time_decode(progress));
+  }
+  return ok();
+}
+
+void print(const std::vector<CompareRow>& rows, const RunFacts& facts, Format format) {
+  if (format == Format::Md) {
+    fmt::print("{}", for_people(rows, facts, colours(stdout)));
+    return;
+  }
+  std::vector<Json> objects;
+  for (const CompareRow& row : rows) objects.push_back(to_json(row, facts));
+  fmt::print("{}", for_programs(format, objects));
+}
+
+void warn_about_length(const Options& options, const ModelFile& file) {
+  const int needed = options.ctx + options.decode_tokens;
+  if (file.trained_ctx == 0 || needed <= file.trained_ctx) return;
+  fmt::print(stderr, "zipcache: warning: {} tokens are more than the {} that {} was trained for; expect poor text\n",
+             needed, file.trained_ctx, file.name);
+}
+
+RunFacts facts_of(const Options& options, const Prepared& p, const ChunkPlan& plan) {
+  return {p.model_path.filename().string(),
+          std::filesystem::path(options.text).filename().string(),
+          plan.ctx,
+          plan.chunks,
+          plan.ubatch,
+          options.decode_tokens,
+          options.threads,
+          options.seed_given ? options.seed : Policy{}.seed,
+          llama_version_text(),
+          processor_name()};
+}
+
+Status compare(const Options& options) {
+  capture_llama_log(options.verbose);
+  Result<Prepared> prepared = prepare(options);
+  if (!prepared.ok()) return prepared.status();
+  Prepared& p = *prepared;
+  // A token has at least one byte, so this much is known without the vocabulary.
+  const Result<ChunkPlan> possible = plan_chunks(p.text.size(), options.ctx, options.chunks, options.ubatch);
+  if (!possible.ok()) return possible.status();
+  warn_about_length(options, p.file);
+
+  llama_backend_init();
+  Result<Engines> engines = open_engines(p, options);
+  if (!engines.ok()) return engines.status();
+  const llama_model* model = engines->served.get();
+  const llama_vocab* vocab = llama_model_get_vocab(model);
+  const std::vector<llama_token> tokens = tokenise(model, p.text, true, false);
+  const Result<ChunkPlan> plan = plan_chunks(tokens.size(), options.ctx, options.chunks, options.ubatch);
+  if (!plan.ok()) return plan.status();
+
+  Comparison comparison(std::move(*engines), p.file, *plan, options.threads, options.decode_tokens);
+  std::vector<size_t> shown;
+  ZC_TRY(add_policies(comparison, p.choices, shown));
+  watch_interrupts();
+  ZC_TRY(measure(comparison, tokens, *plan, vocab, options.decode_tokens));
+
+  if (comparison.tokens_scored() > 0) {
+    std::vector<CompareRow> rows;
+    for (const size_t place : shown) rows.push_back(comparison.row(place, interrupted()));
+    print(rows, facts_of(options, p, *plan), p.format);
+  }
+  if (!interrupted()) return ok();
+  return {Code::Aborted, fmt::format("interrupted after {} scored tokens", comparison.tokens_scored())};
+}
+
+}  // namespace
+
+void add_compare(CLI::App& program, Action& action) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = program.add_subcommand(
+      "compare",
+      "What a compressed cache costs on your model and your text: size, perplexity,\n"
+      "divergence from the 16-bit cache and speed, one row per policy.");
+  command->footer(
+      "Policies are separated by ; or by commas. q8_0, q4_0 and llama:TYPE are llama.cpp's own cache types;\n"
+      "all others are listed by `zipcache policies` and take changes, as in zipcache,recent=64,ratio=0.7.\n\n"
+      "Example:\n"
+      "  zipcache compare -m smollm2 -f book.txt -c 4096 --policies f16,q4_0,zipcache,zip -o jsonl");
+  command->add_option("-m,--model", options->model, "GGUF file, or smollm2 for the default model")->required();
+  command->add_option("-f,--file", options->text, "text to read")->required();
+  command->add_option("-c,--ctx-size", options->ctx, "tokens of a chunk; the second half is scored")
+      ->check(CLI::Range(kShortestCtx, 1 << 24))->capture_default_str();
+  command->add_option("--chunks", options->chunks, "chunks to run, 0 for the whole text; more make ± smaller")
+      ->check(CLI::Range(0, 1 << 24))->capture_default_str();
+  command->add_option("--policies", options->policies, "policies to compare")->capture_default_str();
+  command->add_option("--ubatch-size", options->ubatch, "(-ub) tokens of a micro-batch")
+      ->check(CLI::Range(1, 1 << 16))->capture_default_str();
+  command->add_option("-n,--predict", options->decode_tokens, "tokens generated to time decoding, 0 for none")
+      ->check(CLI::Range(0, 1 << 16))->capture_default_str();
+  command->add_option("-t,--threads", options->threads, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  command->add_option("-s,--seed", options->seed, "seed of all policies that draw random numbers");
+  command->add_option("-o,--output", options->output, "md, csv, json or jsonl")->capture_default_str();
+  command->add_flag("-v,--verbose", options->verbose, "show llama.cpp's messages");
+  command->callback([command, options, &action] {
+    options->seed_given = command->count("--seed") > 0;
+    action = [options] { return compare(*options); };
+  });
+}
+
+}  // namespace zipcache::cli

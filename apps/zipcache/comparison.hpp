@@ -1,0 +1,85 @@
+// The work of `zipcache compare`: one context per policy, all fed the same micro-batches in lock-step, so
+// that only one micro-batch of reference logits exists at a time.
+//
+// Thread safety: one thread at a time; scoring uses threads of its own inside a call.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend.hpp"
+#include "chunks.hpp"
+#include "model.hpp"
+#include "model_file.hpp"
+#include "policy_list.hpp"
+#include "report.hpp"
+#include "terminal.hpp"
+
+namespace zipcache::cli {
+
+// Where the models of both engines are; the plain one is loaded only when a policy needs it.
+struct Engines {
+  Backend backend;
+  Model served;  // on ZipCache0
+  Model plain;   // on llama.cpp's own CPU path, or null
+};
+
+class Comparison {
+ public:
+  Comparison(Engines engines, ModelFile file, ChunkPlan plan, int threads, int decode_tokens);
+
+  // The first policy that is added is the reference.
+  Status add(const PolicyChoice& choice);
+
+  // Touches all weights once in every context, so that the first timed step does not pay for it.
+  Status warm_up(std::span<const llama_token> tokens);
+
+  // Empties all caches and runs `tokens` [ctx]. Returns early, and without error, when interrupted.
+  Status run_chunk(std::span<const llama_token> tokens, Progress& progress);
+
+  // Reads the bytes of all caches, as they are now.
+  Status read_caches();
+
+  // Generates `decode_tokens` tokens with each policy, most likely token first; needs a whole chunk.
+  Status time_decode(Progress& progress);
+
+  size_t n_policies() const { return sessions_.size(); }
+  size_t tokens_scored() const { return sessions_.front().divergence.tokens(); }
+  CompareRow row(size_t policy, bool partial) const;
+
+ private:
+  struct Session {
+    PolicyChoice choice;
+    Context context;
+    int64_t cache_id = -1;  // in the backend's statistics
+    Divergence divergence;
+    double prompt_seconds = 0;
+    int64_t prompt_tokens = 0;
+    std::optional<double> decode_tps;
+    CompareRow row;  // what is known about the cache
+  };
+
+  Status run_micro_batch(std::span<const llama_token> chunk, const MicroBatch& batch);
+  void score(std::span<const llama_token> chunk, const MicroBatch& batch);
+  Status read_our_cache(Session& session) const;
+  void read_llama_cache(Session& session) const;
+  uint64_t llama_bytes(const Session& session, int tokens) const;
+  std::span<const float> logits(const Session& session, int output) const;
+
+  Engines engines_;
+  ModelFile file_;
+  ChunkPlan plan_;
+  int threads_;
+  int decode_tokens_;
+  size_t n_vocab_;
+  std::vector<MicroBatch> micro_batches_;
+  std::vector<Session> sessions_;  // the reference first
+  int position_ = 0;               // tokens in the caches
+};
+
+}  // namespace zipcache::cli

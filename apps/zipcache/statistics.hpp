@@ -1,0 +1,61 @@
+// Statistics of one run against its reference: divergence, agreement and perplexity, as
+// llama-perplexity defines them, in double precision.
+//
+// Thread safety: plain values and pure functions; one thread at a time per Divergence.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+namespace zipcache::cli {
+
+// What one scored token contributes.
+struct TokenScore {
+  double kld = 0;         // sum over the vocabulary of p_reference * ln(p_reference / p)
+  double surprise = 0;    // -ln p(next token)
+  bool same_top = false;  // both put the same token first
+};
+
+// The softmax of one row of logits, kept while several policies are held against it.
+struct Distribution {
+  std::vector<double> probability;      // [n_vocab]
+  std::vector<double> log_probability;  // [n_vocab]
+  size_t top = 0;                       // most likely token, the first of equals
+};
+
+// Fills `out`, whose storage is used again from row to row.
+void softmax(std::span<const float> logits, Distribution& out);
+
+// `logits` [n_vocab] of the policy, scored where the text goes on with `next_token`.
+TokenScore score(const Distribution& reference, std::span<const float> logits, size_t next_token);
+
+struct Summary {
+  size_t tokens = 0;
+  double ppl = 0, ppl_se = 0;
+  double kld_mean = 0, kld_mean_se = 0;
+  double kld_p999 = 0, kld_max = 0;
+  double same_top = 0, same_top_se = 0;  // shares, 0 to 1
+};
+
+// Standard errors treat tokens as independent, as llama-perplexity's do.
+class Divergence {
+ public:
+  void add(const TokenScore& token);
+  size_t tokens() const { return kld_.size(); }
+  Summary summary() const;
+
+ private:
+  std::vector<double> kld_;  // [tokens] for the percentiles
+  double kld_sum_ = 0, kld_squares_ = 0;
+  double surprise_sum_ = 0, surprise_squares_ = 0;
+  size_t same_top_ = 0;
+};
+
+// Linear interpolation between the two neighbours of `fraction` (0 to 1) in `sorted`; 0 when empty.
+double percentile(std::span<const double> sorted, double fraction);
+
+// Standard error of a mean from the sums of n values and of their squares; 0 for fewer than two.
+double standard_error(double sum, double squares, size_t n);
+
+}  // namespace zipcache::cli
