@@ -12,7 +12,7 @@ class PackingOfWidth : public testing::TestWithParam<int> {};
 
 std::vector<uint8_t> random_codes(int dim, int bits, uint32_t seed) {
   std::mt19937 engine(seed);
-  std::vector<uint8_t> codes(size_t(dim));
+  std::vector<uint8_t> codes(size_t(dim), 0);
   for (auto& code : codes) code = uint8_t(engine() % (1u << bits));
   return codes;
 }

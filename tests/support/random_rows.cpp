@@ -1,16 +1,19 @@
 #include "support/random_rows.hpp"
 
-#include <random>
+#include <cmath>
+
+#include "base/random.hpp"
 
 namespace zipcache::test {
 
 std::vector<float> random_rows(int n, int dim, uint64_t seed, float outlier) {
-  std::mt19937_64 engine(seed * 0x9E3779B97F4A7C15ull + 1);
-  std::normal_distribution<float> normal;
+  Random random(seed, 0xDA7A);
   std::vector<float> rows(size_t(n) * size_t(dim));
   for (size_t i = 0; i < rows.size(); ++i) {
     const bool loud = i % size_t(dim) % 16 == 5;
-    const float value = normal(engine);
+    // Two uniform numbers make a normal one (Box and Muller).
+    const float radius = std::sqrt(-2 * std::log(1 - random.unit()));
+    const float value = radius * std::cos(6.2831853f * random.unit());
     rows[i] = rounded_to_half(loud ? outlier * (value + 0.5f) : value);
   }
   return rows;

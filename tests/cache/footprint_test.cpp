@@ -1,0 +1,129 @@
+// Property 8 of the method, the part about bytes: predicted, reported and allocated bytes are the same.
+#include <gtest/gtest.h>
+
+#include "support/block_rig.hpp"
+#include "support/harness.hpp"
+#include "support/random_rows.hpp"
+
+namespace zipcache {
+namespace {
+
+using test::Harness;
+
+void expect_same_bytes(const Bytes& found, const Bytes& expected) {
+  EXPECT_EQ(found.codes, expected.codes);
+  EXPECT_EQ(found.params, expected.params);
+  EXPECT_EQ(found.tags, expected.tags);
+  EXPECT_EQ(found.raw, expected.raw);
+  EXPECT_EQ(found.scores, expected.scores);
+  EXPECT_EQ(found.map, expected.map);
+  EXPECT_EQ(found.padding, expected.padding);
+}
+
+TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
+  const char* const policies[] = {"f16", "uniform", "zipcache", "zip", "recency-tiers", "zipcache,sinks=5,recent=40",
+                                  "uniform,bits=3,k_axis=group16", "zip,sinks=128,recent=0", "zipcache,ratio=0.7"};
+  const std::pair<int, int> lengths[] = {{1, 1}, {127, 127}, {128, 64}, {129, 43}, {300, 100}, {513, 256}, {400, 400}};
+  for (const char* text : policies) {
+    for (const auto& [n, ubatch] : lengths) {
+      const std::vector<LayerShape> layers = {{2, 64, 64}, {1, 64, 128}, {2, 64, 64}};
+      SCOPED_TRACE(testing::Message() << text << " " << n << " by " << ubatch);
+      Harness harness({1, n, layers}, text, 1);
+      ASSERT_TRUE(harness.prompt(n, ubatch).ok());
+      const auto predicted = footprint(harness.cache().policy(), layers, n, ubatch);
+      ASSERT_TRUE(predicted.ok());
+      expect_same_bytes(harness.stats().bytes, *predicted);
+    }
+  }
+}
+
+TEST(Footprint, DecodingOneByOneKeepsThePrediction) {
+  for (const char* text : {"zipcache", "zip,recent=16", "f16"}) {
+    const std::vector<LayerShape> layers = {{1, 64, 64}, {1, 64, 64}};
+    Harness harness({1, 270, layers}, text, 1);
+    for (int n = 1; n <= 270; ++n) {
+      ASSERT_TRUE(harness.feed(1).ok());
+      Bytes found = harness.stats().bytes;
+      Bytes expected = *footprint(harness.cache().policy(), layers, n, 1);
+      found.map = expected.map = 0;  // the map is that of all cells from the start
+      SCOPED_TRACE(testing::Message() << text << " " << n);
+      expect_same_bytes(found, expected);
+    }
+  }
+}
+
+TEST(Footprint, KindsSumToWhatTheArenaHolds) {
+  for (const char* text : {"f16", "zipcache", "uniform,k_axis=group8", "zip"}) {
+    for (const bool shared : {false, true}) {
+      test::BlockRig rig({2, 80, 96}, *parse_policy(text), 300);
+      rig.append(300, test::random_rows(300, 160, 1), test::random_rows(300, 192, 2));
+      if (!rig.store.packed.policy().raw()) rig.pack(shared);
+      size_t pieces = 0, padded = 0;
+      Bytes bytes;
+      rig.store.count(rig.log, bytes);
+      for (const int slot : rig.log.order()) {
+        const StoredBlock& block = rig.store.block(slot);
+        EXPECT_NE(block.raw == nullptr, block.packed == nullptr);
+        if (block.raw) pieces += Arena::rounded(rig.store.raw.bytes);
+        if (block.packed) pieces += Arena::rounded(block.bytes.total);
+        padded += block.packed ? block.bytes.total : rig.store.raw.bytes;
+        if (block.packed) {
+          // Every part begins at a multiple of 8: 4 parts and 5 of each head and side.
+          const size_t kinds = block.bytes.codes + block.bytes.params + block.bytes.tags + block.bytes.sinks;
+          EXPECT_LE(kinds, block.bytes.total);
+          EXPECT_LT(block.bytes.total - kinds, 8u * (4 + 5 * 2 * 2));
+        }
+      }
+      if (shared && !rig.store.packed.policy().raw()) pieces += Arena::rounded(rig.store.packed.shared_bytes());
+      EXPECT_EQ(rig.arena.used(), pieces) << text;
+      EXPECT_LE(bytes.codes + bytes.params + bytes.tags + bytes.raw + bytes.scores, rig.arena.used());
+    }
+  }
+}
+
+TEST(Footprint, StatsAddUpAndStayBelowThePlan) {
+  for (const char* text : {"f16", "zipcache", "zip,recent=64", "uniform"}) {
+    const CacheShape shape{2, 1024, {{2, 64, 64}, {2, 64, 64}}};
+    Harness harness(shape, text, 1);
+    for (int stream = 0; stream < 2; ++stream) ASSERT_TRUE(harness.prompt(1024, 128, stream).ok());
+    const CacheStats stats = harness.stats();
+    EXPECT_EQ(stats.rows_live, 2048u);
+    EXPECT_EQ(stats.elements, 2048u * 2 * 2 * 128);
+    EXPECT_LE(stats.coded_elements, stats.elements);
+    EXPECT_GE(stats.bytes_peak, stats.bytes.allocated());
+    EXPECT_LE(stats.bytes_peak, *planned_bytes(harness.cache().policy(), shape, 128)) << text;
+    EXPECT_EQ(stats.bytes_planned, *planned_bytes(harness.cache().policy(), shape, 512));
+    EXPECT_NEAR(stats.bits_per_element() * stats.ratio_resident(), 16.0, 1e-9);
+    const Bytes& b = stats.bytes;
+    EXPECT_EQ(b.allocated(), b.codes + b.params + b.tags + b.raw + b.scores + b.map + b.padding);
+    if (harness.cache().policy().raw()) continue;
+    EXPECT_NEAR(stats.ratio_params(), 2.0 * double(stats.coded_elements) / double(b.codes + b.params + b.tags), 1e-9);
+  }
+}
+
+TEST(Footprint, BitsOfABlockAreThoseOfTheFormula) {
+  // Two regions, own K parameters each, channel-separable V: avg + 40/T + 16/d + 0.5/d bits per element,
+  // with the low share rounded down to whole tokens, and 2 bytes of head count per block.
+  for (const int dim : {64, 128}) {
+    const PackedLayout layout({1, dim, dim}, *parse_policy("zipcache"));
+    const int low = 51, high = 77;
+    const PackedBytes bytes = layout.bytes(std::vector<int>{high}, 128, 0, false);
+    const double elements = 2.0 * 128 * dim;
+    const double average = (4.0 * high + 2.0 * low) / 128;
+    const double expected = average + 40.0 / 128 + 16.0 / dim + 0.5 / dim;
+    const double bits = 8.0 * double(bytes.codes + bytes.params + bytes.tags - 2) / elements;
+    EXPECT_NEAR(bits, expected, 1e-12);
+  }
+}
+
+TEST(Footprint, ImpossibleArgumentsAreRefused) {
+  const Policy policy = *parse_policy("zipcache");
+  EXPECT_FALSE(footprint(policy, {}, 10, 1).ok());
+  EXPECT_FALSE(footprint(policy, {{1, 64, 64}}, -1, 1).ok());
+  EXPECT_FALSE(footprint(policy, {{1, 64, 64}}, 10, 0).ok());
+  EXPECT_FALSE(planned_bytes(policy, {1, 10, {{1, 20, 64}}}, 512).ok());
+  EXPECT_TRUE(footprint(policy, {{1, 64, 64}}, 0, 1).ok());
+}
+
+}  // namespace
+}  // namespace zipcache

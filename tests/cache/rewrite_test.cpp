@@ -1,0 +1,248 @@
+// Cells written again, states saved and restored, and compaction.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/random.hpp"
+#include "codec/quantize.hpp"
+#include "support/harness.hpp"
+#include "support/random_rows.hpp"
+
+namespace zipcache {
+namespace {
+
+using test::Harness;
+
+const std::vector<LayerShape> kLayers = {{2, 64, 64}, {1, 80, 96}};
+constexpr SideId kSides[] = {SideId::K, SideId::V};
+
+// All rows of a stream, as a state that is saved.
+std::vector<std::vector<half>> saved(const Harness& harness, int first, int n) {
+  std::vector<std::vector<half>> state;
+  for (const int layer : {0, 1}) {
+    for (const SideId side : kSides) state.push_back(harness.read(layer, side, first, n));
+  }
+  return state;
+}
+
+Status restore(Harness& harness, const std::vector<std::vector<half>>& state, int first, int n) {
+  for (const int layer : {0, 1}) {
+    for (const SideId side : kSides) {
+      const auto& rows = state[size_t(2 * layer + (side == SideId::V))];
+      ZC_TRY(harness.cache().write_half(layer, 0, side, first, n, rows.data()));
+    }
+  }
+  return ok();
+}
+
+std::vector<int64_t> cells_from(int first, int n) {
+  std::vector<int64_t> cells(size_t(n), 0);
+  std::iota(cells.begin(), cells.end(), int64_t(first));
+  return cells;
+}
+
+TEST(Rewrite, WritingBackWhatWasReadChangesNothing) {
+  for (const char* policy : {"f16", "zipcache", "zip", "uniform,bits=2", "zipcache,rotate=hadamard"}) {
+    Harness harness({1, 400, kLayers}, policy, 1);
+    ASSERT_TRUE(harness.prompt(330, 110).ok());
+    const CacheStats before = harness.stats();
+    const auto state = saved(harness, 0, 330);
+    for (const int first : {0, 100, 250}) {
+      ASSERT_TRUE(restore(harness, saved(harness, first, 330 - first), first, 330 - first).ok());
+    }
+    EXPECT_EQ(saved(harness, 0, 330), state) << policy;
+    const CacheStats after = harness.stats();
+    EXPECT_EQ(after.rows_live, before.rows_live);
+    EXPECT_EQ(after.rows_dead, before.rows_dead);
+    EXPECT_EQ(after.rows_packed, before.rows_packed);
+    EXPECT_EQ(after.bytes.allocated(), before.bytes.allocated());
+    EXPECT_EQ(after.bytes.codes, before.bytes.codes);
+  }
+}
+
+TEST(Rewrite, ARestoredStateReadsAsItWasSaved) {
+  for (const char* policy : {"f16", "zipcache", "zip"}) {
+    Harness harness({1, 400, kLayers}, policy, 1);
+    ASSERT_TRUE(harness.prompt(300, 100).ok());
+    const auto state = saved(harness, 0, 300);
+    ASSERT_TRUE(harness.step(0, 1, 0, cells_from(50, 200)).ok());  // another sequence takes the cells
+    ASSERT_TRUE(restore(harness, state, 0, 300).ok());
+    EXPECT_EQ(saved(harness, 0, 300), state) << policy;
+    Harness fresh({1, 400, kLayers}, policy, 1);
+    ASSERT_TRUE(restore(fresh, state, 0, 300).ok());
+    EXPECT_EQ(saved(fresh, 0, 300), state) << policy;
+  }
+}
+
+TEST(Rewrite, RestoringChangedRowsKeepsTheSidesAndLayersThatDidNotChange) {
+  // Layer 0 often depends on the token alone: a restored state can agree with the cache there and differ
+  // in later layers, or agree in K and differ in V.
+  for (const int changed : {1, 2, 3}) {
+    Harness harness({1, 400, kLayers}, "uniform", 1);
+    ASSERT_TRUE(harness.prompt(256, 128).ok());
+    auto state = saved(harness, 0, 256);
+    for (half& value : state[size_t(changed)]) value = to_half(0.5f * to_float(value) + 1.0f);
+    ASSERT_TRUE(restore(harness, state, 0, 256).ok());
+    EXPECT_EQ(saved(harness, 0, 256), state) << "changed part " << changed;
+  }
+}
+
+TEST(Rewrite, RawCellsKeepTheirRowAndPackedOnesMoveToTheEnd) {
+  Harness harness({1, 400, kLayers}, "uniform", 1);
+  ASSERT_TRUE(harness.feed(200).ok());
+  ASSERT_TRUE(harness.step(0, 1, 0, cells_from(150, 20)).ok());  // in the block that is still raw
+  EXPECT_EQ(harness.stats().rows_dead, 0u);
+  EXPECT_EQ(harness.stats().rows_live, 200u);
+  EXPECT_EQ(harness.read(0, SideId::K, 128), harness.written(0, SideId::K, 128));
+  ASSERT_TRUE(harness.step(0, 2, 0, cells_from(10, 30)).ok());  // in the packed one
+  EXPECT_EQ(harness.stats().rows_dead, 30u);
+  EXPECT_EQ(harness.stats().rows_live, 200u);
+  EXPECT_EQ(harness.read(1, SideId::V, 10, 30), harness.written(1, SideId::V, 10, 30));
+}
+
+TEST(Rewrite, ABlockWithoutLiveRowsIsFreedAtOnce) {
+  Harness harness({1, 600, kLayers}, "uniform", 1);
+  ASSERT_TRUE(harness.prompt(256, 128).ok());
+  const size_t codes = harness.stats().bytes.codes;
+  ASSERT_TRUE(harness.step(0, 1, 0, cells_from(0, 127)).ok());
+  EXPECT_EQ(harness.stats().rows_dead, 127u);
+  EXPECT_EQ(harness.stats().bytes.codes, codes);
+  ASSERT_TRUE(harness.step(0, 1, 127, {127}).ok());
+  EXPECT_EQ(harness.stats().rows_dead, 0u);
+  EXPECT_EQ(harness.stats().bytes.codes, codes);  // one block freed, the new one packed
+}
+
+TEST(Rewrite, PackedRowsThatAreCountedAreLive) {
+  Harness harness({1, 600, kLayers}, "uniform", 1);
+  ASSERT_TRUE(harness.prompt(256, 128).ok());
+  ASSERT_TRUE(harness.step(0, 1, 0, cells_from(0, 60)).ok());
+  const CacheStats stats = harness.stats();
+  EXPECT_EQ(stats.rows_live, 256u);
+  EXPECT_EQ(stats.rows_packed, 256u - 60) << "60 of the packed rows are dead";
+  EXPECT_LE(stats.coded_elements, stats.elements);
+}
+
+TEST(Compaction, DeadRowsStayBoundedAndValuesWithinTwoCodings) {
+  Harness harness({1, 1024, {{1, 64, 64}}}, "uniform,bits=8,k_axis=token,v_axis=token", 1);
+  ASSERT_TRUE(harness.prompt(1024, 128).ok());
+  Random random(3);
+  for (int round = 0; round < 150; ++round) {
+    std::vector<int64_t> cells;
+    for (const int cell : random.sample(1024, 24)) cells.push_back(cell);
+    ASSERT_TRUE(harness.step(0, 1 + round, 0, cells).ok());
+    // Allowed before a step: an eighth of the cells; the step itself adds its own.
+    ASSERT_LE(harness.stats().rows_dead, 128u + 24);
+    ASSERT_EQ(harness.stats().rows_live, 1024u);
+  }
+  EXPECT_GT(harness.stats().compactions, 0u);
+  for (const SideId side : kSides) {
+    const auto found = test::to_floats(harness.read(0, side, 0, 1024));
+    const auto exact = test::to_floats(harness.written(0, side, 0, 1024));
+    for (size_t t = 0; t < 1024; ++t) {
+      const auto row = exact.begin() + ptrdiff_t(t * 64);
+      const auto [lo, hi] = std::minmax_element(row, row + 64);
+      // Coded once, and again for each compaction that moved it (a handful at most; coding a decoded
+      // row moves it by less than rounding of its parameters).
+      const float bound = 2 * error_bound(*lo, *hi, 8, Fit::Endpoint) + std::max(std::abs(*lo), *hi) * 0x1p-10f;
+      for (size_t c = 0; c < 64; ++c) ASSERT_NEAR(found[t * 64 + c], exact[t * 64 + c], bound) << t;
+    }
+  }
+}
+
+TEST(Compaction, SinksStayExact) {
+  Harness harness({1, 1024, {{1, 64, 64}}}, "uniform,bits=2,sinks=4", 1);
+  ASSERT_TRUE(harness.prompt(1024, 128).ok());
+  ASSERT_EQ(harness.read(0, SideId::K, 0, 4), harness.written(0, SideId::K, 0, 4));
+  for (int round = 0; round < 12; ++round) {  // everything but the first eight cells of each block
+    for (int block = 0; block < 8; ++block) {
+      ASSERT_TRUE(harness.step(0, 1, 100 + round, {int64_t(block * 128 + 8 + round * 10)}).ok());
+      ASSERT_TRUE(harness.step(0, 1, 300 + round, cells_from(block * 128 + 9 + round * 10, 9)).ok());
+    }
+  }
+  ASSERT_GT(harness.stats().compactions, 0u);
+  EXPECT_EQ(harness.read(0, SideId::K, 0, 4), harness.written(0, SideId::K, 0, 4));
+  EXPECT_EQ(harness.read(0, SideId::V, 0, 4), harness.written(0, SideId::V, 0, 4));
+}
+
+TEST(Compaction, WritingEveryCellInTheWorstOrderNeverRunsOutOfBlocks) {
+  // Dead rows in every block, then one write of all cells that leaves each old block alive to the end.
+  constexpr int kCells = 16384;
+  const LayerShape shape{1, 16, 16};
+  auto cache = std::move(*Cache::create({1, kCells, {shape}}, *parse_policy("uniform,bits=2")));
+  const auto rows = test::random_rows(kCells, 16, 1);
+  std::vector<float> q(16), out(16);
+  Attention step;
+  step.n_queries = step.n_heads = 1, step.q = q.data(), step.q_row_stride = step.q_head_stride = 16;
+  step.out = out.data(), step.out_row_stride = step.out_head_stride = 16, step.n_cells = kCells;
+  const auto write = [&](const std::vector<int64_t>& cells) {
+    for (const SideId side : kSides) ASSERT_TRUE(cache->write(0, 0, side, cells, rows.data(), 16).ok());
+    ASSERT_TRUE(cache->attend(step).ok());
+  };
+  write(cells_from(0, kCells));
+  std::vector<int64_t> some, all, last;
+  for (int cell = 0; cell < kCells; cell += 8) some.push_back(cell);
+  write(some);
+  ASSERT_EQ(cache->stats().rows_dead, some.size());
+  for (int cell = 0; cell < kCells; ++cell) (cell % 128 == 1 || cell % 1024 == 1016 ? last : all).push_back(cell);
+  all.insert(all.end(), last.begin(), last.end());
+  write(all);
+  EXPECT_EQ(cache->stats().rows_live, uint64_t(kCells));
+}
+
+TEST(Rotation, KeysTurnByTheirShiftAndValuesStay) {
+  for (const char* policy : {"f16", "uniform,bits=8", "zip,k=8,recent=0"}) {
+    Harness harness({1, 300, {{2, 64, 64}}}, policy, 1);
+    ASSERT_TRUE(harness.prompt(300, 150).ok());
+    const auto keys = test::to_floats(harness.read(0, SideId::K));
+    const auto values = harness.read(0, SideId::V);
+    std::vector<int32_t> shift(300, 0);
+    for (size_t cell = 100; cell < 300; ++cell) shift[cell] = 1;
+    const auto negate = [](float* row, int32_t) { std::for_each(row, row + 64, [](float& x) { x = -x; }); };
+    ASSERT_TRUE(harness.cache().rotate_keys(0, 0, shift, negate).ok());
+    EXPECT_EQ(harness.read(0, SideId::V), values);
+    const auto turned = test::to_floats(harness.read(0, SideId::K));
+    float largest = 0;
+    for (const float key : keys) largest = std::max(largest, std::abs(key));
+    for (size_t i = 0; i < keys.size(); ++i) {
+      // Negated rows beside others widen a channel's range to at most 2 * largest, at 8 bits. The fit of
+      // the third policy clips nothing at 8 bits.
+      const float bound = harness.cache().policy().raw() ? 0 : 1.5f * error_bound(-largest, largest, 8, Fit::Endpoint);
+      ASSERT_NEAR(turned[i], i / 128 < 100 ? keys[i] : -keys[i], bound) << policy << " " << i;
+    }
+  }
+}
+
+TEST(Rotation, SharedKeyParametersAreRefusedWithTheCure) {
+  Harness harness({1, 300, {{2, 64, 64}}}, "zipcache,cadence=prompt", 1);
+  ASSERT_TRUE(harness.feed(200).ok());
+  ASSERT_TRUE(harness.feed(1).ok());
+  const Status status = harness.cache().rotate_keys(0, 0, std::vector<int32_t>(300, 1), [](float*, int32_t) {});
+  EXPECT_EQ(status.code(), Code::Incompatible);
+  EXPECT_NE(status.message().find("cadence=stream"), std::string::npos);
+}
+
+TEST(Extremes, TheLargestRowsDecodeToFiniteNumbers) {
+  for (const char* policy : {"uniform", "zip,recent=0,sinks=0", "uniform,rotate=hadamard,bits=2", "uniform,fit=midpoint",
+                             "uniform,fit=unbiased,bits=2", "uniform,k_axis=cst"}) {
+    auto cache = std::move(*Cache::create({1, 128, {{1, 64, 64}}}, *parse_policy(policy)));
+    std::vector<float> rows(128 * 64);
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = i % 5 < 3 ? 65504.0f : -65504.0f;
+    for (const SideId side : kSides) ASSERT_TRUE(cache->write(0, 0, side, cells_from(0, 128), rows.data(), 64).ok());
+    std::vector<float> q(64), out(64, NAN);
+    Attention step;
+    step.n_queries = step.n_heads = 1, step.q = q.data(), step.q_row_stride = step.q_head_stride = 64;
+    step.out = out.data(), step.out_row_stride = step.out_head_stride = 64, step.n_cells = 128;
+    ASSERT_TRUE(cache->attend(step).ok());
+    EXPECT_EQ(cache->stats().rows_packed, 128u);
+    ASSERT_TRUE(cache->attend(step).ok());
+    for (const float value : out) ASSERT_TRUE(std::abs(value) <= 2 * 65504.0f) << policy;
+    std::vector<half> back(128 * 64);
+    ASSERT_TRUE(cache->read_half(0, 0, SideId::V, 0, 128, back.data()).ok());
+    for (const half value : back) ASSERT_NE(value & 0x7C00, 0x7C00) << policy;
+  }
+}
+
+}  // namespace
+}  // namespace zipcache

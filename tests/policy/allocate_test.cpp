@@ -1,0 +1,99 @@
+// Properties 8 and 12 of the method: the published ratios, and exact partitions.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "zipcache/cache.hpp"
+#include "zipcache/policy.hpp"
+
+namespace zipcache {
+namespace {
+
+TEST(Allocate, LowTierHasExactlyItsShareForEveryRatioAndLength) {
+  std::mt19937 engine(1);
+  for (const int permille : {0, 400, 600, 700, 800, 1000}) {
+    for (int n = 1; n <= 300; ++n) {
+      std::vector<float> scores(size_t(n), 0.0f);
+      for (float& score : scores) score = float(engine() % 1000) / 999.0f;
+      const std::vector<uint8_t> tiers = allocate(scores, permille);
+      ASSERT_EQ(tiers.size(), size_t(n));
+      const auto low = std::count(tiers.begin(), tiers.end(), 1);
+      ASSERT_EQ(low, (1000 - permille) * n / 1000) << permille << " of " << n;
+      ASSERT_EQ(std::count(tiers.begin(), tiers.end(), 0), n - low);
+    }
+  }
+  EXPECT_TRUE(allocate({}, 600).empty());
+}
+
+TEST(Allocate, TheLowestScoresGetTheLowTier) {
+  std::mt19937 engine(2);
+  std::vector<float> scores(128);
+  for (float& score : scores) score = float(engine() % 40);  // many ties
+  const std::vector<uint8_t> tiers = allocate(scores, 600);
+  for (size_t a = 0; a < 128; ++a) {
+    for (size_t b = 0; b < 128; ++b) {
+      if (tiers[a] == 0 && tiers[b] == 1) {
+        // Higher score first, then higher position.
+        ASSERT_TRUE(scores[a] > scores[b] || (scores[a] == scores[b] && a > b)) << a << " " << b;
+      }
+    }
+  }
+}
+
+TEST(Allocate, EqualScoresMakeTheNewestSalient) {
+  const std::vector<uint8_t> tiers = allocate(std::vector<float>(10, 0.5f), 600);
+  EXPECT_EQ(tiers, (std::vector<uint8_t>{1, 1, 1, 1, 0, 0, 0, 0, 0, 0}));
+}
+
+TEST(Allocate, TokensWithoutEvidenceAreTheLastToBeDemoted) {
+  std::vector<float> scores = {INFINITY, 0.1f, INFINITY, 0.3f, 0.2f};
+  EXPECT_EQ(allocate(scores, 400), (std::vector<uint8_t>{0, 1, 0, 1, 1}));
+}
+
+double rounded(double value, int decimals) {
+  const double scale = std::pow(10.0, decimals);
+  return std::round(value * scale) / scale;
+}
+
+TEST(Ratio, UniformRatiosOfTheAppendixComeOutToThreeDecimals) {
+  const double b = 8, C = 4096, l = 4096, n = 32;
+  EXPECT_EQ(rounded(paper_ratio(4, 4 * b * C * l / n, b, C, l), 3), 3.200);
+  EXPECT_EQ(rounded(paper_ratio(4, 4 * b * l, b, C, l), 3), 3.992);
+  EXPECT_EQ(rounded(paper_ratio(4, 2 * C + 2 * b * l, b, C, l), 3), 3.996);
+  EXPECT_EQ(rounded(paper_ratio(4, 3 * C + 2 * b * l, b, C, l), 3), 3.995);
+}
+
+TEST(Ratio, PoliciesGiveTheAppendixTheirOwnParameterCounts) {
+  const auto ratio = [](const char* text) { return rounded(paper_ratio(*parse_policy(text), 4096, 4096, 8), 3); };
+  EXPECT_EQ(ratio("uniform,k_axis=group32,v_axis=group32"), 3.200);
+  EXPECT_EQ(ratio("uniform,k_axis=token,v_axis=token"), 3.992);
+  EXPECT_EQ(ratio("uniform,v_axis=token"), 3.996);
+  EXPECT_EQ(ratio("uniform"), 3.995);
+  EXPECT_EQ(ratio("f16"), 1.0);
+}
+
+TEST(Ratio, TheFivePublishedMixedRatiosComeOutToTwoDecimals) {
+  struct Published {
+    double l, r, ratio;
+  };
+  for (const auto& [l, r, ratio] : {Published{840, .6, 4.98}, {840, .7, 4.69}, {120, .6, 4.94}, {120, .8, 4.39},
+                                    {3072, .8, 4.43}}) {
+    const double C = 4096, b = 8;
+    EXPECT_EQ(rounded(paper_ratio(4 * r + 2 * (1 - r), 4 * C + 4 * b * l, b, C, l), 2), ratio);
+    Policy policy = *parse_policy("zipcache");
+    policy.high_permille = int(std::round(r * 1000));
+    EXPECT_EQ(rounded(paper_ratio(policy, C, l, b), 2), ratio);
+  }
+}
+
+TEST(Ratio, GroupwiseRowOfTheRetrievalTableIsSixteenByFourPointTwo) {
+  // 3.2 bits on average at r = 0.6, and 32-channel groups on both sides add 16 * 2 / 32 = 1 bit.
+  EXPECT_EQ(rounded(16 / 4.2, 2), 3.81);
+  EXPECT_EQ(rounded(paper_ratio(3.2, 4.0 * 4096 * 3072 / 32, 1, 4096, 3072), 2), 3.81);
+}
+
+}  // namespace
+}  // namespace zipcache

@@ -1,0 +1,205 @@
+// The text form: what is accepted, what is refused, and that refusals name the field.
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "zipcache/policy.hpp"
+
+namespace zipcache {
+namespace {
+
+TEST(PolicyText, EveryRowParsesToItselfAndKeepsItsName) {
+  ASSERT_EQ(policy_rows().size(), 7u);
+  for (const PolicyRow& row : policy_rows()) {
+    const auto policy = parse_policy(row.name);
+    ASSERT_TRUE(policy.ok()) << policy.status().message();
+    EXPECT_EQ(policy->name, row.name);
+    EXPECT_EQ(to_text(*policy), row.name);
+    EXPECT_FALSE(row.summary.empty());
+  }
+}
+
+TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
+  EXPECT_TRUE(parse_policy("f16")->raw());
+  const Policy zipcache = *parse_policy("zipcache");
+  EXPECT_EQ(zipcache.tiers, (std::vector<Tier>{{4, 4}, {2, 2}}));
+  EXPECT_EQ(zipcache.high_permille, 600);
+  EXPECT_EQ(zipcache.k.axis, Axis::Channel);
+  EXPECT_EQ(zipcache.v.axis, Axis::Cst);
+  EXPECT_EQ(zipcache.saliency, Saliency{});
+  EXPECT_EQ(zipcache.window, Window{});
+  const Policy code = *parse_policy("zipcache-code");
+  EXPECT_EQ(code.saliency.norm, Norm::FullCausal);
+  EXPECT_TRUE(code.saliency.replacement);
+  EXPECT_EQ(code.saliency.decode, DecodeProbes::Last);
+  const Policy zip = *parse_policy("zip");
+  EXPECT_EQ(zip.tiers, (std::vector<Tier>{{4, 2}}));
+  EXPECT_EQ(zip.v.rotation, Rotation::Hadamard);
+  EXPECT_EQ(zip.k.fit, Fit::Unbiased);
+  EXPECT_EQ(zip.window, (Window{4, 128}));
+  EXPECT_EQ(parse_policy("uniform")->tiers, (std::vector<Tier>{{4, 4}}));
+  EXPECT_EQ(parse_policy("random-tiers")->saliency.statistic, Statistic::Random);
+  EXPECT_EQ(parse_policy("recency-tiers")->saliency.statistic, Statistic::Recency);
+}
+
+TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
+  const char* const texts[] = {
+      "zipcache,ratio=0.7", "zipcache,ratio=0", "zipcache,ratio=1", "zipcache,ratio=0.001",
+      "uniform,k=8,v=3", "uniform,k=16", "uniform,bits=2", "f16,k=4/2,v=8/3", "zipcache,k=16/4",
+      "zip,v_axis=group32,k_axis=token", "zip,fit=midpoint,rotate=none", "zip,k_fit=endpoint,v_fit=midpoint",
+      "zipcache,probes=2.5+7.5,norm=none", "zipcache,norm=full_causal,replacement=1,decode_probes=last",
+      "zipcache,scope=layer,score=recency", "zip,sinks=0,recent=0", "zip,sinks=128,recent=1048576",
+      "zipcache,cadence=prompt,seed=18446744073709551615", "zipcache,k_rotate=hadamard,v_rotate=hadamard"};
+  for (const char* text : texts) {
+    const auto once = parse_policy(text);
+    ASSERT_TRUE(once.ok()) << text << ": " << once.status().message();
+    const auto twice = parse_policy(to_text(*once));
+    ASSERT_TRUE(twice.ok()) << to_text(*once);
+    EXPECT_EQ(*twice, *once) << text << " became " << to_text(*once);
+  }
+}
+
+TEST(PolicyText, TwoSpellingsOfOnePolicyAreEqual) {
+  EXPECT_EQ(*parse_policy("uniform,bits=3"), *parse_policy("uniform,k=3,v=3"));
+  EXPECT_EQ(*parse_policy("zip,rotate=hadamard"), *parse_policy("zip,k_rotate=hadamard"));
+  EXPECT_EQ(parse_policy("zipcache,bits=4/4")->tiers.size(), 1u);
+  EXPECT_EQ(parse_policy("zipcache,ratio=0.29")->high_permille, 290);  // not 289 by a binary fraction
+}
+
+struct Wrong {
+  const char* text;
+  const char* names;  // what the message must contain
+};
+
+const Wrong kWrong[] = {
+    {"", "rows are"},
+    {" ", "rows are"},
+    {"zipcach", "zipcach"},
+    {"ZIPCACHE", "ZIPCACHE"},
+    {"zipcache ", "rows are"},
+    {",ratio=0.6", "rows are"},
+    {"zipcache,", "field=value"},
+    {"zipcache,,ratio=0.6", "field=value"},
+    {"zipcache,ratio", "ratio"},
+    {"zipcache,ratio=", "field ratio"},
+    {"zipcache,ratio=1.5", "field ratio"},
+    {"zipcache,ratio=-0.1", "field ratio"},
+    {"zipcache,ratio=0.12345", "field ratio"},
+    {"zipcache,ratio=nan", "field ratio"},
+    {"zipcache,ratio=inf", "field ratio"},
+    {"zipcache,ratio=1e300", "field ratio"},
+    {"zipcache,ratio=0x1", "field ratio"},
+    {"zipcache,ratio=60%", "field ratio"},
+    {"zipcache,ratio=0,6", "field=value"},
+    {"zipcache,ratio =0.6", "ratio "},
+    {"zipcache,ratio= 0.6", "field ratio"},
+    {"zipcache,=4", "unknown field"},
+    {"zipcache,K=4", "unknown field"},
+    {"zipcache,key=4", "unknown field \"key\""},
+    {"zipcache,k=5", "field k:"},
+    {"zipcache,k=0", "field k:"},
+    {"zipcache,k=-4", "field k:"},
+    {"zipcache,k=4.0", "field k:"},
+    {"zipcache,k=2/4", "field k:"},
+    {"zipcache,k=4/", "field k:"},
+    {"zipcache,k=/2", "field k:"},
+    {"zipcache,k=4/2/2", "field k:"},
+    {"zipcache,k=99999999999", "field k:"},
+    {"zipcache,v=1", "field v:"},
+    {"zipcache,v=four", "field v:"},
+    {"zipcache,bits=6", "field bits"},
+    {"zipcache,k_axis=rows", "field k_axis"},
+    {"zipcache,k_axis=group", "field k_axis"},
+    {"zipcache,k_axis=group0", "field k_axis"},
+    {"zipcache,k_axis=group7", "field k_axis"},
+    {"zipcache,v_axis=group257", "field v_axis"},
+    {"zipcache,v_axis=group-32", "field v_axis"},
+    {"zipcache,v_axis=group32x", "field v_axis"},
+    {"zipcache,k_axis=group12", "k_axis"},
+    {"zipcache,v_axis=group100", "v_axis"},
+    {"zipcache,fit=best", "field fit"},
+    {"zipcache,k_fit=Endpoint", "field k_fit"},
+    {"zipcache,v_fit=", "field v_fit"},
+    {"zipcache,rotate=yes", "field rotate"},
+    {"zipcache,k_rotate=haar", "field k_rotate"},
+    {"zipcache,v_rotate=1", "field v_rotate"},
+    {"zipcache,score=median", "field score"},
+    {"zipcache,norm=all", "field norm"},
+    {"zipcache,probes=10", "field probes"},
+    {"zipcache,probes=5+", "field probes"},
+    {"zipcache,probes=+5", "field probes"},
+    {"zipcache,probes=-5+5", "field probes"},
+    {"zipcache,probes=101+0", "field probes"},
+    {"zipcache,probes=60+60", "probes"},
+    {"zipcache,probes=0+0", "probes"},
+    {"zipcache,probes=5+nan", "field probes"},
+    {"zipcache,replacement=2", "field replacement"},
+    {"zipcache,replacement=true", "field replacement"},
+    {"zipcache,decode_probes=first", "field decode_probes"},
+    {"zipcache,scope=token", "field scope"},
+    {"zipcache,sinks=-1", "field sinks"},
+    {"zipcache,sinks=129", "field sinks"},
+    {"zipcache,recent=-1", "field recent"},
+    {"zipcache,recent=1048577", "field recent"},
+    {"zipcache,recent=1e3", "field recent"},
+    {"zipcache,cadence=chunk", "field cadence"},
+    {"zipcache,seed=-1", "field seed"},
+    {"zipcache,seed=18446744073709551616", "field seed"},
+    {"zipcache,seed=0x10", "field seed"},
+    {"zipcache;ratio=0.6", "rows are"},
+    {"../zipcache", "rows are"},
+};
+
+TEST(PolicyText, WrongTextsAreRefusedWithTheFieldNamed) {
+  static_assert(std::size(kWrong) >= 40);
+  for (const Wrong& wrong : kWrong) {
+    const auto policy = parse_policy(wrong.text);
+    if (policy.ok()) {
+      ADD_FAILURE() << "accepted \"" << wrong.text << "\"";
+      continue;
+    }
+    EXPECT_EQ(policy.status().code(), Code::BadPolicy) << wrong.text;
+    EXPECT_NE(policy.status().message().find(wrong.names), std::string::npos)
+        << wrong.text << " said: " << policy.status().message();
+    EXPECT_EQ(policy.status().message().find('\n'), std::string::npos);
+    EXPECT_TRUE(parse_policy("zipcache,ratio=0.6").ok());  // the next good call works
+  }
+}
+
+TEST(PolicyText, HostileBytesAreEscapedAndCutInTheMessage) {
+  const std::string long_text(2000, 'x');
+  const auto cut = parse_policy(long_text);
+  ASSERT_FALSE(cut.ok());
+  EXPECT_LT(cut.status().message().size(), 400u);
+  const auto escaped = parse_policy(std::string_view("zip\x1b[31m\n\0cache", 15));
+  ASSERT_FALSE(escaped.ok());
+  for (const char c : escaped.status().message()) EXPECT_GE(static_cast<unsigned char>(c), 0x20);
+  EXPECT_NE(escaped.status().message().find("\\x1b"), std::string::npos);
+  EXPECT_EQ(parse_policy("zipcache,k=" + std::string(70000, '4')).status().code(), Code::BadPolicy);
+}
+
+TEST(PolicyText, EveryAcceptedTextIsAPolicyThatChecks) {
+  // Single-character changes of good texts: whatever is accepted must check, and come back.
+  const std::string good[] = {"zipcache,k=4/2,ratio=0.6,probes=5+5", "zip,v_axis=group32,sinks=4,recent=128"};
+  int accepted = 0;
+  for (const std::string& text : good) {
+    for (size_t at = 0; at < text.size(); ++at) {
+      for (const char c : std::string("0129=,+/.-ax \x80")) {
+        std::string changed = text;
+        changed[at] = c;
+        const auto policy = parse_policy(changed);
+        if (!policy.ok()) {
+          EXPECT_EQ(policy.status().code(), Code::BadPolicy) << changed;
+          continue;
+        }
+        ++accepted;
+        EXPECT_TRUE(check(*policy).ok()) << changed;
+        EXPECT_EQ(*parse_policy(to_text(*policy)), *policy) << changed;
+      }
+    }
+  }
+  EXPECT_GT(accepted, 20);
+}
+
+}  // namespace
+}  // namespace zipcache

@@ -1,0 +1,81 @@
+#include "saliency/probes.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+namespace zipcache {
+namespace {
+
+TEST(Probes, CountsAreCeilOfTheNewestAndFloorOfTheRandomShare) {
+  const Saliency saliency;
+  for (int n = 1; n <= 1000; ++n) {
+    const auto rows = choose_probes(n, saliency, Random(1, uint64_t(n)));
+    const int recent = (n + 19) / 20, random = n / 20;
+    ASSERT_EQ(rows.size(), size_t(recent + random)) << n;
+    ASSERT_TRUE(std::is_sorted(rows.begin(), rows.end()));
+    ASSERT_EQ(std::set<int>(rows.begin(), rows.end()).size(), rows.size()) << "a row drawn twice at " << n;
+    for (int i = 0; i < recent; ++i) ASSERT_EQ(rows[rows.size() - 1 - size_t(i)], n - 1 - i);
+    for (int i = 0; i < random; ++i) ASSERT_TRUE(rows[size_t(i)] >= 0 && rows[size_t(i)] < n - recent);
+  }
+  EXPECT_EQ(choose_probes(840, saliency, Random(1)).size(), 84u);
+  EXPECT_EQ(choose_probes(512, saliency, Random(1)).size(), 51u);
+  EXPECT_EQ(choose_probes(19, saliency, Random(1)), std::vector<int>{18});
+}
+
+TEST(Probes, DependOnTheirKeyOnly) {
+  const Saliency saliency;
+  EXPECT_EQ(choose_probes(512, saliency, Random(1, 2, 3, 4)), choose_probes(512, saliency, Random(1, 2, 3, 4)));
+  EXPECT_NE(choose_probes(512, saliency, Random(1, 2, 3, 4)), choose_probes(512, saliency, Random(1, 2, 3, 5)));
+  EXPECT_NE(choose_probes(512, saliency, Random(1, 2, 3, 4)), choose_probes(512, saliency, Random(2, 2, 3, 4)));
+}
+
+TEST(Probes, DrawsWithReplacementMayRepeat) {
+  Saliency saliency;
+  saliency.replacement = true;
+  int repeats = 0;
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    const auto rows = choose_probes(840, saliency, Random(seed));
+    ASSERT_EQ(rows.size(), 84u);
+    ASSERT_TRUE(std::is_sorted(rows.begin(), rows.end()));
+    repeats += int(84 - std::set<int>(rows.begin(), rows.end()).size());
+  }
+  // Of 42 draws from 798 about 42 * 41 / 2 / 798 = 1.08 repeat; 50 rounds 54, deviation about 7.
+  EXPECT_NEAR(repeats, 54, 45);
+  EXPECT_GT(repeats, 0);
+}
+
+TEST(Probes, EveryRowIsAProbeWhenTheSharesSayAll) {
+  Saliency saliency;
+  saliency.recent_permille = 1000;
+  saliency.random_permille = 0;
+  EXPECT_EQ(choose_probes(37, saliency, Random(1)).size(), 37u);
+  saliency.recent_permille = 0;
+  saliency.random_permille = 1000;
+  EXPECT_EQ(choose_probes(37, saliency, Random(1)).size(), 37u);
+}
+
+TEST(Probes, DecodeStepsOfABlockHaveSevenNewestAndSixRandomRows) {
+  const auto rows = choose_decode_probes(Saliency{}, Random(3));
+  EXPECT_EQ(rows.count(), 13u);
+  for (int i = 121; i < 128; ++i) EXPECT_TRUE(rows.test(size_t(i)));
+  EXPECT_EQ(rows, choose_decode_probes(Saliency{}, Random(3)));
+  Saliency last;
+  last.decode = DecodeProbes::Last;
+  EXPECT_EQ(choose_decode_probes(last, Random(3)).count(), 1u);
+  EXPECT_TRUE(choose_decode_probes(last, Random(3)).test(127));
+}
+
+TEST(Score, DivisorsAreProbesAllRowsOrNothing) {
+  EXPECT_FLOAT_EQ(normalized_score(0.5f, 2, 4, Norm::ProbeNnz), 0.25f);
+  EXPECT_FLOAT_EQ(normalized_score(0.5f, 2, 4, Norm::FullCausal), 0.125f);
+  EXPECT_FLOAT_EQ(normalized_score(0.5f, 2, 4, Norm::None), 0.5f);
+  for (const Norm norm : {Norm::ProbeNnz, Norm::FullCausal, Norm::None}) {
+    EXPECT_EQ(normalized_score(0, 0, 9, norm), INFINITY);
+  }
+}
+
+}  // namespace
+}  // namespace zipcache

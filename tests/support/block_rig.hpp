@@ -1,0 +1,46 @@
+// One layer's log and blocks without the cache around them, so that a test can pack, score and read
+// exactly what it wants.
+#pragma once
+
+#include <vector>
+
+#include "attend/attend.hpp"
+#include "cache/pack.hpp"
+#include "support/oracle.hpp"
+
+namespace zipcache::test {
+
+class BlockRig {
+ public:
+  BlockRig(const LayerShape& shape, const Policy& policy, int n_cells);
+
+  // Rows [n, n_heads * dim] for cells first .. first + n - 1, which must be new.
+  void append(int n, const std::vector<float>& k, const std::vector<float>& v);
+  // Packs all full blocks that are raw, in one job when `shared`.
+  void pack(bool shared = false);
+  // Attends to queries [n_queries, n_heads, k_dim] where query i sees cells 0 .. last_visible + i.
+  std::vector<float> attend(const std::vector<float>& q, int n_queries, int n_heads, int last_visible,
+                            const Kernels& kernels, int n_threads = 1);
+  // Scores with the queries of the last attend().
+  void score(const std::vector<int>& probes);
+  // What attention sees, in float exactly: [n_cells, n_heads, dim].
+  std::vector<double> decoded(SideId side) const;
+
+  float sum(int cell, int head) const;
+  uint32_t probes_seen(int cell) const;
+  uint32_t rows_seen(int cell) const;
+
+  StreamLog log;
+  LayerStore store;
+  Arena arena;
+  std::vector<float> log_mass;
+  float scale = 1;
+
+ private:
+  Attention step_;
+  std::vector<float> q_;
+  std::vector<half> mask_;
+  int next_ = 0;
+};
+
+}  // namespace zipcache::test
