@@ -16,6 +16,14 @@ namespace {
 // Dead rows that may stand before a block is compacted: an eighth of the cells, at least a block.
 uint64_t dead_rows_allowed(int n_cells) { return uint64_t(std::max(n_cells / 8, kBlockTokens)); }
 
+uint64_t live_coded_rows(const LogBlock& block, const StoredBlock& stored) {
+  uint64_t n = 0;
+  for (int row = 0; row < block.n_rows; ++row) {
+    n += block.cells[size_t(row)] >= 0 && !stored.sinks.test(size_t(row));
+  }
+  return n;
+}
+
 class Engine final : public Cache {
  public:
   Engine(CacheShape shape, Policy policy, const Kernels& kernels)
@@ -52,7 +60,11 @@ class Engine final : public Cache {
   Status check_place(const char* call, int layer, int stream) const;
   Status check_cells(std::span<const int64_t> cells) const;
   Status check_step(const Attention& step) const;
-  Status place(int layer, int stream, SideId side, std::span<const int64_t> cells, std::vector<RowId>& rows);
+  Status begin_write(int layer, int stream, SideId side);
+  void place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows);
+  Status unseal(int stream, std::span<const int64_t> cells);
+  Status move_rows(int stream, std::span<const int64_t> cells, const std::vector<std::vector<half>>& saved,
+                   std::vector<RowId>& rows);
   template <class Fill>
   Status store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows, Fill&& fill);
   void free_block(int stream, int slot);
@@ -152,44 +164,86 @@ Status Engine::compact(int stream) {
   const int slot = log.most_dead();
   if (slot < 0) return ok();
   const LogBlock before = log.block(slot);
+  std::vector<int> live;
+  for (int row = 0; row < before.n_rows; ++row) {
+    if (before.cells[size_t(row)] >= 0) live.push_back(row);
+  }
   std::vector<std::vector<half>> saved;
   for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
     for (const SideId side : {SideId::K, SideId::V}) {
-      saved.push_back(block_rows(int(layer), stream, side, slot, before.n_rows));
+      const std::vector<half> all = block_rows(int(layer), stream, side, slot, before.n_rows);
+      const size_t width = all.size() / size_t(before.n_rows);
+      std::vector<half>& kept = saved.emplace_back();
+      for (const int row : live) {
+        kept.insert(kept.end(), all.begin() + ptrdiff_t(size_t(row) * width),
+                    all.begin() + ptrdiff_t(size_t(row + 1) * width));
+      }
     }
   }
   const std::vector<int64_t> cells = log.evacuate(slot);
   free_block(stream, slot);
   std::vector<RowId> rows;
-  log.place(cells, rows, [](int) {});
-  for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
-    for (const SideId side : {SideId::K, SideId::V}) {
-      const std::vector<half>& values = saved[2 * layer + (side == SideId::V)];
-      const size_t width = values.size() / size_t(before.n_rows);
-      size_t next = 0;
-      std::vector<size_t> source;
-      for (size_t row = 0; row < size_t(before.n_rows); ++row) {
-        if (before.cells[row] >= 0) source.push_back(row);
-      }
-      ZC_TRY(store_rows(int(layer), stream, side, rows, [&](half* out, int head, int n) {
-        const half* from = &values[source[next] * width + size_t(head) * size_t(n)];
-        std::copy_n(from, n, out);
-        if (size_t(head + 1) * size_t(n) == width) ++next;
-      }));
-    }
+  ZC_TRY(move_rows(stream, cells, saved, rows));
+  for (size_t i = 0; i < live.size(); ++i) {
+    if (before.sinks.test(size_t(live[i]))) log.mark_sink(rows[i]);
   }
   ++compactions_;
   return ok();
 }
 
-Status Engine::place(int layer, int stream, SideId side, std::span<const int64_t> cells,
-                     std::vector<RowId>& rows) {
+// Begins a step when this side of this layer was written before; between steps is the time to compact.
+Status Engine::begin_write(int layer, int stream, SideId side) {
   StreamLog& log = logs_[size_t(stream)];
-  if (log.begin_write(layer, side)) {
-    while (log.rows_dead() > dead_rows_allowed(shape_.n_cells)) ZC_TRY(compact(stream));
-    log.restart_step();
+  if (!log.begin_write(layer, side)) return ok();
+  while (log.rows_dead() > dead_rows_allowed(shape_.n_cells)) ZC_TRY(compact(stream));
+  log.restart_step();
+  return ok();
+}
+
+void Engine::place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows) {
+  logs_[size_t(stream)].place(cells, rows, [&](int slot) { free_block(stream, slot); });
+}
+
+// Gives cells that stand in sealed blocks new 16-bit rows with the values they have, in all layers, so that
+// a write of one side of one layer does not lose the others'.
+Status Engine::unseal(int stream, std::span<const int64_t> cells) {
+  const StreamLog& log = logs_[size_t(stream)];
+  std::vector<int64_t> sealed;
+  for (const int64_t cell : cells) {
+    const RowId id = log.find(int(cell));
+    if (id.slot >= 0 && !log.open(id.slot)) sealed.push_back(cell);
   }
-  log.place(cells, rows, [&](int slot) { free_block(stream, slot); });
+  if (sealed.empty()) return ok();
+  std::vector<std::vector<half>> saved;
+  for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+    for (const SideId side : {SideId::K, SideId::V}) {
+      const size_t width = size_t(shape_.layers[layer].n_heads) * size_t(dim(int(layer), side));
+      std::vector<half>& rows = saved.emplace_back(sealed.size() * width);
+      for (size_t i = 0; i < sealed.size();) {
+        size_t n = 1;
+        while (i + n < sealed.size() && sealed[i + n] == sealed[i] + int64_t(n)) ++n;
+        ZC_TRY(read_half(int(layer), stream, side, int(sealed[i]), int(n), &rows[i * width]));
+        i += n;
+      }
+    }
+  }
+  std::vector<RowId> rows;
+  return move_rows(stream, sealed, saved, rows);
+}
+
+// Places `cells` and stores saved[2 * layer + side] [n, width] as their 16-bit rows in all layers.
+Status Engine::move_rows(int stream, std::span<const int64_t> cells,
+                         const std::vector<std::vector<half>>& saved, std::vector<RowId>& rows) {
+  place(stream, cells, rows);
+  for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+    for (const SideId side : {SideId::K, SideId::V}) {
+      const half* next = saved[2 * layer + (side == SideId::V)].data();
+      ZC_TRY(store_rows(int(layer), stream, side, rows, [&](half* out, int, int n) {
+        std::copy_n(next, n, out);
+        next += n;
+      }));
+    }
+  }
   return ok();
 }
 
@@ -228,8 +282,9 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
                           side == SideId::K ? "K" : "V", c, row[c])};
     }
   }
+  ZC_TRY(begin_write(layer, stream, side));
   std::vector<RowId> placed;
-  ZC_TRY(place(layer, stream, side, cells, placed));
+  place(stream, cells, placed);
   size_t i = 0;
   const int n_heads = shape_.layers[size_t(layer)].n_heads;
   return store_rows(layer, stream, side, placed, [&](half* out, int head, int n) {
@@ -278,21 +333,22 @@ Status Engine::write_half(int layer, int stream, SideId side, int first_cell, in
                                          first_cell + int(i / width))};
     }
   }
+  ZC_TRY(begin_write(layer, stream, side));
   std::vector<half> now(size_t(n_cells) * width);
   ZC_TRY(read_half(layer, stream, side, first_cell, n_cells, now.data()));
   std::vector<int64_t> cells;
   std::vector<const half*> changed;
   for (int i = 0; i < n_cells; ++i) {
     const half* row = rows + size_t(i) * width;
-    const bool same = logs_[size_t(stream)].find(first_cell + i).slot >= 0 &&
-                      std::equal(row, row + width, now.data() + size_t(i) * width);
-    if (same) continue;
+    // A cell never written reads as zeros, so a row of zeros leaves it unwritten.
+    if (std::equal(row, row + width, now.data() + size_t(i) * width)) continue;
     cells.push_back(first_cell + i);
     changed.push_back(row);
   }
   if (cells.empty()) return ok();
+  ZC_TRY(unseal(stream, cells));
   std::vector<RowId> placed;
-  ZC_TRY(place(layer, stream, side, cells, placed));
+  place(stream, cells, placed);
   size_t i = 0;
   return store_rows(layer, stream, side, placed, [&](half* out, int head, int n) {
     std::copy_n(changed[i] + size_t(head) * size_t(n), n, out);
@@ -456,8 +512,9 @@ CacheStats Engine::stats() const {
       for (const int slot : log.order()) {
         const StoredBlock& block = held.block(slot);
         if (!block.packed) continue;
-        stats.coded_elements += uint64_t(block.n_coded) * per_row;
-        if (layer == 0) stats.rows_packed += uint64_t(block.n_coded);
+        const uint64_t rows = live_coded_rows(log.block(slot), block);
+        stats.coded_elements += rows * per_row;
+        if (layer == 0) stats.rows_packed += rows;
       }
     }
   }

@@ -7,7 +7,8 @@ namespace zipcache {
 // Room for all cells, for as many dead rows as compaction lets stand, and for a write of all cells at
 // once, as a restored state is.
 int StreamLog::max_blocks(int n_cells) {
-  return 2 * ((n_cells + kBlockTokens - 1) / kBlockTokens) + 4;
+  const int cell_blocks = (n_cells + kBlockTokens - 1) / kBlockTokens;
+  return 2 * cell_blocks + cell_blocks / 8 + 6;
 }
 
 StreamLog::StreamLog(int n_cells, int n_layers)

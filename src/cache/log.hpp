@@ -56,6 +56,8 @@ class StreamLog {
   const LogBlock& block(int slot) const { return blocks_[size_t(slot)]; }
   void mark_sink(RowId id) { blocks_[size_t(id.slot)].sinks.set(size_t(id.row)); }
   const std::vector<int>& order() const { return order_; }  // slots, oldest block first
+  // Writes to its rows go in place: no layer packed it in an earlier step.
+  bool open(int slot) const;
   // Full, and older than the newest `recent` rows.
   bool due(int slot, int recent) const;
   // Rows written in the current step, in the order of the write.
@@ -72,7 +74,6 @@ class StreamLog {
 
  private:
   RowId append(int64_t cell);
-  bool open(int slot) const;
   void kill(RowId id);
   int take_slot();
 

@@ -30,10 +30,13 @@ float coded(float x, float inverse, float floor, float top) {
 
 float inverse_of(float step) { return step > 0 ? 1.0f / step : 0.0f; }
 
+// Rotated or refitted parameters may leave the 16-bit range; the nearest finite number stays usable.
+half finite_half(float value) { return to_half(std::clamp(value, -kHalfMax, kHalfMax)); }
+
 SetFit same_grid(float step, float floor) {
   SetFit fit;
-  fit.step = to_half(step);
-  fit.floor = to_half(floor);
+  fit.step = finite_half(step);
+  fit.floor = finite_half(floor);
   fit.code_step = to_float(fit.step);
   fit.code_floor = to_float(fit.floor);
   return fit;
@@ -81,7 +84,7 @@ SetFit fit_unbiased(const float* x, int n, int bits, Range range) {
     const float error = slope * slope * (sums.uu - sums.u * mean_code) - variance;
     if (!(error < least) || !(slope < kHalfMax)) continue;
     least = error;
-    best = {step, floor, to_half(slope), to_half(mean - slope * mean_code)};
+    best = {step, floor, finite_half(slope), finite_half(mean - slope * mean_code)};
   }
   return best;
 }

@@ -65,8 +65,9 @@ bool parse_permille(std::string_view text, double unit, int& value) {
   double parsed = 0;
   if (!parse_number(text, parsed)) return false;
   const double permille = parsed * 1000 / unit;
+  if (!(permille >= 0 && permille <= 1000)) return false;
   const int rounded = static_cast<int>(permille + 0.5);
-  if (!(permille >= 0 && permille <= 1000) || std::abs(permille - rounded) > 1e-6) return false;
+  if (std::abs(permille - rounded) > 1e-6) return false;
   value = rounded;
   return true;
 }

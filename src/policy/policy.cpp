@@ -34,10 +34,47 @@ Result<Policy> named_row(std::string_view name) {
                             quote_text(name), row_names())};
 }
 
+Status check_range(const char* field, int value, int lo, int hi) {
+  if (value >= lo && value <= hi) return ok();
+  return {Code::BadPolicy, fmt::format("policy, {}: found {}, expected {} to {}", field, value, lo, hi)};
+}
+
 Status check_group(const Side& side, const char* which) {
-  if (side.axis != Axis::Group || side.group % 8 == 0) return ok();
-  return {Code::BadPolicy, fmt::format("policy, {}_axis: found group{}, expected a group that is a "
-                                       "multiple of 8 and divides the head size", which, side.group)};
+  if (side.axis != Axis::Group) return ok();
+  if (side.group >= 8 && side.group <= 256 && side.group % 8 == 0) return ok();
+  return {Code::BadPolicy, fmt::format("policy, {}_axis: found group{}, expected a group from 8 to 256 that "
+                                       "is a multiple of 8 and divides the head size", which, side.group)};
+}
+
+bool is_width(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8 || bits == 16; }
+
+Status check_tiers(const Policy& policy) {
+  if (policy.tiers.empty() || policy.tiers.size() > 2) {
+    return {Code::BadPolicy,
+            fmt::format("policy {}: {} tiers, expected 1 or 2", policy.name, policy.tiers.size())};
+  }
+  for (const Tier& tier : policy.tiers) {
+    if (is_width(tier.k_bits) && is_width(tier.v_bits)) continue;
+    return {Code::BadPolicy, fmt::format("policy {}: a tier of {} and {} bits, expected 2, 3, 4, 8 or 16",
+                                         policy.name, tier.k_bits, tier.v_bits)};
+  }
+  const Tier &high = policy.tiers.front(), &low = policy.tiers.back();
+  if (high.k_bits >= low.k_bits && high.v_bits >= low.v_bits) return ok();
+  return {Code::BadPolicy, fmt::format("policy {}: the first tier has fewer bits than the second; swap them",
+                                       policy.name)};
+}
+
+// All fields but the overrides.
+Status check_fields(const Policy& policy) {
+  ZC_TRY(check_tiers(policy));
+  ZC_TRY(check_group(policy.k, "k"));
+  ZC_TRY(check_group(policy.v, "v"));
+  ZC_TRY(check_range("ratio in 1/1000", policy.high_permille, 0, 1000));
+  ZC_TRY(check_range("sinks", policy.window.sinks, 0, kBlockTokens));
+  ZC_TRY(check_range("recent", policy.window.recent, 0, 1 << 20));
+  ZC_TRY(check_range("newest probes in 1/1000", policy.saliency.recent_permille, 0, 1000));
+  ZC_TRY(check_range("random probes in 1/1000", policy.saliency.random_permille, 0, 1000));
+  return ok();
 }
 
 }  // namespace
@@ -90,12 +127,7 @@ std::string to_text(const Policy& policy) {
 }
 
 Status check(const Policy& policy) {
-  if (policy.tiers.empty() || policy.tiers.size() > 2) {
-    return {Code::BadPolicy,
-            fmt::format("policy {}: {} tiers, expected 1 or 2", policy.name, policy.tiers.size())};
-  }
-  ZC_TRY(check_group(policy.k, "k"));
-  ZC_TRY(check_group(policy.v, "v"));
+  ZC_TRY(check_fields(policy));
   const Saliency& saliency = policy.saliency;
   if (policy.needs_scores() && saliency.recent_permille + saliency.random_permille == 0) {
     return {Code::BadPolicy, "policy, probes: found 0+0, but score=mean needs probe rows; use 5+5, or "
@@ -115,6 +147,7 @@ Status check(const Policy& policy) {
     copy.overrides.clear();
     ZC_TRY(apply_fields(copy, change.fields,
                         fmt::format("policy, layers {}-{}", change.first, change.last), true));
+    ZC_TRY(check_fields(copy));
   }
   return ok();
 }
