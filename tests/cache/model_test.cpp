@@ -108,6 +108,7 @@ class Model {
       }
     }
     const CacheStats after = cache_->stats();
+    if (after.compactions != before.compactions) return;  // writing also begins a step, which may compact
     ASSERT_EQ(after.rows_dead, before.rows_dead);
     ASSERT_EQ(after.rows_packed, before.rows_packed);
     ASSERT_EQ(after.bytes.allocated(), before.bytes.allocated());
@@ -123,21 +124,28 @@ class Model {
            std::max(std::fabs(*lo), std::fabs(*hi)) * 0x1p-9;
   }
 
+  void check_row(int layer, int stream, SideId side, int cell, const half* found) {
+    const auto row = rows(layer, stream, side).find(cell);
+    const bool known = row != rows(layer, stream, side).end();
+    for (int head = 0; head < kHeads; ++head) {
+      const double bound = known ? bound_of(row->second, head) : 0;
+      for (int c = head * kDim; c < (head + 1) * kDim; ++c) {
+        const double expected = known ? row->second[size_t(c)] : 0.0;
+        if (std::fabs(to_float(found[c]) - expected) <= bound) continue;
+        FAIL() << "layer " << layer << " cell " << cell << " channel " << c << ": found " << to_float(found[c])
+               << ", expected " << expected << " within " << bound;
+      }
+    }
+  }
+
   void check_reads() {
     std::vector<half> found(size_t(kCells * kWidth));
     for (int stream = 0; stream < 2; ++stream) {
       for (int layer = 0; layer < kNumLayers; ++layer) {
         for (const SideId side : kSides) {
           ASSERT_TRUE(cache_->read_half(layer, stream, side, 0, kCells, found.data()).ok());
-          const auto& known = rows(layer, stream, side);
           for (int cell = 0; cell < kCells; ++cell) {
-            const auto row = known.find(cell);
-            for (int c = 0; c < kWidth; ++c) {
-              const float value = to_float(found[size_t(cell * kWidth + c)]);
-              const float expected = row == known.end() ? 0.0f : row->second[size_t(c)];
-              const double bound = row == known.end() ? 0 : bound_of(row->second, c / kDim);
-              ASSERT_NEAR(value, expected, bound) << "layer " << layer << " cell " << cell << " channel " << c;
-            }
+            ASSERT_NO_FATAL_FAILURE(check_row(layer, stream, side, cell, &found[size_t(cell * kWidth)]));
           }
         }
       }
@@ -165,6 +173,8 @@ class Model {
   void check_attention() {
     const int layer = int(random_.below(kNumLayers)), stream = int(random_.below(2)), n_queries = 5;
     test::OracleStep oracle{n_queries, kHeads, kHeads, kDim, kDim, kCells, {}, {}, {}, {}, 0.17f, 0, 0, {}};
+    // With Cadence::Prompt a short step packs before it reads; after this one there is nothing left to pack.
+    if (cache_->policy().cadence == Cadence::Prompt) run_attention(layer, stream, 1);
     std::vector<half> held(size_t(kCells * kWidth));
     ASSERT_TRUE(cache_->read_half(layer, stream, SideId::K, 0, kCells, held.data()).ok());
     oracle.keys = test::to_doubles(test::to_floats(held));

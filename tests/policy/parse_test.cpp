@@ -78,7 +78,6 @@ const Wrong kWrong[] = {
     {"ZIPCACHE", "ZIPCACHE"},
     {"zipcache ", "rows are"},
     {",ratio=0.6", "rows are"},
-    {"zipcache,", "field=value"},
     {"zipcache,,ratio=0.6", "field=value"},
     {"zipcache,ratio", "ratio"},
     {"zipcache,ratio=", "field ratio"},
