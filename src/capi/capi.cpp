@@ -1,10 +1,10 @@
 // The C interface; see zipcache/zipcache.h. Every function turns exceptions, which only the system's
 // allocator can raise here, into a code.
 #include <algorithm>
-#include <cstring>
 #include <new>
 #include <string>
 
+#include "base/text.hpp"
 #include "zipcache/cache.hpp"
 #include "zipcache/zipcache.h"
 
@@ -27,9 +27,7 @@ zipcache_code report(const Status& status, zipcache_error* error) {
   const auto code = static_cast<zipcache_code>(status.code());
   if (error) {
     error->code = code;
-    const size_t n = std::min(status.message().size(), sizeof(error->message) - 1);
-    std::memcpy(error->message, status.message().data(), n);
-    error->message[n] = '\0';
+    zipcache::copy_text(status.message(), error->message, sizeof(error->message));
   }
   return code;
 }
@@ -48,15 +46,6 @@ zipcache_code guarded(zipcache_error* error, Body&& body) {
   } catch (const std::exception& e) {
     return report({Code::Internal, e.what()}, error);
   }
-}
-
-size_t copy_text(const std::string& text, char* out, size_t size) {
-  if (out && size > 0) {
-    const size_t n = std::min(text.size(), size - 1);
-    std::memcpy(out, text.data(), n);
-    out[n] = '\0';
-  }
-  return text.size();
 }
 
 zipcache::SideId side_of(zipcache_side side) {
@@ -123,11 +112,11 @@ zipcache_policy* zipcache_policy_parse(const char* text, zipcache_error* error) 
 }
 
 size_t zipcache_policy_text(const zipcache_policy* policy, char* out, size_t size) {
-  return policy ? copy_text(zipcache::to_text(policy->policy), out, size) : 0;
+  return policy ? zipcache::copy_text(zipcache::to_text(policy->policy), out, size) : 0;
 }
 
 size_t zipcache_policy_json(const zipcache_policy* policy, char* out, size_t size) {
-  return policy ? copy_text(zipcache::policy_to_json(policy->policy), out, size) : 0;
+  return policy ? zipcache::copy_text(zipcache::policy_to_json(policy->policy), out, size) : 0;
 }
 
 void zipcache_policy_free(zipcache_policy* policy) { delete policy; }

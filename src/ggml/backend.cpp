@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/text.hpp"
 #include "ggml/cache_buffer.hpp"
 #include "ggml/host.hpp"
 #include "ggml/operations.hpp"
@@ -37,7 +38,7 @@ void backend_free(ggml_backend_t backend) {
 ggml_status backend_compute(ggml_backend_t backend, ggml_cgraph* graph) {
   const RunSettings& run = run_settings(backend);
   for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
-    const Status status = compute(ggml_graph_node(graph, i), run);
+    const Status status = without_exceptions([&] { return compute(ggml_graph_node(graph, i), run); });
     if (status.ok()) continue;
     return status.code() == Code::Aborted ? GGML_STATUS_ABORTED : GGML_STATUS_FAILED;
   }
@@ -104,18 +105,9 @@ const char* registry_name(ggml_backend_reg_t) { return "ZipCache"; }
 size_t registry_device_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t registry_device(ggml_backend_reg_t, size_t index) { return index == 0 ? device() : nullptr; }
 
-// Copies text the way snprintf does: at most `size` bytes with the end, returning the length needed.
-size_t copy_text(const std::string& text, char* out, size_t size) {
-  if (out && size > 0) {
-    const size_t n = std::min(text.size(), size - 1);
-    std::memcpy(out, text.data(), n);
-    out[n] = '\0';
-  }
-  return text.size();
-}
-
 int set_policy_text(const char* text, char* error, size_t error_size) {
-  const Status status = text ? set_policy(text) : Status{Code::BadArgument, "policy text is null"};
+  const Status status = without_exceptions(
+      [&] { return text ? set_policy(text) : Status{Code::BadArgument, "policy text is null"}; });
   copy_text(status.message(), error, error_size);
   return info(status.code()).exit_status;
 }

@@ -118,7 +118,8 @@ void buffer_set(ggml_backend_buffer_t, ggml_tensor* tensor, const void* data, si
     std::memcpy(static_cast<uint8_t*>(tensor->data) + offset, data, size);
     return;
   }
-  const Status status = at.buffer->write(*at.tensor, image_offset(tensor) + offset, size, data);
+  const Status status = without_exceptions(
+      [&] { return at.buffer->write(*at.tensor, image_offset(tensor) + offset, size, data); });
   // ggml has no way to return this; a cache that missed a write must not answer.
   if (!status.ok()) at.buffer->poison(status.message());
 }
@@ -129,7 +130,8 @@ void buffer_get(ggml_backend_buffer_t, const ggml_tensor* tensor, void* data, si
     std::memcpy(data, static_cast<const uint8_t*>(tensor->data) + offset, size);
     return;
   }
-  const Status status = at.buffer->read(*at.tensor, image_offset(tensor) + offset, size, data);
+  const Status status = without_exceptions(
+      [&] { return at.buffer->read(*at.tensor, image_offset(tensor) + offset, size, data); });
   if (!status.ok()) {
     std::memset(data, 0, size);
     at.buffer->poison(status.message());

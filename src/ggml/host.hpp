@@ -4,6 +4,9 @@
 
 #include <ggml.h>
 
+#include <exception>
+#include <new>
+
 #include "zipcache/status.hpp"
 
 namespace zipcache::host {
@@ -27,3 +30,20 @@ int interface_version();
 void log(bool error, const std::string& line);
 
 }  // namespace zipcache::host
+
+namespace zipcache {
+
+// Runs `body`, which returns a Status; what it throws (the system being out of memory) becomes one too,
+// since nothing may be thrown through ggml.
+template <class Body>
+Status without_exceptions(Body&& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return {Code::OverLimit, "out of memory; use a shorter context (-c) or fewer slots (-np)"};
+  } catch (const std::exception& e) {
+    return {Code::Internal, e.what()};
+  }
+}
+
+}  // namespace zipcache
