@@ -42,8 +42,9 @@ SetFit same_grid(float step, float floor) {
   return fit;
 }
 
-// Smallest share of the range worth trying when clipping; wide codes gain nothing from clipping.
-float least_factor(int bits) { return bits <= 2 ? 0.40f : bits == 3 ? 0.60f : bits == 4 ? 0.75f : 1.0f; }
+// Smallest share of the range worth trying when clipping, in steps of 5 % below the whole range; wide
+// codes gain nothing from clipping.
+int clipping_steps(int bits) { return bits <= 2 ? 12 : bits == 3 ? 8 : bits == 4 ? 5 : 0; }
 
 // Sums of the codes u of y = x - mean on one grid.
 struct CodeSums {
@@ -75,7 +76,8 @@ SetFit fit_unbiased(const float* x, int n, int bits, Range range) {
   SetFit best = same_grid((range.hi - range.lo) / top, range.lo);
   float least = INFINITY;
   const float centre = 0.5f * (range.lo + range.hi), reach = 0.5f * (range.hi - range.lo);
-  for (float factor = 1.0f; factor > least_factor(bits) - 0.01f; factor -= 0.05f) {
+  for (int clip = 0; clip <= clipping_steps(bits); ++clip) {
+    const float factor = 1.0f - 0.05f * static_cast<float>(clip);
     const float step = 2 * reach * factor / top, floor = centre - reach * factor;
     const CodeSums sums = code_sums(x, n, mean, step, floor, top);
     if (!(sums.uy > 0)) continue;

@@ -92,11 +92,14 @@ Status check_layout() {
 
 void log(bool error, const std::string& line) {
   if (!error && settings().quiet) return;
-  if (ggml_log_internal) {
-    ggml_log_internal(error ? GGML_LOG_LEVEL_ERROR : GGML_LOG_LEVEL_INFO, "zipcache: %s\n", line.c_str());
-  } else {
+  if (error || !ggml_log_internal) {
+    // Programs that stop because of a refusal drop what their log has not yet written.
     std::fprintf(stderr, "zipcache: %s\n", line.c_str());
+    std::fflush(stderr);
+    return;
   }
+  // llama.cpp's programs hide lines below this level unless told otherwise.
+  ggml_log_internal(GGML_LOG_LEVEL_WARN, "zipcache: %s\n", line.c_str());
 }
 
 }  // namespace zipcache::host

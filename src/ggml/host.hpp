@@ -26,7 +26,7 @@ const Operations& operations();
 // Version of the internal backend interface, 2 or 3.
 int interface_version();
 
-// One line to the host's log. `error` lines are for refusals.
+// One line to the host's log; an `error` line, which is for refusals, straight to standard error.
 void log(bool error, const std::string& line);
 
 }  // namespace zipcache::host
