@@ -1,5 +1,5 @@
-// The compressed key-value cache of one model: streams of cells, a log of 128-token blocks per stream,
-// 16-bit rows for what is new, packed tiles for what is old, and attention over both.
+// The compressed key-value cache of one model: streams of cells, a log of 128-token blocks per
+// stream, 16-bit rows for what is new, packed tiles for what is old, and attention over both.
 //
 //   CacheShape shape{.n_streams = 1, .n_cells = 2048, .layers = {30, {3, 64, 64}}};
 //   auto cache = Cache::create(shape, *parse_policy("zipcache"));
@@ -56,24 +56,24 @@ struct Bytes {
 };
 
 struct CacheStats {
-  std::string policy;     // short text form
-  std::string kernel;     // instruction set of the tile kernels in use
+  std::string policy;  // short text form
+  std::string kernel;  // instruction set of the tile kernels in use
   int n_layers = 0;
   int n_streams = 0;
-  int n_cells = 0;        // per stream
-  uint64_t rows_live = 0;     // per layer: rows that a cell refers to
-  uint64_t rows_dead = 0;     // per layer: rows whose cell was written again elsewhere
-  uint64_t rows_packed = 0;   // per layer: live rows held as codes (layer 0)
-  uint64_t elements = 0;      // K and V numbers of live rows over all layers
+  int n_cells = 0;              // per stream
+  uint64_t rows_live = 0;       // per layer: rows that a cell refers to
+  uint64_t rows_dead = 0;       // per layer: rows whose cell was written again elsewhere
+  uint64_t rows_packed = 0;     // per layer: live rows held as codes (layer 0)
+  uint64_t elements = 0;        // K and V numbers of live rows over all layers
   uint64_t coded_elements = 0;  // of these, held as codes
   uint64_t compactions = 0;
   uint64_t unscored_blocks = 0;  // packed at the best tier because their rows carried no scores
-  Bytes bytes;            // now
-  size_t bytes_peak = 0;  // most ever allocated since creation or clear
-  size_t bytes_planned = 0;  // what planned_bytes() said at creation
+  Bytes bytes;                   // now
+  size_t bytes_peak = 0;         // most ever allocated since creation or clear
+  size_t bytes_planned = 0;      // what planned_bytes() said at creation
 
-  double ratio_resident() const;  // 16-bit bytes of live rows / allocated
-  double ratio_params() const;    // 16 / bits of coded elements with codes, params and tags
+  double ratio_resident() const;    // 16-bit bytes of live rows / allocated
+  double ratio_params() const;      // 16 / bits of coded elements with codes, params and tags
   double bits_per_element() const;  // allocated bits / elements
 };
 
@@ -82,8 +82,8 @@ struct CacheStats {
 Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& layers, int n_tokens,
                         int ubatch);
 
-// Bytes to plan for: all cells packed, plus raw blocks for window, sinks, the blocks being filled and
-// one micro-batch in one layer.
+// Bytes to plan for: all cells packed, plus raw blocks for window, sinks, the blocks being filled
+// and one micro-batch in one layer.
 Result<size_t> planned_bytes(const Policy& policy, const CacheShape& shape, int ubatch);
 
 // The published compression formula (paper, appendix A): 16 / (average bits + parameter bits), with
@@ -96,19 +96,19 @@ double paper_ratio(const Policy& policy, double C, double l, double b = 1);
 struct Attention {
   int layer = 0;
   int stream = 0;
-  int n_queries = 0;     // query rows
-  int n_heads = 0;       // query heads, a multiple of the layer's KV heads
-  const float* q = nullptr;  // [n_queries, n_heads, k_dim] at the strides below
+  int n_queries = 0;            // query rows
+  int n_heads = 0;              // query heads, a multiple of the layer's KV heads
+  const float* q = nullptr;     // [n_queries, n_heads, k_dim] at the strides below
   ptrdiff_t q_row_stride = 0;   // floats from one query row to the next
   ptrdiff_t q_head_stride = 0;  // floats from one head to the next
   // [n_queries, n_cells] 16-bit floats: -inf hides a cell, any other value times the ALiBi slope is
   // added to the score. Null: every written cell is visible.
   const uint16_t* mask = nullptr;
-  ptrdiff_t mask_stride = 0;  // 16-bit numbers from one row to the next
-  int n_cells = 0;            // cells that the mask covers; later cells are hidden
-  float scale = 1;            // of q . k
-  float max_bias = 0;         // ALiBi base, 0 for none
-  float soft_cap = 0;         // 0 for none
+  ptrdiff_t mask_stride = 0;     // 16-bit numbers from one row to the next
+  int n_cells = 0;               // cells that the mask covers; later cells are hidden
+  float scale = 1;               // of q . k
+  float max_bias = 0;            // ALiBi base, 0 for none
+  float soft_cap = 0;            // 0 for none
   const float* sinks = nullptr;  // [n_heads] extra logit of each head, or null
   float* out = nullptr;          // [n_queries, n_heads, v_dim] at the strides below
   ptrdiff_t out_row_stride = 0;
@@ -120,18 +120,19 @@ struct Attention {
 
 class Cache {
  public:
-  // Reserves address space for the worst case and allocates nothing after; memory is used as rows come.
-  // Fails with BadPolicy, BadArgument or OverLimit.
+  // Reserves address space for the worst case and allocates nothing after; memory is used as rows
+  // come. Fails with BadPolicy, BadArgument or OverLimit.
   static Result<std::unique_ptr<Cache>> create(const CacheShape& shape, const Policy& policy);
   virtual ~Cache() = default;
 
-  // Stores one row per cell: `rows` is [cells.size(), n_heads * dim] floats, `row_stride` floats apart.
-  // Values outside the 16-bit range and NaN are refused with BadData before anything changes.
+  // Stores one row per cell: `rows` is [cells.size(), n_heads * dim] floats, `row_stride` floats
+  // apart. Values outside the 16-bit range and NaN are refused with BadData before anything
+  // changes.
   virtual Status write(int layer, int stream, SideId side, std::span<const int64_t> cells,
                        const float* rows, ptrdiff_t row_stride) = 0;
 
-  // The same from 16-bit rows, and back. Rows that decode to what is stored already stay as they are,
-  // packed ones included. Cells never written read as zeros.
+  // The same from 16-bit rows, and back. Rows that decode to what is stored already stay as they
+  // are, packed ones included. Cells never written read as zeros.
   virtual Status write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                             const uint16_t* rows) = 0;
   virtual Status read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
@@ -142,8 +143,8 @@ class Cache {
   virtual Status rotate_keys(int layer, int stream, std::span<const int32_t> shift,
                              const std::function<void(float* head_row, int32_t shift)>& rotate) = 0;
 
-  // Attention of a step's queries over everything the mask shows, then scoring and packing of blocks
-  // that are due (paper, Algorithms 2 and 3).
+  // Attention of a step's queries over everything the mask shows, then scoring and packing of
+  // blocks that are due (paper, Algorithms 2 and 3).
   virtual Status attend(const Attention& attention) = 0;
 
   virtual void clear() = 0;

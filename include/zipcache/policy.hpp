@@ -1,11 +1,12 @@
-// A policy is one complete setting of the cache: how K and V become codes, which tokens get more bits,
-// what stays at 16 bits, and when packing happens. Every method is a value of this struct, not code.
+// A policy is one complete setting of the cache: how K and V become codes, which tokens get more
+// bits, what stays at 16 bits, and when packing happens. Every method is a value of this struct,
+// not code.
 //
-//   auto policy = zipcache::parse_policy("zipcache,recent=64,ratio=0.6");   // a row, fields changed
-//   auto other  = zipcache::load_policy("policy.json");                     // a file
+//   auto policy = zipcache::parse_policy("zipcache,recent=64,ratio=0.6");   // a row, fields
+//   changed auto other  = zipcache::load_policy("policy.json");                     // a file
 //
-// Words: docs/glossary.md. Sources: ZipCache (He et al., NeurIPS 2024) and the decisions A1 to A19 that
-// docs/method.md lists. Thread safety: plain values and pure functions.
+// Words: docs/glossary.md. Sources: ZipCache (He et al., NeurIPS 2024) and the decisions A1 to A19
+// that docs/method.md lists. Thread safety: plain values and pure functions.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +24,15 @@ enum class Axis : uint8_t {
   Channel,  // one channel over all tokens of the tile             (paper: channelwise)
   Token,    // all channels of one token                           (paper: tokenwise)
   Group,    // `group` neighbouring channels of one token          (paper: groupwise)
-  Cst,      // tokenwise after dividing channel c by sqrt(max|x_c|) (paper: channel-separable tokenwise)
+  Cst,  // tokenwise after dividing channel c by sqrt(max|x_c|) (paper: channel-separable tokenwise)
 };
 
 // How the (step, floor) pair of a set is chosen. All cost the same bits.
 enum class Fit : uint8_t {
   Endpoint,  // outermost levels on the smallest and largest value (the paper)
   Midpoint,  // 2^bits equal bins, reconstructed at their centres
-  Unbiased,  // clipped range, then refitted so that reconstruction on original has regression slope 1
+  Unbiased,  // clipped range, then refitted so that reconstruction on original has regression slope
+             // 1
 };
 
 enum class Rotation : uint8_t { None, Hadamard };
@@ -62,7 +64,8 @@ enum class Scope : uint8_t {
 
 enum class Cadence : uint8_t {
   Stream,  // a block is ranked and packed when it leaves the window
-  Prompt,  // all stays 16-bit until the prompt ends, then one ranking and one shared K parameter set
+  Prompt,  // all stays 16-bit until the prompt ends, then one ranking and one shared K parameter
+           // set
 };
 
 // Tokens of one block, the unit that is packed.
@@ -143,8 +146,8 @@ std::span<const PolicyRow> policy_rows();
 // changes. The error names the field, the value found and the accepted values.
 Result<Policy> parse_policy(std::string_view text);
 
-// Reads and writes the JSON form. Unknown fields are errors, absent ones keep the row named by "base"
-// (f16 when there is none).
+// Reads and writes the JSON form. Unknown fields are errors, absent ones keep the row named by
+// "base" (f16 when there is none).
 Result<Policy> policy_from_json(std::string_view json);
 std::string policy_to_json(const Policy& policy);
 Result<Policy> load_policy(const std::string& path);
@@ -155,13 +158,13 @@ std::string to_text(const Policy& policy);
 // Checks that fields fit together; every parser above ends with it.
 Status check(const Policy& policy);
 
-// The policy of one layer: overrides applied. Window, cadence, seed and probes belong to the whole cache
-// and cannot be overridden.
+// The policy of one layer: overrides applied. Window, cadence, seed and probes belong to the whole
+// cache and cannot be overridden.
 Result<Policy> policy_for_layer(const Policy& policy, int layer);
 
-// Tiers from scores: `scores` [n] ranks n tokens; the floor((1000 - high_permille) * n / 1000) lowest get
-// tier 1, the others tier 0 (decisions A12 and A19: of equal scores the later token is salient).
-// Pure; integer arithmetic, so no binary fraction changes a count.
+// Tiers from scores: `scores` [n] ranks n tokens; the floor((1000 - high_permille) * n / 1000)
+// lowest get tier 1, the others tier 0 (decisions A12 and A19: of equal scores the later token is
+// salient). Pure; integer arithmetic, so no binary fraction changes a count.
 std::vector<uint8_t> allocate(std::span<const float> scores, int high_permille);
 
 }  // namespace zipcache

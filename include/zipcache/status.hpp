@@ -48,7 +48,8 @@ inline constexpr CodeInfo kCodes[] = {
 
 constexpr const CodeInfo& info(Code code) { return kCodes[static_cast<int>(code)]; }
 
-// Success, or a code with one line of text that says what was found, what was expected and what to do.
+// Success, or a code with one line of text that says what was found, what was expected and what to
+// do.
 class [[nodiscard]] Status {
  public:
   Status() = default;
@@ -67,8 +68,8 @@ inline Status ok() { return {}; }
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}               // NOLINT: implicit on purpose
-  Result(Status status) : status_(std::move(status)) {        // NOLINT: implicit on purpose
+  Result(T value) : value_(std::move(value)) {}         // NOLINT: implicit on purpose
+  Result(Status status) : status_(std::move(status)) {  // NOLINT: implicit on purpose
     if (status_.ok()) status_ = {Code::Internal, "a result without a value was given no error"};
   }
   bool ok() const { return value_.has_value(); }
@@ -91,8 +92,8 @@ class [[nodiscard]] Result {
 }  // namespace zipcache
 
 // Passes an error up to the caller.
-#define ZC_TRY(expression)                                  \
-  do {                                                      \
-    ::zipcache::Status zc_status_ = (expression);           \
-    if (!zc_status_.ok()) return zc_status_;                \
+#define ZC_TRY(expression)                        \
+  do {                                            \
+    ::zipcache::Status zc_status_ = (expression); \
+    if (!zc_status_.ok()) return zc_status_;      \
   } while (false)

@@ -35,14 +35,19 @@ struct TaskSums {
 
 class Worker {
  public:
-  Worker(const Attention& step, const StreamLog& log, const LayerStore& store, const Kernels& kernels)
-      : step_(step), log_(log), store_(store), kernels_(kernels),
+  Worker(const Attention& step, const StreamLog& log, const LayerStore& store,
+         const Kernels& kernels)
+      : step_(step),
+        log_(log),
+        store_(store),
+        kernels_(kernels),
         group_(step.n_heads / store.raw.shape.n_heads) {}
 
   void run(const Task& task, TaskSums& sums, const std::atomic<bool>& stop) const {
     const LayerShape& shape = store_.raw.shape;
-    const QueryTile queries = gather_queries(step_, task.first_query, task.n_queries, task.head, group_,
-                                             shape.k_dim, rotated(store_.packed.policy().k));
+    const QueryTile queries =
+        gather_queries(step_, task.first_query, task.n_queries, task.head, group_, shape.k_dim,
+                       rotated(store_.packed.policy().k));
     sums.raw.reset(queries.n_rows(), shape.v_dim);
     sums.packed.reset(queries.n_rows(), shape.v_dim);
     Scratch scratch;
@@ -50,8 +55,10 @@ class Worker {
       if (stop.load(std::memory_order_relaxed)) return;
       const int slot = log_.order()[size_t(i)];
       const StoredBlock& stored = store_.block(slot);
-      if (stored.packed) add_packed(task, queries, slot, scratch, sums);
-      else if (stored.raw) add_raw(task, queries, slot, scratch, sums.raw);
+      if (stored.packed)
+        add_packed(task, queries, slot, scratch, sums);
+      else if (stored.raw)
+        add_raw(task, queries, slot, scratch, sums.raw);
     }
     // The sum over rotated values, turned back once, instead of turning every value.
     if (rotated(store_.packed.policy().v)) {
@@ -68,7 +75,8 @@ class Worker {
                 Partial& sums) const {
     const int rows = queries.n_rows();
     scratch.scores.resize(size_t(rows) * size_t(n));
-    raw_scores(kernels_, q, rows, queries.dim, scratch.keys.data(), n, scratch.turned, scratch.scores.data());
+    raw_scores(kernels_, q, rows, queries.dim, scratch.keys.data(), n, scratch.turned,
+               scratch.scores.data());
     finish_scores(step_, queries, visible, scratch.bias.data(), n, scratch.scores.data());
     for (int r = 0; r < rows; ++r) {
       float* row = scratch.scores.data() + r * n;
@@ -84,12 +92,14 @@ class Worker {
                   sums.out.data(), sums.dim, true);
   }
 
-  Visible mask(const Task& task, const LogBlock& block, const uint8_t* order, int n, Scratch& scratch) const {
+  Visible mask(const Task& task, const LogBlock& block, const uint8_t* order, int n,
+               Scratch& scratch) const {
     scratch.bias.resize(size_t(task.n_queries) * size_t(n));
     return mask_tile(step_, block, task.first_query, task.n_queries, order, n, scratch.bias.data());
   }
 
-  void add_raw(const Task& task, const QueryTile& queries, int slot, Scratch& scratch, Partial& sums) const {
+  void add_raw(const Task& task, const QueryTile& queries, int slot, Scratch& scratch,
+               Partial& sums) const {
     const LayerShape& shape = store_.raw.shape;
     const LogBlock& block = log_.block(slot);
     uint8_t order[kBlockTokens];
@@ -100,7 +110,8 @@ class Worker {
     scratch.keys.resize(size_t(kBlockTokens) * size_t(shape.k_dim));
     scratch.values.resize(size_t(kBlockTokens) * size_t(shape.v_dim));
     kernels_.halves(store_.raw.k(raw, task.head), scratch.keys.data(), block.n_rows * shape.k_dim);
-    kernels_.halves(store_.raw.v(raw, task.head), scratch.values.data(), block.n_rows * shape.v_dim);
+    kernels_.halves(store_.raw.v(raw, task.head), scratch.values.data(),
+                    block.n_rows * shape.v_dim);
     add_tile(queries, queries.rows.data(), block.n_rows, visible, scratch, sums);
   }
 
@@ -119,8 +130,10 @@ class Worker {
     scratch.values.resize(size_t(kBlockTokens) * size_t(shape.v_dim));
     int at = 0;
     for (size_t tier = 0; tier < store_.packed.policy().tiers.size(); ++tier) {
-      kernels_.expand(kernel_args(head.k.tiers[tier]), &scratch.keys[size_t(at) * size_t(shape.k_dim)]);
-      kernels_.expand(kernel_args(head.v.tiers[tier]), &scratch.values[size_t(at) * size_t(shape.v_dim)]);
+      kernels_.expand(kernel_args(head.k.tiers[tier]),
+                      &scratch.keys[size_t(at) * size_t(shape.k_dim)]);
+      kernels_.expand(kernel_args(head.v.tiers[tier]),
+                      &scratch.values[size_t(at) * size_t(shape.v_dim)]);
       at += head.k.tiers[tier].shape.n_tokens;
     }
     add_tile(queries, queries.for_packed(), stored.n_coded, visible, scratch, sums.packed);
@@ -151,7 +164,8 @@ class Worker {
   int group_;
 };
 
-// Heads times query tiles; few of those are split further over blocks, so that every thread has work.
+// Heads times query tiles; few of those are split further over blocks, so that every thread has
+// work.
 std::vector<Task> plan_tasks(const Attention& step, int n_kv_heads, int n_blocks) {
   const int tiles = (step.n_queries + kQueriesPerTile - 1) / kQueriesPerTile;
   const int wanted = step.n_threads > 1 ? 3 * step.n_threads : 1;
@@ -201,7 +215,8 @@ Status attend_blocks(const Attention& step, const StreamLog& log, const LayerSto
   for (size_t i = 0; i < tasks.size(); ++i) {
     TaskSums& first = sums[i];
     size_t next = i + 1;
-    for (; next < tasks.size() && tasks[next].first_block > 0; ++next) first.raw.merge(sums[next].raw);
+    for (; next < tasks.size() && tasks[next].first_block > 0; ++next)
+      first.raw.merge(sums[next].raw);
     write_rows(step, tasks[i], step.n_heads / n_kv_heads, first.raw, log_mass);
     i = next - 1;
   }

@@ -31,8 +31,8 @@ class Engine final : public Cache {
 
   Status open();
 
-  Status write(int layer, int stream, SideId side, std::span<const int64_t> cells, const float* rows,
-               ptrdiff_t row_stride) override;
+  Status write(int layer, int stream, SideId side, std::span<const int64_t> cells,
+               const float* rows, ptrdiff_t row_stride) override;
   Status write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                     const uint16_t* rows) override;
   Status read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
@@ -63,12 +63,13 @@ class Engine final : public Cache {
   Status begin_write(int layer, int stream, SideId side);
   void place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows);
   Status unseal(int stream, std::span<const int64_t> cells);
-  Status move_rows(int stream, std::span<const int64_t> cells, const std::vector<std::vector<half>>& saved,
-                   std::vector<RowId>& rows);
+  Status move_rows(int stream, std::span<const int64_t> cells,
+                   const std::vector<std::vector<half>>& saved, std::vector<RowId>& rows);
   template <class Fill>
-  Status store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows, Fill&& fill);
+  Status store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows,
+                    Fill&& fill);
   void free_block(int stream, int slot);
-  Status compact(int stream);
+  Status compact(int stream, int slot);
   std::vector<half> block_rows(int layer, int stream, SideId side, int slot, int n_rows) const;
   void mark_sinks(const Attention& step);
   std::vector<int> probes_of(const Attention& step) const;
@@ -87,7 +88,8 @@ class Engine final : public Cache {
   size_t planned_ = 0;
 };
 
-// Addresses for the worst case of every layer: each block slot both raw and packed at the best tier.
+// Addresses for the worst case of every layer: each block slot both raw and packed at the best
+// tier.
 Status Engine::open() {
   size_t reserve = 0;
   const int n_slots = StreamLog::max_blocks(shape_.n_cells);
@@ -99,15 +101,17 @@ Status Engine::open() {
       for (const auto& [side, size] : {std::pair{own->k, shape_.layers[layer].k_dim},
                                        std::pair{own->v, shape_.layers[layer].v_dim}}) {
         if (side.axis != Axis::Group || size % side.group == 0) continue;
-        return {Code::BadPolicy, fmt::format("policy, layer {}: group{} does not divide the head size {}; "
-                                             "choose a group that does, or axis token", layer, side.group,
-                                             size)};
+        return {Code::BadPolicy,
+                fmt::format("policy, layer {}: group{} does not divide the head size {}; "
+                            "choose a group that does, or axis token",
+                            layer, side.group, size)};
       }
       stores_.push_back(std::make_unique<LayerStore>(shape_.layers[layer], *own, n_slots));
       const LayerStore& made = *stores_.back();
       const std::vector<int> all_high(size_t(shape_.layers[layer].n_heads), kBlockTokens);
       const size_t packed = made.packed.bytes(all_high, kBlockTokens, 0, false).total +
-                            made.raw.row_bytes() * size_t(policy_.window.sinks) + made.packed.shared_bytes();
+                            made.raw.row_bytes() * size_t(policy_.window.sinks) +
+                            made.packed.shared_bytes();
       reserve += size_t(n_slots) * (Arena::rounded(made.raw.bytes) + 2 * Arena::rounded(packed));
     }
   }
@@ -119,12 +123,12 @@ Status Engine::open() {
 
 Status Engine::check_place(const char* call, int layer, int stream) const {
   if (layer < 0 || size_t(layer) >= shape_.layers.size()) {
-    return {Code::BadArgument, fmt::format("{}: layer {}, expected 0 to {}", call, layer,
-                                           shape_.layers.size() - 1)};
+    return {Code::BadArgument,
+            fmt::format("{}: layer {}, expected 0 to {}", call, layer, shape_.layers.size() - 1)};
   }
   if (stream < 0 || stream >= shape_.n_streams) {
-    return {Code::BadArgument, fmt::format("{}: stream {}, expected 0 to {}", call, stream,
-                                           shape_.n_streams - 1)};
+    return {Code::BadArgument,
+            fmt::format("{}: stream {}, expected 0 to {}", call, stream, shape_.n_streams - 1)};
   }
   return ok();
 }
@@ -132,18 +136,21 @@ Status Engine::check_place(const char* call, int layer, int stream) const {
 Status Engine::check_cells(std::span<const int64_t> cells) const {
   for (const int64_t cell : cells) {
     if (cell >= 0 && cell < shape_.n_cells) continue;
-    return {Code::BadArgument, fmt::format("write: cell {}, expected 0 to {}", cell, shape_.n_cells - 1)};
+    return {Code::BadArgument,
+            fmt::format("write: cell {}, expected 0 to {}", cell, shape_.n_cells - 1)};
   }
   return ok();
 }
 
 void Engine::free_block(int stream, int slot) {
-  for (size_t layer = 0; layer < shape_.layers.size(); ++layer) store(int(layer), stream).release(slot, arena_);
+  for (size_t layer = 0; layer < shape_.layers.size(); ++layer)
+    store(int(layer), stream).release(slot, arena_);
   logs_[size_t(stream)].free_slot(slot);
 }
 
 // Rows of a block as 16-bit numbers, token by token: [n_rows, n_heads * dim].
-std::vector<half> Engine::block_rows(int layer, int stream, SideId side, int slot, int n_rows) const {
+std::vector<half> Engine::block_rows(int layer, int stream, SideId side, int slot,
+                                     int n_rows) const {
   const int n_heads = shape_.layers[size_t(layer)].n_heads, width = dim(layer, side);
   std::vector<half> rows(size_t(n_rows) * size_t(n_heads) * size_t(width));
   std::vector<float> head_rows(size_t(kBlockTokens) * size_t(width));
@@ -151,18 +158,17 @@ std::vector<half> Engine::block_rows(int layer, int stream, SideId side, int slo
     decode_rows(store(layer, stream), slot, side, head, n_rows, head_rows.data());
     for (int t = 0; t < n_rows; ++t) {
       half* out = &rows[(size_t(t) * size_t(n_heads) + size_t(head)) * size_t(width)];
-      for (int c = 0; c < width; ++c) out[c] = to_half(std::clamp(head_rows[size_t(t * width + c)], -kHalfMax, kHalfMax));
+      for (int c = 0; c < width; ++c)
+        out[c] = to_half(std::clamp(head_rows[size_t(t * width + c)], -kHalfMax, kHalfMax));
     }
   }
   return rows;
 }
 
-// Moves the live rows of the block with the most dead ones to the end of the log, in all layers: the only
+// Moves the live rows of a block that has dead ones to the end of the log, in all layers: the only
 // re-encoding there is. Runs between steps, when no layer is behind another.
-Status Engine::compact(int stream) {
+Status Engine::compact(int stream, int slot) {
   StreamLog& log = logs_[size_t(stream)];
-  const int slot = log.most_dead();
-  if (slot < 0) return ok();
   const LogBlock before = log.block(slot);
   std::vector<int> live;
   for (int row = 0; row < before.n_rows; ++row) {
@@ -191,11 +197,14 @@ Status Engine::compact(int stream) {
   return ok();
 }
 
-// Begins a step when this side of this layer was written before; between steps is the time to compact.
+// Begins a step when this side of this layer was written before; between steps is the time to
+// compact.
 Status Engine::begin_write(int layer, int stream, SideId side) {
   StreamLog& log = logs_[size_t(stream)];
   if (!log.begin_write(layer, side)) return ok();
-  while (log.rows_dead() > dead_rows_allowed(shape_.n_cells)) ZC_TRY(compact(stream));
+  while (log.rows_dead() > dead_rows_allowed(shape_.n_cells) && log.most_dead() >= 0) {
+    ZC_TRY(compact(stream, log.most_dead()));
+  }
   log.restart_step();
   return ok();
 }
@@ -204,8 +213,8 @@ void Engine::place(int stream, std::span<const int64_t> cells, std::vector<RowId
   logs_[size_t(stream)].place(cells, rows, [&](int slot) { free_block(stream, slot); });
 }
 
-// Gives cells that stand in sealed blocks new 16-bit rows with the values they have, in all layers, so that
-// a write of one side of one layer does not lose the others'.
+// Gives cells that stand in sealed blocks new 16-bit rows with the values they have, in all layers,
+// so that a write of one side of one layer does not lose the others'.
 Status Engine::unseal(int stream, std::span<const int64_t> cells) {
   const StreamLog& log = logs_[size_t(stream)];
   std::vector<int64_t> sealed;
@@ -249,12 +258,14 @@ Status Engine::move_rows(int stream, std::span<const int64_t> cells,
 
 // Calls fill(out, head, dim) for each row and head of a write, in that order.
 template <class Fill>
-Status Engine::store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows, Fill&& fill) {
+Status Engine::store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows,
+                          Fill&& fill) {
   LayerStore& target = store(layer, stream);
   const int n_heads = target.raw.shape.n_heads, width = dim(layer, side);
   for (const RowId id : rows) {
     uint8_t* raw = target.raw_for_write(id.slot, arena_);
-    if (!raw) return {Code::OverLimit, "cache storage is used up; create the cache with more cells"};
+    if (!raw)
+      return {Code::OverLimit, "cache storage is used up; create the cache with more cells"};
     for (int head = 0; head < n_heads; ++head) {
       fill(target.raw.rows(raw, side, head) + ptrdiff_t(id.row) * width, head, width);
       if (target.packed.policy().needs_scores()) target.raw.sums(raw, head)[id.row] = 0;
@@ -267,8 +278,8 @@ Status Engine::store_rows(int layer, int stream, SideId side, const std::vector<
   return ok();
 }
 
-Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t> cells, const float* rows,
-                     ptrdiff_t row_stride) {
+Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t> cells,
+                     const float* rows, ptrdiff_t row_stride) {
   ZC_TRY(check_place("write", layer, stream));
   ZC_TRY(check_cells(cells));
   const int n_values = shape_.layers[size_t(layer)].n_heads * dim(layer, side);
@@ -276,10 +287,11 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
     const float* row = rows + ptrdiff_t(i) * row_stride;
     for (int c = 0; c < n_values; ++c) {
       if (std::fabs(row[c]) <= kHalfMax) continue;
-      return {Code::BadData,
-              fmt::format("write: layer {}, cell {}, {} channel {}: found {}, expected a number within "
-                          "+-65504; the model's activations overflow a 16-bit cache", layer, cells[i],
-                          side == SideId::K ? "K" : "V", c, row[c])};
+      return {
+          Code::BadData,
+          fmt::format("write: layer {}, cell {}, {} channel {}: found {}, expected a number within "
+                      "+-65504; the model's activations overflow a 16-bit cache",
+                      layer, cells[i], side == SideId::K ? "K" : "V", c, row[c])};
     }
   }
   ZC_TRY(begin_write(layer, stream, side));
@@ -311,7 +323,8 @@ Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int
       std::fill_n(rows + size_t(i) * width, width, half{0});
       continue;
     }
-    if (id.slot != decoded) block = block_rows(layer, stream, side, id.slot, log.block(id.slot).n_rows);
+    if (id.slot != decoded)
+      block = block_rows(layer, stream, side, id.slot, log.block(id.slot).n_rows);
     decoded = id.slot;
     std::copy_n(&block[size_t(id.row) * width], width, rows + size_t(i) * width);
   }
@@ -328,9 +341,10 @@ Status Engine::write_half(int layer, int stream, SideId side, int first_cell, in
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
   for (size_t i = 0; i < size_t(n_cells) * width; ++i) {
     if ((rows[i] & 0x7C00u) == 0x7C00u) {
-      return {Code::BadData, fmt::format("write: layer {}, cell {}: found an infinity or NaN in a 16-bit "
-                                         "row; the saved state is damaged", layer,
-                                         first_cell + int(i / width))};
+      return {Code::BadData,
+              fmt::format("write: layer {}, cell {}: found an infinity or NaN in a 16-bit "
+                          "row; the saved state is damaged",
+                          layer, first_cell + int(i / width))};
     }
   }
   ZC_TRY(begin_write(layer, stream, side));
@@ -372,9 +386,10 @@ Status Engine::rotate_keys(int layer, int stream, std::span<const int32_t> shift
                                    [&](int32_t cell) { return shift_of(cell) != 0; });
     if (!moved || (!stored.raw && !stored.packed)) continue;
     if (stored.shared >= 0) {
-      return {Code::Incompatible, "context shift: cadence=prompt shares key parameters between blocks and "
-                                  "cannot rotate them; use cadence=stream or start with "
-                                  "--no-context-shift"};
+      return {Code::Incompatible,
+              "context shift: cadence=prompt shares key parameters between blocks and "
+              "cannot rotate them; use cadence=stream or start with "
+              "--no-context-shift"};
     }
     std::vector<float> keys(size_t(n_heads) * kBlockTokens * size_t(width));
     for (int head = 0; head < n_heads; ++head) {
@@ -402,9 +417,10 @@ Status Engine::check_step(const Attention& step) const {
   ZC_TRY(check_place("attend", step.layer, step.stream));
   const LayerShape& layer = shape_.layers[size_t(step.layer)];
   if (step.n_queries < 1 || step.n_heads < 1 || step.n_heads % layer.n_heads != 0) {
-    return {Code::BadArgument, fmt::format("attend: {} query rows of {} heads, expected at least one row "
-                                           "and a multiple of {} heads", step.n_queries, step.n_heads,
-                                           layer.n_heads)};
+    return {Code::BadArgument,
+            fmt::format("attend: {} query rows of {} heads, expected at least one row "
+                        "and a multiple of {} heads",
+                        step.n_queries, step.n_heads, layer.n_heads)};
   }
   if (!step.q || !step.out) return {Code::BadArgument, "attend: q or out is null"};
   if (step.n_cells < 0 || step.n_threads < 1) {
@@ -438,7 +454,8 @@ std::vector<int> Engine::probes_of(const Attention& step) const {
   if (rows.size() != size_t(step.n_queries)) return probes;
   for (int q = 0; q < step.n_queries; ++q) {
     const LogBlock& block = log.block(rows[size_t(q)].slot);
-    if (choose_decode_probes(policy_.saliency, key(block.first)).test(size_t(rows[size_t(q)].row))) {
+    if (choose_decode_probes(policy_.saliency, key(block.first))
+            .test(size_t(rows[size_t(q)].row))) {
       probes.push_back(q);
     }
   }
@@ -456,7 +473,8 @@ Status Engine::pack_due(const Attention& step, bool together) {
   }
   const size_t at_once = together ? std::max<size_t>(due.size(), 1) : 1;
   for (size_t i = 0; i < due.size(); i += at_once) {
-    const PackJob job{step.layer, step.stream, std::span(due).subspan(i, at_once), together, step.n_threads};
+    const PackJob job{step.layer, step.stream, std::span(due).subspan(i, at_once), together,
+                      step.n_threads};
     const Result<PackOutcome> outcome = pack_blocks(job, log, target, arena_);
     if (!outcome.ok()) return outcome.status();
     unscored_blocks_ += uint64_t(outcome->unscored_blocks);
@@ -485,7 +503,8 @@ Status Engine::attend(const Attention& step) {
 void Engine::clear() {
   for (auto& log : logs_) log.clear();
   for (auto& made : stores_) {
-    for (int slot = 0; slot < StreamLog::max_blocks(shape_.n_cells); ++slot) made->release(slot, arena_);
+    for (int slot = 0; slot < StreamLog::max_blocks(shape_.n_cells); ++slot)
+      made->release(slot, arena_);
   }
   arena_.clear();
   compactions_ = unscored_blocks_ = peak_ = 0;

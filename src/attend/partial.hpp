@@ -1,6 +1,7 @@
-// Attention state that can be stopped, moved and merged: for each query row the largest score so far, the
-// sum of exp(score - peak), and the weighted sum of values. A fresh one is the identity; merging is
-// associative and commutative up to rounding, so keys may be split over blocks, tiers and threads.
+// Attention state that can be stopped, moved and merged: for each query row the largest score so
+// far, the sum of exp(score - peak), and the weighted sum of values. A fresh one is the identity;
+// merging is associative and commutative up to rounding, so keys may be split over blocks, tiers
+// and threads.
 #pragma once
 
 #include <cmath>

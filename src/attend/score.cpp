@@ -1,4 +1,5 @@
-// The probe pass: attention that probe rows gave to the tokens that are still raw (paper, section 4.2).
+// The probe pass: attention that probe rows gave to the tokens that are still raw (paper,
+// section 4.2).
 #include <numeric>
 
 #include "attend/attend.hpp"
@@ -9,11 +10,13 @@ namespace zipcache {
 namespace {
 
 // Adds one probe's attention to `sums` [n], given the log of each of its rows' softmax sums.
-void add_probe(const Attention& step, const QueryTile& probe, const Kernels& kernels, Visible visible,
-               const std::vector<float>& bias, const std::vector<float>& keys, int n,
-               const float* log_mass, std::vector<float>& scratch, std::vector<float>& scores, float* sums) {
+void add_probe(const Attention& step, const QueryTile& probe, const Kernels& kernels,
+               Visible visible, const std::vector<float>& bias, const std::vector<float>& keys,
+               int n, const float* log_mass, std::vector<float>& scratch,
+               std::vector<float>& scores, float* sums) {
   scores.resize(size_t(probe.group) * size_t(n));
-  raw_scores(kernels, probe.rows.data(), probe.group, probe.dim, keys.data(), n, scratch, scores.data());
+  raw_scores(kernels, probe.rows.data(), probe.group, probe.dim, keys.data(), n, scratch,
+             scores.data());
   finish_scores(step, probe, visible, bias.data(), n, scores.data());
   for (int h = 0; h < probe.group; ++h) {
     float* row = scores.data() + h * n;
@@ -23,13 +26,16 @@ void add_probe(const Attention& step, const QueryTile& probe, const Kernels& ker
   }
 }
 
-void score_head(const Attention& step, const StreamLog& log, LayerStore& store, const Kernels& kernels,
-                const std::vector<int>& probes, const std::vector<float>& log_mass, int head) {
+void score_head(const Attention& step, const StreamLog& log, LayerStore& store,
+                const Kernels& kernels, const std::vector<int>& probes,
+                const std::vector<float>& log_mass, int head) {
   const LayerShape& shape = store.raw.shape;
   const int group = step.n_heads / shape.n_heads;
   std::vector<QueryTile> tiles;
-  for (const int row : probes) tiles.push_back(gather_queries(step, row, 1, head, group, shape.k_dim, false));
-  std::vector<float> keys(size_t(kBlockTokens) * size_t(shape.k_dim)), bias(kBlockTokens), scratch, scores;
+  for (const int row : probes)
+    tiles.push_back(gather_queries(step, row, 1, head, group, shape.k_dim, false));
+  std::vector<float> keys(size_t(kBlockTokens) * size_t(shape.k_dim)), bias(kBlockTokens), scratch,
+      scores;
   uint8_t order[kBlockTokens];
   std::iota(order, order + kBlockTokens, uint8_t{0});
   for (const int slot : log.order()) {
@@ -38,7 +44,8 @@ void score_head(const Attention& step, const StreamLog& log, LayerStore& store, 
     const LogBlock& block = log.block(slot);
     kernels.halves(store.raw.k(raw, head), keys.data(), block.n_rows * shape.k_dim);
     for (const QueryTile& probe : tiles) {
-      const Visible visible = mask_tile(step, block, probe.first_query, 1, order, block.n_rows, bias.data());
+      const Visible visible =
+          mask_tile(step, block, probe.first_query, 1, order, block.n_rows, bias.data());
       if (visible == Visible::None) continue;
       add_probe(step, probe, kernels, visible, bias, keys, block.n_rows,
                 &log_mass[size_t(probe.first_query) * size_t(step.n_heads)], scratch, scores,
@@ -47,7 +54,8 @@ void score_head(const Attention& step, const StreamLog& log, LayerStore& store, 
   }
 }
 
-// Counts of probe rows, and of all rows where the policy divides by them, that could see each raw row.
+// Counts of probe rows, and of all rows where the policy divides by them, that could see each raw
+// row.
 void count_views(const Attention& step, const StreamLog& log, LayerStore& store,
                  const std::vector<int>& probes) {
   const bool all_rows = store.packed.policy().saliency.norm == Norm::FullCausal;
@@ -58,7 +66,8 @@ void count_views(const Attention& step, const StreamLog& log, LayerStore& store,
     for (int row = 0; row < block.n_rows; ++row) {
       const int32_t cell = block.cells[size_t(row)];
       for (const int probe : probes) store.raw.probes_seen(raw)[row] += sees(step, probe, cell);
-      for (int q = 0; all_rows && q < step.n_queries; ++q) store.raw.rows_seen(raw)[row] += sees(step, q, cell);
+      for (int q = 0; all_rows && q < step.n_queries; ++q)
+        store.raw.rows_seen(raw)[row] += sees(step, q, cell);
     }
   }
 }
@@ -68,9 +77,8 @@ void count_views(const Attention& step, const StreamLog& log, LayerStore& store,
 void score_raw_blocks(const Attention& step, const StreamLog& log, LayerStore& store,
                       const Kernels& kernels, const std::vector<int>& probes,
                       const std::vector<float>& log_mass) {
-  parallel_for(step.n_threads, store.raw.shape.n_heads, [&](int head) {
-    score_head(step, log, store, kernels, probes, log_mass, head);
-  });
+  parallel_for(step.n_threads, store.raw.shape.n_heads,
+               [&](int head) { score_head(step, log, store, kernels, probes, log_mass, head); });
   count_views(step, log, store, probes);
 }
 

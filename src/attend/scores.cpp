@@ -7,21 +7,22 @@
 namespace zipcache {
 namespace {
 
-// Slope of a head (Press et al. 2022, section 3): a geometric sequence, interleaved when the number of
-// heads is not a power of two.
+// Slope of a head (Press et al. 2022, section 3): a geometric sequence, interleaved when the number
+// of heads is not a power of two.
 float alibi_slope(const Attention& step, int head) {
   if (step.max_bias <= 0) return 1.0f;
   int power = 1;
   while (power * 2 <= step.n_heads) power *= 2;
-  const float exponent = head < power ? step.max_bias * float(head + 1) / float(power)
-                                      : step.max_bias / 2 * float(2 * (head - power) + 1) / float(power);
+  const float exponent = head < power
+                             ? step.max_bias * float(head + 1) / float(power)
+                             : step.max_bias / 2 * float(2 * (head - power) + 1) / float(power);
   return std::pow(2.0f, -exponent);
 }
 
 }  // namespace
 
-QueryTile gather_queries(const Attention& step, int first_query, int n_queries, int kv_head, int group,
-                         int dim, bool rotate) {
+QueryTile gather_queries(const Attention& step, int first_query, int n_queries, int kv_head,
+                         int group, int dim, bool rotate) {
   QueryTile tile{first_query, n_queries, kv_head * group, group, dim, {}, {}};
   // With a soft cap the product is capped in units of cap: cap * tanh(q . k * scale / cap).
   const float scale = step.soft_cap > 0 ? step.scale / step.soft_cap : step.scale;
@@ -40,8 +41,8 @@ QueryTile gather_queries(const Attention& step, int first_query, int n_queries, 
   return tile;
 }
 
-void raw_scores(const Kernels& kernels, const float* queries, int n_rows, int dim, const float* keys, int n,
-                std::vector<float>& scratch, float* scores) {
+void raw_scores(const Kernels& kernels, const float* queries, int n_rows, int dim,
+                const float* keys, int n, std::vector<float>& scratch, float* scores) {
   // Few rows: row products. Many: turn the keys once, then a register-tiled product.
   if (n_rows < 8) return kernels.dots(n_rows, n, dim, queries, dim, keys, dim, scores, n);
   scratch.resize(size_t(n) * size_t(dim));
@@ -51,8 +52,8 @@ void raw_scores(const Kernels& kernels, const float* queries, int n_rows, int di
   kernels.gemm(n_rows, n, dim, queries, dim, scratch.data(), n, scores, n, false);
 }
 
-void finish_scores(const Attention& step, const QueryTile& tile, Visible visible, const float* bias, int n,
-                   float* scores) {
+void finish_scores(const Attention& step, const QueryTile& tile, Visible visible, const float* bias,
+                   int n, float* scores) {
   if (step.soft_cap > 0) {
     for (int i = 0; i < tile.n_rows() * n; ++i) scores[i] = step.soft_cap * std::tanh(scores[i]);
   }

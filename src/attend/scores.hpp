@@ -1,5 +1,5 @@
-// Scores of query rows against a tile of keys: scale, soft cap, ALiBi and mask, shared by attention and by
-// the probe pass.
+// Scores of query rows against a tile of keys: scale, soft cap, ALiBi and mask, shared by attention
+// and by the probe pass.
 #pragma once
 
 #include <vector>
@@ -16,23 +16,23 @@ struct QueryTile {
   int first_head = 0;  // first query head of the group
   int group = 1;       // query heads per KV head
   int dim = 0;
-  std::vector<float> rows;          // [n_queries * group, dim], scaled
-  std::vector<float> rotated;       // the same times the key rotation, or empty
+  std::vector<float> rows;     // [n_queries * group, dim], scaled
+  std::vector<float> rotated;  // the same times the key rotation, or empty
 
   int n_rows() const { return n_queries * group; }
   const float* for_packed() const { return rotated.empty() ? rows.data() : rotated.data(); }
 };
 
 // Gathers and scales the queries; `rotate` also prepares them for rotated keys.
-QueryTile gather_queries(const Attention& step, int first_query, int n_queries, int kv_head, int group,
-                         int dim, bool rotate);
+QueryTile gather_queries(const Attention& step, int first_query, int n_queries, int kv_head,
+                         int group, int dim, bool rotate);
 
 // Scores [n_rows, n] of `queries` [n_rows, dim] against keys [n, dim]; `scratch` is reused memory.
-void raw_scores(const Kernels& kernels, const float* queries, int n_rows, int dim, const float* keys, int n,
-                std::vector<float>& scratch, float* scores);
+void raw_scores(const Kernels& kernels, const float* queries, int n_rows, int dim,
+                const float* keys, int n, std::vector<float>& scratch, float* scores);
 
 // Soft cap, then slope * bias (bias [n_queries, n], unused when visible is All).
-void finish_scores(const Attention& step, const QueryTile& tile, Visible visible, const float* bias, int n,
-                   float* scores);
+void finish_scores(const Attention& step, const QueryTile& tile, Visible visible, const float* bias,
+                   int n, float* scores);
 
 }  // namespace zipcache

@@ -14,8 +14,10 @@ Status Arena::reserve(size_t bytes) {
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (range == MAP_FAILED) {
     return {Code::OverLimit,
-            fmt::format("cache storage: the system refused to reserve {} MiB of addresses; use a shorter "
-                        "context, or allow overcommit (vm.overcommit_memory)", bytes >> 20)};
+            fmt::format(
+                "cache storage: the system refused to reserve {} MiB of addresses; use a shorter "
+                "context, or allow overcommit (vm.overcommit_memory)",
+                bytes >> 20)};
   }
   base_ = static_cast<uint8_t*>(range);
   reserved_ = bytes;

@@ -1,6 +1,6 @@
-// Storage of a cache: one reserved range of addresses, cut into pieces of a few fixed sizes. Reserving
-// costs no memory; a piece costs memory from its first use on. Freed pieces wait for the next request
-// of their size. Not thread-safe.
+// Storage of a cache: one reserved range of addresses, cut into pieces of a few fixed sizes.
+// Reserving costs no memory; a piece costs memory from its first use on. Freed pieces wait for the
+// next request of their size. Not thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,8 @@ class Arena {
   // Reserves `bytes` of addresses. OverLimit when the system refuses.
   Status reserve(size_t bytes);
 
-  // A piece of at least `bytes`, 64-byte aligned, contents undefined; null when the range is used up.
+  // A piece of at least `bytes`, 64-byte aligned, contents undefined; null when the range is used
+  // up.
   uint8_t* take(size_t bytes);
   // Gives a piece back; `bytes` is what take() was asked for.
   void give(uint8_t* piece, size_t bytes);

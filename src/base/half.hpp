@@ -31,9 +31,11 @@ inline half to_half(float value) {
   if (magnitude > 0x7F800000u) return static_cast<half>(sign | 0x7E00u);   // NaN
   if (magnitude >= 0x477FF000u) return static_cast<half>(sign | 0x7C00u);  // rounds past 65504
   if (magnitude < 0x38800000u) {
-    // Subnormal: adding 0.5 lines the last kept bit up with float's last bit, so float rounding does it.
+    // Subnormal: adding 0.5 lines the last kept bit up with float's last bit, so float rounding
+    // does it.
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    return static_cast<half>(sign | (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0.5f)));
+    return static_cast<half>(sign |
+                             (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0.5f)));
   }
   const uint32_t odd = (magnitude >> 13) & 1u;
   return static_cast<half>(sign | ((magnitude - 0x38000000u + 0xFFFu + odd) >> 13));

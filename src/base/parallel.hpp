@@ -6,8 +6,8 @@
 
 namespace zipcache {
 
-// Calls task(0) .. task(n_tasks - 1), in any order, on at most `n_threads` threads; returns when all are
-// done. Tasks must not throw.
+// Calls task(0) .. task(n_tasks - 1), in any order, on at most `n_threads` threads; returns when
+// all are done. Tasks must not throw.
 void parallel_for(int n_threads, int n_tasks, const std::function<void(int)>& task);
 
 }  // namespace zipcache

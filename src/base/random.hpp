@@ -1,5 +1,5 @@
-// Counter-based random numbers: the n-th number of a stream is a pure function of (key, n), so that a
-// result depends on its seed and place only, never on the order of calls.
+// Counter-based random numbers: the n-th number of a stream is a pure function of (key, n), so that
+// a result depends on its seed and place only, never on the order of calls.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace zipcache {
 
-// Mixes 64 bits so that each input bit changes about half of the output bits (Stafford's variant 13 of
-// the MurmurHash3 finaliser).
+// Mixes 64 bits so that each input bit changes about half of the output bits (Stafford's variant 13
+// of the MurmurHash3 finaliser).
 inline uint64_t mix(uint64_t x) {
   x += 0x9E3779B97F4A7C15ull;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;

@@ -8,7 +8,8 @@
 
 namespace zipcache {
 
-// Copies text the way snprintf does: at most `size` bytes with the ending zero; returns the length needed.
+// Copies text the way snprintf does: at most `size` bytes with the ending zero; returns the length
+// needed.
 inline size_t copy_text(std::string_view text, char* out, size_t size) {
   if (out && size > 0) {
     const size_t n = std::min(text.size(), size - 1);

@@ -46,9 +46,11 @@ uint32_t* RawLayout::probes_seen(uint8_t* block) const {
 }
 uint32_t* RawLayout::rows_seen(uint8_t* block) const { return probes_seen(block) + kBlockTokens; }
 
-// Calls visit(part, head, side, tier, shape_of_tile, bytes) for every part in the order of the layout.
+// Calls visit(part, head, side, tier, shape_of_tile, bytes) for every part in the order of the
+// layout.
 template <class Visit>
-void PackedLayout::walk(std::span<const int> n_high, int n_coded, int n_sinks, Visit&& visit) const {
+void PackedLayout::walk(std::span<const int> n_high, int n_coded, int n_sinks,
+                        Visit&& visit) const {
   const size_t heads = size_t(shape_.n_heads);
   const TileShape none;
   visit(Part::Counts, 0, 0, 0, none, heads * sizeof(uint16_t));
@@ -59,12 +61,13 @@ void PackedLayout::walk(std::span<const int> n_high, int n_coded, int n_sinks, V
     for (int side = 0; side < 2; ++side) {
       const Side& spec = side == 0 ? policy_.k : policy_.v;
       const int dim = side == 0 ? shape_.k_dim : shape_.v_dim;
-      visit(Part::Factors, head, side, 0, none, spec.axis == Axis::Cst ? size_t(dim) * sizeof(half) : 0);
+      visit(Part::Factors, head, side, 0, none,
+            spec.axis == Axis::Cst ? size_t(dim) * sizeof(half) : 0);
       for (size_t tier = 0; tier < policy_.tiers.size(); ++tier) {
         const int high = n_high[size_t(head)];
         TileShape tile{tier == 0 ? high : n_coded - high, dim,
-                       side == 0 ? policy_.tiers[tier].k_bits : policy_.tiers[tier].v_bits, spec.axis,
-                       spec.group};
+                       side == 0 ? policy_.tiers[tier].k_bits : policy_.tiers[tier].v_bits,
+                       spec.axis, spec.group};
         visit(Part::Params, head, side, int(tier), tile, param_bytes(tile));
         visit(Part::Codes, head, side, int(tier), tile, code_bytes(tile));
       }
@@ -72,20 +75,29 @@ void PackedLayout::walk(std::span<const int> n_high, int n_coded, int n_sinks, V
   }
 }
 
-PackedBytes PackedLayout::bytes(std::span<const int> n_high, int n_coded, int n_sinks, bool shared) const {
+PackedBytes PackedLayout::bytes(std::span<const int> n_high, int n_coded, int n_sinks,
+                                bool shared) const {
   PackedBytes sum;
   walk(n_high, n_coded, n_sinks, [&](Part part, int, int, int, const TileShape& tile, size_t size) {
-    const bool elsewhere = shared && (part == Part::Factors ||
-                                      (part == Part::Params && tile.axis == Axis::Channel));
+    const bool elsewhere =
+        shared && (part == Part::Factors || (part == Part::Params && tile.axis == Axis::Channel));
     if (elsewhere) return;
     switch (part) {
       case Part::Counts:
-      case Part::Tags: sum.tags += size; break;
+      case Part::Tags:
+        sum.tags += size;
+        break;
       case Part::KSinks:
-      case Part::VSinks: sum.sinks += size; break;
+      case Part::VSinks:
+        sum.sinks += size;
+        break;
       case Part::Factors:
-      case Part::Params: sum.params += size; break;
-      case Part::Codes: sum.codes += size; break;
+      case Part::Params:
+        sum.params += size;
+        break;
+      case Part::Codes:
+        sum.codes += size;
+        break;
     }
     sum.total += align8(size);
   });
@@ -96,9 +108,11 @@ size_t PackedLayout::shared_bytes() const {
   // Every tier of a shared set has parameters, empty in one block or not.
   const std::vector<int> n_high(size_t(shape_.n_heads), 1);
   size_t total = 0;
-  walk(n_high, int(policy_.tiers.size()), 0, [&](Part part, int, int, int, const TileShape& tile, size_t size) {
-    if (part == Part::Factors || (part == Part::Params && tile.axis == Axis::Channel)) total += align8(size);
-  });
+  walk(n_high, int(policy_.tiers.size()), 0,
+       [&](Part part, int, int, int, const TileShape& tile, size_t size) {
+         if (part == Part::Factors || (part == Part::Params && tile.axis == Axis::Channel))
+           total += align8(size);
+       });
   return total;
 }
 
@@ -119,40 +133,48 @@ PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sin
   found.n_high = counts[size_t(wanted)];
   found.n_low = n_coded - found.n_high;
   Cursor cursor;
-  walk(counts, n_coded, n_sinks, [&](Part part, int head, int side, int tier, const TileShape& tile, size_t size) {
-    const bool own_set = part == Part::Factors || (part == Part::Params && tile.axis == Axis::Channel);
-    const bool from_shared = shared_set && own_set;
-    // A shared set holds every tier's channel parameters, also those that this block has no token for.
-    if (from_shared && part == Part::Params && size == 0 && tile.bits != 16) {
-      size = 2 * sizeof(half) * size_t(tile.dim);
-    }
-    const size_t at = cursor.take(size, from_shared);
-    uint8_t* here = (from_shared ? shared_set : block) + at;
-    PackedSide& out = side == 0 ? found.k : found.v;
-    switch (part) {
-      case Part::Counts: break;
-      case Part::Tags: found.tags = size ? here + 16 * wanted : nullptr; break;
-      case Part::KSinks:
-        found.k_sinks = reinterpret_cast<half*>(here) + size_t(wanted) * size_t(n_sinks) * size_t(shape_.k_dim);
-        break;
-      case Part::VSinks:
-        found.v_sinks = reinterpret_cast<half*>(here) + size_t(wanted) * size_t(n_sinks) * size_t(shape_.v_dim);
-        break;
-      case Part::Factors:
-        if (head == wanted && size) out.factors = reinterpret_cast<half*>(here);
-        break;
-      case Part::Params:
-        if (head == wanted) {
-          out.tiers[tier].shape = tile;
-          out.tiers[tier].params = reinterpret_cast<half*>(here);
-          out.tiers[tier].factors = out.factors;
-        }
-        break;
-      case Part::Codes:
-        if (head == wanted) out.tiers[tier].codes = here;
-        break;
-    }
-  });
+  walk(counts, n_coded, n_sinks,
+       [&](Part part, int head, int side, int tier, const TileShape& tile, size_t size) {
+         const bool own_set =
+             part == Part::Factors || (part == Part::Params && tile.axis == Axis::Channel);
+         const bool from_shared = shared_set && own_set;
+         // A shared set holds every tier's channel parameters, also those that this block has no
+         // token for.
+         if (from_shared && part == Part::Params && size == 0 && tile.bits != 16) {
+           size = 2 * sizeof(half) * size_t(tile.dim);
+         }
+         const size_t at = cursor.take(size, from_shared);
+         uint8_t* here = (from_shared ? shared_set : block) + at;
+         PackedSide& out = side == 0 ? found.k : found.v;
+         switch (part) {
+           case Part::Counts:
+             break;
+           case Part::Tags:
+             found.tags = size ? here + 16 * wanted : nullptr;
+             break;
+           case Part::KSinks:
+             found.k_sinks = reinterpret_cast<half*>(here) +
+                             size_t(wanted) * size_t(n_sinks) * size_t(shape_.k_dim);
+             break;
+           case Part::VSinks:
+             found.v_sinks = reinterpret_cast<half*>(here) +
+                             size_t(wanted) * size_t(n_sinks) * size_t(shape_.v_dim);
+             break;
+           case Part::Factors:
+             if (head == wanted && size) out.factors = reinterpret_cast<half*>(here);
+             break;
+           case Part::Params:
+             if (head == wanted) {
+               out.tiers[tier].shape = tile;
+               out.tiers[tier].params = reinterpret_cast<half*>(here);
+               out.tiers[tier].factors = out.factors;
+             }
+             break;
+           case Part::Codes:
+             if (head == wanted) out.tiers[tier].codes = here;
+             break;
+         }
+       });
   return found;
 }
 

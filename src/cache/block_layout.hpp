@@ -1,16 +1,17 @@
-// Where everything of a block lies: the one owner of the layout of raw and packed blocks of a layer.
+// Where everything of a block lies: the one owner of the layout of raw and packed blocks of a
+// layer.
 //
 // Raw block (all heads of one layer):
 //   K rows    f16  [head, token, k_dim]
 //   V rows    f16  [head, token, v_dim]
-//   sums      f32  [head, token]   attention received from probes      } only when the policy scores
-//   seen      u32  [2, token]      probe rows, then all rows, that could see the token
+//   sums      f32  [head, token]   attention received from probes      } only when the policy
+//   scores seen      u32  [2, token]      probe rows, then all rows, that could see the token
 //
 // Packed block (in memory only; it has no version because it never leaves it):
 //   n_high    u16  [head]          tokens in the high tier
-//   tags      u8   [head, 16]      bit t of byte t/8: token t is in the high tier; only with two tiers
-//   sinks     f16  [head, n_sinks, k_dim] then [head, n_sinks, v_dim]
-//   per head, for K and then V: factors (Axis::Cst), then for each tier params and codes (codec/tile.hpp)
+//   tags      u8   [head, 16]      bit t of byte t/8: token t is in the high tier; only with two
+//   tiers sinks     f16  [head, n_sinks, k_dim] then [head, n_sinks, v_dim] per head, for K and
+//   then V: factors (Axis::Cst), then for each tier params and codes (codec/tile.hpp)
 // Parameters shared by several blocks (Cadence::Prompt) stand in a piece of their own:
 //   per head, for K and then V: factors, then each tier's params
 // Every part begins at a multiple of 8 bytes.
@@ -41,7 +42,9 @@ struct RawLayout {
   float* sums(uint8_t* block, int head) const;
   uint32_t* probes_seen(uint8_t* block) const;
   uint32_t* rows_seen(uint8_t* block) const;
-  size_t row_bytes() const { return sizeof(half) * size_t(shape.n_heads) * size_t(shape.k_dim + shape.v_dim); }
+  size_t row_bytes() const {
+    return sizeof(half) * size_t(shape.n_heads) * size_t(shape.k_dim + shape.v_dim);
+  }
 };
 
 // One side of one head of a packed block.
@@ -67,8 +70,8 @@ class PackedLayout {
  public:
   PackedLayout(const LayerShape& shape, const Policy& policy) : shape_(shape), policy_(policy) {}
 
-  // Sizes of a block of `n_coded` coded tokens and `n_sinks` raw ones, n_high[head] in the high tier.
-  // `shared` blocks keep no channel parameters of their own.
+  // Sizes of a block of `n_coded` coded tokens and `n_sinks` raw ones, n_high[head] in the high
+  // tier. `shared` blocks keep no channel parameters of their own.
   PackedBytes bytes(std::span<const int> n_high, int n_coded, int n_sinks, bool shared) const;
   size_t shared_bytes() const;
 
@@ -90,8 +93,8 @@ class PackedLayout {
   Policy policy_;
 };
 
-// Rows of a block in the order of its packed regions: first the high tier, then the low one, sinks left
-// out. `order` receives n_coded row numbers.
+// Rows of a block in the order of its packed regions: first the high tier, then the low one, sinks
+// left out. `order` receives n_coded row numbers.
 void packed_order(const uint8_t* tags, const BlockBits& sinks, int n_rows, uint8_t* order);
 
 }  // namespace zipcache

@@ -24,7 +24,8 @@ PackedBytes block_cost(const PackedLayout& layout, int n_sinks) {
   return layout.bytes(n_high, n_coded, n_sinks, false);
 }
 
-Result<std::vector<LayerCost>> layer_costs(const Policy& policy, const std::vector<LayerShape>& layers) {
+Result<std::vector<LayerCost>> layer_costs(const Policy& policy,
+                                           const std::vector<LayerShape>& layers) {
   std::vector<LayerCost> costs;
   for (size_t layer = 0; layer < layers.size(); ++layer) {
     Result<Policy> own = policy_for_layer(policy, int(layer));
@@ -49,8 +50,10 @@ BlockCounts counts_at(const Policy& policy, int n) {
   return counts;
 }
 
-// Most raw pieces in use at once while layers go through the steps one after the other, by piece size.
-size_t raw_high_water(const Policy& policy, const std::vector<LayerCost>& costs, int n_tokens, int ubatch) {
+// Most raw pieces in use at once while layers go through the steps one after the other, by piece
+// size.
+size_t raw_high_water(const Policy& policy, const std::vector<LayerCost>& costs, int n_tokens,
+                      int ubatch) {
   std::map<size_t, int64_t> layers_of_size;
   for (const LayerCost& cost : costs) ++layers_of_size[cost.raw.bytes];
   size_t total = 0;
@@ -60,7 +63,8 @@ size_t raw_high_water(const Policy& policy, const std::vector<LayerCost>& costs,
       const int after = std::min(n_tokens, before + ubatch);
       const BlockCounts old = counts_at(policy, before), now = counts_at(policy, after);
       const int64_t written = old.raw + (now.packed + now.raw) - (old.packed + old.raw);
-      most = std::max({most, written + (n_layers - 1) * old.raw, written + (n_layers - 1) * now.raw});
+      most =
+          std::max({most, written + (n_layers - 1) * old.raw, written + (n_layers - 1) * now.raw});
     }
     total += size_t(most) * Arena::rounded(size);
   }
@@ -97,8 +101,10 @@ Status check(const CacheShape& shape) {
     const LayerShape& layer = shape.layers[i];
     for (const int dim : {layer.k_dim, layer.v_dim}) {
       if (dim < 16 || dim > 256 || dim % 8 != 0) {
-        return wrong(fmt::format("layer {}: head size {}, expected a multiple of 8 from 16 to 256; run "
-                                 "this model with its 16-bit cache", i, dim));
+        return wrong(
+            fmt::format("layer {}: head size {}, expected a multiple of 8 from 16 to 256; run "
+                        "this model with its 16-bit cache",
+                        i, dim));
       }
     }
     if (layer.n_heads < 1 || layer.n_heads > 1024) {
@@ -142,9 +148,10 @@ Result<size_t> planned_bytes(const Policy& policy, const CacheShape& shape, int 
   Result<std::vector<LayerCost>> costs = layer_costs(policy, shape.layers);
   if (!costs.ok()) return costs.status();
   const size_t cell_blocks = size_t(shape.n_cells + kBlockTokens - 1) / kBlockTokens;
-  const size_t window_blocks = policy.raw() || policy.cadence == Cadence::Prompt
-                                   ? cell_blocks
-                                   : size_t(policy.window.recent + kBlockTokens - 1) / kBlockTokens + 1;
+  const size_t window_blocks =
+      policy.raw() || policy.cadence == Cadence::Prompt
+          ? cell_blocks
+          : size_t(policy.window.recent + kBlockTokens - 1) / kBlockTokens + 1;
   size_t per_stream = 0, largest_raw = 0;
   for (const LayerCost& cost : *costs) {
     const size_t raw_piece = Arena::rounded(cost.raw.bytes);
@@ -170,17 +177,22 @@ double paper_ratio(const Policy& policy, double C, double l, double b) {
   const auto params = [&](const Side& side, int Tier::*bits) {
     if (policy.tiers.front().*bits == 16 && policy.tiers.back().*bits == 16) return 0.0;
     switch (side.axis) {
-      case Axis::Channel: return 2 * C * tiers;
-      case Axis::Token: return 2 * b * l;
-      case Axis::Group: return 2 * b * C * l / side.group;
-      case Axis::Cst: break;
+      case Axis::Channel:
+        return 2 * C * tiers;
+      case Axis::Token:
+        return 2 * b * l;
+      case Axis::Group:
+        return 2 * b * C * l / side.group;
+      case Axis::Cst:
+        break;
     }
     return C + 2 * b * l;
   };
   // The published mixed-precision figures need 4C + 4bl, which no printed formula gives.
   const bool published = tiers == 2 && policy.k.axis == Axis::Channel && policy.v.axis == Axis::Cst;
-  const double n_params = published ? 4 * C + 4 * b * l
-                                    : params(policy.k, &Tier::k_bits) + params(policy.v, &Tier::v_bits);
+  const double n_params = published
+                              ? 4 * C + 4 * b * l
+                              : params(policy.k, &Tier::k_bits) + params(policy.v, &Tier::v_bits);
   return paper_ratio((average(&Tier::k_bits) + average(&Tier::v_bits)) / 2, n_params, b, C, l);
 }
 

@@ -40,10 +40,13 @@ void LayerStore::release(int slot, Arena& arena) {
 }
 
 int LayerStore::add_shared(SharedSet set) {
-  const auto empty = std::find_if(shared_.begin(), shared_.end(), [](const SharedSet& s) { return !s.piece; });
+  const auto empty =
+      std::find_if(shared_.begin(), shared_.end(), [](const SharedSet& s) { return !s.piece; });
   const auto index = empty - shared_.begin();
-  if (empty == shared_.end()) shared_.push_back(set);
-  else *empty = set;
+  if (empty == shared_.end())
+    shared_.push_back(set);
+  else
+    *empty = set;
   return int(index);
 }
 
@@ -70,7 +73,8 @@ void LayerStore::count(const StreamLog& log, Bytes& bytes) const {
 
 namespace {
 
-void decode_packed(const LayerStore& store, int slot, SideId side, int head_index, int n_rows, float* out) {
+void decode_packed(const LayerStore& store, int slot, SideId side, int head_index, int n_rows,
+                   float* out) {
   const StoredBlock& stored = store.block(slot);
   const PackedHead head = store.head(slot, head_index);
   const PackedSide& packed = side == SideId::K ? head.k : head.v;

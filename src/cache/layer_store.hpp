@@ -1,5 +1,5 @@
-// The blocks of one layer of one stream: for each block slot of the log a raw piece, a packed piece, or
-// neither. Storage comes from the cache's arena. Not thread-safe.
+// The blocks of one layer of one stream: for each block slot of the log a raw piece, a packed
+// piece, or neither. Storage comes from the cache's arena. Not thread-safe.
 #pragma once
 
 #include <vector>
@@ -20,8 +20,8 @@ struct StoredBlock {
   uint8_t* packed = nullptr;  // [bytes.total] or null
   PackedBytes bytes;          // of `packed`
   int n_coded = 0;
-  BlockBits sinks;            // rows kept at 16 bits inside `packed`
-  int shared = -1;            // index of the shared parameter set
+  BlockBits sinks;  // rows kept at 16 bits inside `packed`
+  int shared = -1;  // index of the shared parameter set
 };
 
 class LayerStore {
@@ -56,8 +56,9 @@ class LayerStore {
   std::vector<SharedSet> shared_;
 };
 
-// Rows `row` .. of one head as floats, from raw or packed storage, exactly as attention sees them but not
-// rotated: out [n_rows, dim] for rows 0 .. n_rows-1 of the block. A block never written reads as zeros.
+// Rows `row` .. of one head as floats, from raw or packed storage, exactly as attention sees them
+// but not rotated: out [n_rows, dim] for rows 0 .. n_rows-1 of the block. A block never written
+// reads as zeros.
 void decode_rows(const LayerStore& store, int slot, SideId side, int head, int n_rows, float* out);
 
 }  // namespace zipcache

@@ -4,15 +4,17 @@
 
 namespace zipcache {
 
-// Room for all cells, for as many dead rows as compaction lets stand, and for a write of all cells at
-// once, as a restored state is.
+// Room for all cells, for as many dead rows as compaction lets stand, and for a write of all cells
+// at once, as a restored state is.
 int StreamLog::max_blocks(int n_cells) {
   const int cell_blocks = (n_cells + kBlockTokens - 1) / kBlockTokens;
   return 2 * cell_blocks + cell_blocks / 8 + 6;
 }
 
 StreamLog::StreamLog(int n_cells, int n_layers)
-    : row_of_cell_(size_t(n_cells)), blocks_(size_t(max_blocks(n_cells))), written_(2 * size_t(n_layers)) {
+    : row_of_cell_(size_t(n_cells)),
+      blocks_(size_t(max_blocks(n_cells))),
+      written_(2 * size_t(n_layers)) {
   clear();
 }
 
@@ -104,7 +106,8 @@ void StreamLog::free_slot(int slot) {
 
 bool StreamLog::due(int slot, int recent) const {
   const LogBlock& block = blocks_[size_t(slot)];
-  return block.n_rows == kBlockTokens && appended_ - (block.first + kBlockTokens) >= uint64_t(recent);
+  return block.n_rows == kBlockTokens &&
+         appended_ - (block.first + kBlockTokens) >= uint64_t(recent);
 }
 
 int StreamLog::most_dead() const {

@@ -1,10 +1,10 @@
 // The log of one stream: which cell is stored in which row of which block, in the order of writing.
 //
-// A cell written for the first time gets the next row. Written again, it keeps its row as long as that
-// row is 16-bit; once the row's block is sealed (some layer packed it in an earlier step) the cell gets a
-// new row and the old one is dead. All layers of a stream share the log: a step is one pass of writes
-// through the layers, and a block sealed during a step still counts as open until the next one, so that
-// every layer sees the same rows. Not thread-safe.
+// A cell written for the first time gets the next row. Written again, it keeps its row as long as
+// that row is 16-bit; once the row's block is sealed (some layer packed it in an earlier step) the
+// cell gets a new row and the old one is dead. All layers of a stream share the log: a step is one
+// pass of writes through the layers, and a block sealed during a step still counts as open until
+// the next one, so that every layer sees the same rows. Not thread-safe.
 #pragma once
 
 #include <array>
@@ -26,12 +26,12 @@ struct RowId {
 };
 
 struct LogBlock {
-  uint64_t first = 0;          // rows appended to the log before this block's first
-  int n_rows = 0;              // rows in use, dead ones included
-  int n_live = 0;              // rows that a cell refers to
-  uint64_t sealed_in = 0;      // step in which a layer first packed it, 0 while open
+  uint64_t first = 0;                       // rows appended to the log before this block's first
+  int n_rows = 0;                           // rows in use, dead ones included
+  int n_live = 0;                           // rows that a cell refers to
+  uint64_t sealed_in = 0;                   // step in which a layer first packed it, 0 while open
   std::array<int32_t, kBlockTokens> cells;  // cell of each row, -1 when dead
-  BlockBits sinks;             // rows that stay 16-bit when the block is packed
+  BlockBits sinks;                          // rows that stay 16-bit when the block is packed
 };
 
 class StreamLog {
@@ -47,8 +47,8 @@ class StreamLog {
   std::vector<int64_t> evacuate(int slot);
   void free_slot(int slot);
   void seal(int slot);
-  // Forgets the rows placed since the step began, so that rows moved by compaction do not count as the
-  // step's own.
+  // Forgets the rows placed since the step began, so that rows moved by compaction do not count as
+  // the step's own.
   void restart_step() { step_placed_ = false, step_rows_.clear(); }
   void clear();
 
@@ -82,7 +82,7 @@ class StreamLog {
   std::vector<int> free_slots_;
   std::vector<int> order_;
   std::vector<RowId> step_rows_;
-  std::vector<uint8_t> written_;    // [2 * n_layers] sides written in this step
+  std::vector<uint8_t> written_;  // [2 * n_layers] sides written in this step
   uint64_t step_ = 1;
   uint64_t appended_ = 0;
   uint64_t rows_live_ = 0;
@@ -91,7 +91,8 @@ class StreamLog {
 };
 
 template <class FreeBlock>
-void StreamLog::place(std::span<const int64_t> cells, std::vector<RowId>& rows, FreeBlock&& free_block) {
+void StreamLog::place(std::span<const int64_t> cells, std::vector<RowId>& rows,
+                      FreeBlock&& free_block) {
   rows.clear();
   rows.reserve(cells.size());
   for (const int64_t cell : cells) {

@@ -26,16 +26,19 @@ bool unscored(const LayerStore& store, const Plan& plan) {
   return std::all_of(seen, seen + kBlockTokens, [](uint32_t n) { return n == 0; });
 }
 
-float row_score(const PackJob& job, const StreamLog& log, const LayerStore& store, int slot, int head,
-                int row) {
+float row_score(const PackJob& job, const StreamLog& log, const LayerStore& store, int slot,
+                int head, int row) {
   const Saliency& saliency = store.packed.policy().saliency;
   const uint64_t place = log.block(slot).first + uint64_t(row);
   switch (saliency.statistic) {
-    case Statistic::Recency: return float(row);
+    case Statistic::Recency:
+      return float(row);
     case Statistic::Random:
       return Random(store.packed.policy().seed, uint64_t(job.stream),
-                    uint64_t(job.layer) << 16 | uint64_t(head), place).unit();
-    case Statistic::Mean: break;
+                    uint64_t(job.layer) << 16 | uint64_t(head), place)
+          .unit();
+    case Statistic::Mean:
+      break;
   }
   uint8_t* raw = store.block(slot).raw;
   return normalized_score(store.raw.sums(raw, head)[row], store.raw.probes_seen(raw)[row],
@@ -48,7 +51,8 @@ std::vector<float> head_scores(const PackJob& job, const StreamLog& log, const L
   std::vector<float> scores;
   for (const Plan* plan : ranked) {
     for (int row = 0; row < kBlockTokens; ++row) {
-      if (!plan->sinks.test(size_t(row))) scores.push_back(row_score(job, log, store, plan->slot, head, row));
+      if (!plan->sinks.test(size_t(row)))
+        scores.push_back(row_score(job, log, store, plan->slot, head, row));
     }
   }
   return scores;
@@ -63,7 +67,8 @@ void hand_out(const std::vector<uint8_t>& tiers, const std::vector<Plan*>& ranke
 }
 
 // Decides every head's tiers. Blocks without any score stay out of the ranking, at the best tier.
-int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& store, std::vector<Plan>& plans) {
+int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& store,
+                 std::vector<Plan>& plans) {
   const Policy& policy = store.packed.policy();
   const int n_heads = store.raw.shape.n_heads;
   std::vector<Plan*> ranked;
@@ -71,8 +76,10 @@ int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& sto
   for (Plan& plan : plans) {
     plan.tiers.assign(size_t(n_heads), std::vector<uint8_t>(size_t(plan.n_coded), 0));
     if (policy.tiers.size() < 2) continue;
-    if (unscored(store, plan)) ++n_unscored;
-    else ranked.push_back(&plan);
+    if (unscored(store, plan))
+      ++n_unscored;
+    else
+      ranked.push_back(&plan);
   }
   if (!ranked.empty()) {
     std::vector<float> sum;
@@ -92,12 +99,14 @@ int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& sto
   }
   for (Plan& plan : plans) {
     plan.n_high.clear();
-    for (const auto& tiers : plan.tiers) plan.n_high.push_back(int(std::count(tiers.begin(), tiers.end(), 0)));
+    for (const auto& tiers : plan.tiers)
+      plan.n_high.push_back(int(std::count(tiers.begin(), tiers.end(), 0)));
   }
   return n_unscored;
 }
 
-// Coded rows of one side and head of a block as floats, rotated if the policy says so: [n_coded, dim].
+// Coded rows of one side and head of a block as floats, rotated if the policy says so: [n_coded,
+// dim].
 std::vector<float> coded_rows(const LayerStore& store, const Plan& plan, SideId side, int head) {
   const bool is_k = side == SideId::K;
   const int dim = is_k ? store.raw.shape.k_dim : store.raw.shape.v_dim;
@@ -117,8 +126,8 @@ void divide_by(std::vector<float>& x, int dim, const half* factors) {
   for (size_t i = 0; i < x.size(); ++i) x[i] /= to_float(factors[i % size_t(dim)]);
 }
 
-std::vector<float> rows_of_tier(const std::vector<float>& x, int dim, const std::vector<uint8_t>& tiers,
-                                int tier) {
+std::vector<float> rows_of_tier(const std::vector<float>& x, int dim,
+                                const std::vector<uint8_t>& tiers, int tier) {
   std::vector<float> rows;
   for (size_t t = 0; t < tiers.size(); ++t) {
     if (tiers[t] != tier) continue;
@@ -151,8 +160,8 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
   std::vector<PackedSide> out;
   std::vector<float> all;
   for (const Plan& plan : plans) {
-    const PackedHead packed = store.packed.head(plan.result.packed, head, plan.n_coded,
-                                                int(plan.sinks.count()), set);
+    const PackedHead packed =
+        store.packed.head(plan.result.packed, head, plan.n_coded, int(plan.sinks.count()), set);
     out.push_back(side == SideId::K ? packed.k : packed.v);
     x.push_back(coded_rows(store, plan, side, head));
     all.insert(all.end(), x.back().begin(), x.back().end());
@@ -179,8 +188,10 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
     for (size_t b = 0; b < plans.size(); ++b) {
       const TileView& tile = out[b].tiers[tier];
       auto* codes = const_cast<uint8_t*>(tile.codes);
-      if (common) encode_with(tile.shape, fits, rows[b].data(), codes);
-      else encode_tile(tile.shape, spec.fit, rows[b].data(), codes, const_cast<half*>(tile.params));
+      if (common)
+        encode_with(tile.shape, fits, rows[b].data(), codes);
+      else
+        encode_tile(tile.shape, spec.fit, rows[b].data(), codes, const_cast<half*>(tile.params));
     }
   }
 }
@@ -191,8 +202,10 @@ void store_sinks(const LayerStore& store, const Plan& plan, int head, const Pack
   int sink = 0;
   for (int row = 0; row < kBlockTokens; ++row) {
     if (!plan.sinks.test(size_t(row))) continue;
-    std::copy_n(store.raw.k(raw, head) + row * shape.k_dim, shape.k_dim, packed.k_sinks + sink * shape.k_dim);
-    std::copy_n(store.raw.v(raw, head) + row * shape.v_dim, shape.v_dim, packed.v_sinks + sink * shape.v_dim);
+    std::copy_n(store.raw.k(raw, head) + row * shape.k_dim, shape.k_dim,
+                packed.k_sinks + sink * shape.k_dim);
+    std::copy_n(store.raw.v(raw, head) + row * shape.v_dim, shape.v_dim,
+                packed.v_sinks + sink * shape.v_dim);
     ++sink;
   }
 }
@@ -210,14 +223,16 @@ void store_tags(const Plan& plan, int head, uint8_t* tags) {
 void encode_head(const LayerStore& store, std::vector<Plan>& plans, int head, uint8_t* set) {
   const Policy& policy = store.packed.policy();
   for (Plan& plan : plans) {
-    const PackedHead packed = store.packed.head(plan.result.packed, head, plan.n_coded,
-                                                int(plan.sinks.count()), set);
+    const PackedHead packed =
+        store.packed.head(plan.result.packed, head, plan.n_coded, int(plan.sinks.count()), set);
     store_tags(plan, head, packed.tags);
     store_sinks(store, plan, head, packed);
     if (set) continue;
     const auto& tiers = plan.tiers[size_t(head)];
-    encode_side(policy.k, packed.k, policy.tiers.size(), coded_rows(store, plan, SideId::K, head), tiers);
-    encode_side(policy.v, packed.v, policy.tiers.size(), coded_rows(store, plan, SideId::V, head), tiers);
+    encode_side(policy.k, packed.k, policy.tiers.size(), coded_rows(store, plan, SideId::K, head),
+                tiers);
+    encode_side(policy.v, packed.v, policy.tiers.size(), coded_rows(store, plan, SideId::V, head),
+                tiers);
   }
   if (!set) return;
   encode_side_shared(store, SideId::K, head, plans, set);
@@ -238,7 +253,8 @@ Status take_storage(const PackJob& job, LayerStore& store, Arena& arena, std::ve
     StoredBlock& result = plan.result;
     result.n_coded = plan.n_coded;
     result.sinks = plan.sinks;
-    result.bytes = store.packed.bytes(plan.n_high, plan.n_coded, int(plan.sinks.count()), job.shared);
+    result.bytes =
+        store.packed.bytes(plan.n_high, plan.n_coded, int(plan.sinks.count()), job.shared);
     result.packed = complete ? arena.take(result.bytes.total) : nullptr;
     complete = complete && result.packed;
     if (result.packed) store.packed.begin(result.packed, plan.n_high);
@@ -246,15 +262,18 @@ Status take_storage(const PackJob& job, LayerStore& store, Arena& arena, std::ve
   if (complete) return ok();
   for (Plan& plan : plans) arena.give(plan.result.packed, plan.result.bytes.total);
   arena.give(set.piece, set.bytes);
-  return {Code::OverLimit, "cache storage is used up while packing; create the cache with more cells"};
+  return {Code::OverLimit,
+          "cache storage is used up while packing; create the cache with more cells"};
 }
 
 }  // namespace
 
-Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerStore& store, Arena& arena) {
+Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerStore& store,
+                                Arena& arena) {
   std::vector<Plan> plans;
   for (const int slot : job.slots) {
-    if (!store.raw_for_write(slot, arena)) return Status{Code::OverLimit, "cache storage is used up"};
+    if (!store.raw_for_write(slot, arena))
+      return Status{Code::OverLimit, "cache storage is used up"};
     Plan plan;
     plan.slot = slot;
     plan.sinks = log.block(slot).sinks;

@@ -10,8 +10,9 @@ namespace zipcache {
 struct PackJob {
   int layer = 0;
   int stream = 0;
-  std::span<const int> slots;  // blocks to pack, full and raw; more than one share a ranking and, where
-  bool shared = false;         // `shared`, their channel parameters (Cadence::Prompt)
+  std::span<const int>
+      slots;            // blocks to pack, full and raw; more than one share a ranking and, where
+  bool shared = false;  // `shared`, their channel parameters (Cadence::Prompt)
   int n_threads = 1;
 };
 
@@ -20,9 +21,11 @@ struct PackOutcome {
 };
 
 // Packs the blocks; on OverLimit (arena used up) none of them has changed.
-Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerStore& store, Arena& arena);
+Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerStore& store,
+                                Arena& arena);
 
-// Codes the keys of a packed block anew from rows [head, token, k_dim], tiers kept; for Cache::rotate_keys.
+// Codes the keys of a packed block anew from rows [head, token, k_dim], tiers kept; for
+// Cache::rotate_keys.
 void repack_keys(LayerStore& store, int slot, const float* rows);
 
 }  // namespace zipcache

@@ -1,5 +1,5 @@
-// The C interface; see zipcache/zipcache.h. Every function turns exceptions, which only the system's
-// allocator can raise here, into a code.
+// The C interface; see zipcache/zipcache.h. Every function turns exceptions, which only the
+// system's allocator can raise here, into a code.
 #include <algorithm>
 #include <new>
 #include <string>
@@ -138,25 +138,26 @@ zipcache_cache* zipcache_cache_create(const zipcache_shape* shape, const zipcach
 void zipcache_cache_free(zipcache_cache* cache) { delete cache; }
 
 zipcache_code zipcache_cache_write(zipcache_cache* cache, int layer, int stream, zipcache_side side,
-                                   const int64_t* cells, size_t n, const float* rows, ptrdiff_t row_stride,
-                                   zipcache_error* error) {
+                                   const int64_t* cells, size_t n, const float* rows,
+                                   ptrdiff_t row_stride, zipcache_error* error) {
   return guarded(error, [&]() -> Status {
     if (!cache || (n > 0 && (!cells || !rows))) return null_argument("zipcache_cache_write");
     return cache->cache->write(layer, stream, side_of(side), {cells, n}, rows, row_stride);
   });
 }
 
-zipcache_code zipcache_cache_read_half(const zipcache_cache* cache, int layer, int stream, zipcache_side side,
-                                       int first_cell, int n_cells, uint16_t* rows, zipcache_error* error) {
+zipcache_code zipcache_cache_read_half(const zipcache_cache* cache, int layer, int stream,
+                                       zipcache_side side, int first_cell, int n_cells,
+                                       uint16_t* rows, zipcache_error* error) {
   return guarded(error, [&]() -> Status {
     if (!cache || (n_cells > 0 && !rows)) return null_argument("zipcache_cache_read_half");
     return cache->cache->read_half(layer, stream, side_of(side), first_cell, n_cells, rows);
   });
 }
 
-zipcache_code zipcache_cache_write_half(zipcache_cache* cache, int layer, int stream, zipcache_side side,
-                                        int first_cell, int n_cells, const uint16_t* rows,
-                                        zipcache_error* error) {
+zipcache_code zipcache_cache_write_half(zipcache_cache* cache, int layer, int stream,
+                                        zipcache_side side, int first_cell, int n_cells,
+                                        const uint16_t* rows, zipcache_error* error) {
   return guarded(error, [&]() -> Status {
     if (!cache || (n_cells > 0 && !rows)) return null_argument("zipcache_cache_write_half");
     return cache->cache->write_half(layer, stream, side_of(side), first_cell, n_cells, rows);
@@ -175,14 +176,16 @@ void zipcache_cache_clear(zipcache_cache* cache) {
   if (cache) cache->cache->clear();
 }
 
-zipcache_code zipcache_cache_stats(const zipcache_cache* cache, zipcache_stats* out, zipcache_error* error) {
+zipcache_code zipcache_cache_stats(const zipcache_cache* cache, zipcache_stats* out,
+                                   zipcache_error* error) {
   return guarded(error, [&]() -> Status {
     if (!cache || !out) return null_argument("zipcache_cache_stats");
     const zipcache::CacheStats s = cache->cache->stats();
-    *out = {s.rows_live, s.rows_dead, s.rows_packed, s.elements, s.coded_elements, s.compactions,
-            s.unscored_blocks, s.bytes.codes, s.bytes.params, s.bytes.tags, s.bytes.raw, s.bytes.scores,
-            s.bytes.map, s.bytes.padding, s.bytes_peak, s.bytes_planned, s.ratio_params(),
-            s.ratio_resident(), s.bits_per_element()};
+    *out = {s.rows_live,      s.rows_dead,        s.rows_packed,       s.elements,
+            s.coded_elements, s.compactions,      s.unscored_blocks,   s.bytes.codes,
+            s.bytes.params,   s.bytes.tags,       s.bytes.raw,         s.bytes.scores,
+            s.bytes.map,      s.bytes.padding,    s.bytes_peak,        s.bytes_planned,
+            s.ratio_params(), s.ratio_resident(), s.bits_per_element()};
     return zipcache::ok();
   });
 }

@@ -30,7 +30,8 @@ float coded(float x, float inverse, float floor, float top) {
 
 float inverse_of(float step) { return step > 0 ? 1.0f / step : 0.0f; }
 
-// Rotated or refitted parameters may leave the 16-bit range; the nearest finite number stays usable.
+// Rotated or refitted parameters may leave the 16-bit range; the nearest finite number stays
+// usable.
 half finite_half(float value) { return to_half(std::clamp(value, -kHalfMax, kHalfMax)); }
 
 SetFit same_grid(float step, float floor) {
@@ -42,8 +43,8 @@ SetFit same_grid(float step, float floor) {
   return fit;
 }
 
-// Smallest share of the range worth trying when clipping, in steps of 5 % below the whole range; wide
-// codes gain nothing from clipping.
+// Smallest share of the range worth trying when clipping, in steps of 5 % below the whole range;
+// wide codes gain nothing from clipping.
 int clipping_steps(int bits) { return bits <= 2 ? 12 : bits == 3 ? 8 : bits == 4 ? 5 : 0; }
 
 // Sums of the codes u of y = x - mean on one grid.
@@ -63,9 +64,9 @@ CodeSums code_sums(const float* x, int n, float mean, float step, float floor, f
   return sums;
 }
 
-// For each clipped range, step = var(x) / cov(u, x) makes the reconstruction's regression slope 1, and
-// floor keeps the mean; the range with the least squared error after that refit wins. Shrinkage is what
-// hurts attention: independent noise averages out over tokens, a common factor does not.
+// For each clipped range, step = var(x) / cov(u, x) makes the reconstruction's regression slope 1,
+// and floor keeps the mean; the range with the least squared error after that refit wins. Shrinkage
+// is what hurts attention: independent noise averages out over tokens, a common factor does not.
 SetFit fit_unbiased(const float* x, int n, int bits, Range range) {
   const float top = static_cast<float>(top_code(bits));
   float mean = 0, variance = 0;

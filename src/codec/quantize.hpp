@@ -1,14 +1,15 @@
-// The uniform quantizer: how one set of values that share parameters becomes codes (paper, Eq. 5 and
-// appendix A). A set holds k-bit codes u in [0, 2^k - 1] and decodes to floor + step * u.
+// The uniform quantizer: how one set of values that share parameters becomes codes (paper, Eq. 5
+// and appendix A). A set holds k-bit codes u in [0, 2^k - 1] and decodes to floor + step * u.
 //
 //   step, floor  f16, rounded before coding, so that encoder and decoder use the same numbers
 //   rounding     half to even, clamped to the code range
 //   a constant set has step 0 and decodes to floor
 //
-// Bound for Fit::Endpoint and Fit::Midpoint: |decoded - x| <= step/2 + range * 2^-11 + |floor| * 2^-11
-// + L * 2^-25, with L = 2^k - 1 (the last three terms are the rounding of step and floor to 16 bits;
-// see error_bound()). Fit::Unbiased gives the bound up: it clips.
-// Pure functions, thread-safe.
+// Bound for Fit::Endpoint and Fit::Midpoint: |decoded - x| <= step/2 + range * 2^-11 + |floor| *
+// 2^-11
+// + L * 2^-25, with L = 2^k - 1 (the last three terms are the rounding of step and floor to 16
+// bits; see error_bound()). Fit::Unbiased gives the bound up: it clips. Pure functions,
+// thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +43,8 @@ inline float decode(uint8_t code, half step, half floor) {
 // Largest |decoded - x| of a value within [lo, hi] coded with Fit::Endpoint or Fit::Midpoint.
 float error_bound(float lo, float hi, int bits, Fit fit);
 
-// Channel factors of the channel-separable scheme (paper, Eq. 6): sqrt(max over tokens of |x|), rounded
-// to 16 bits, 1 for a channel of zeros. x [n, dim] -> factors [dim].
+// Channel factors of the channel-separable scheme (paper, Eq. 6): sqrt(max over tokens of |x|),
+// rounded to 16 bits, 1 for a channel of zeros. x [n, dim] -> factors [dim].
 void cst_factors(const float* x, int n, int dim, half* factors);
 
 }  // namespace zipcache

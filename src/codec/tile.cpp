@@ -10,7 +10,8 @@ int sets_per_token(const TileShape& shape) {
   return shape.axis == Axis::Group ? shape.dim / shape.group : 1;
 }
 
-void encode_rows_by_token(const TileShape& shape, Fit fit, const float* x, uint8_t* codes, half* params) {
+void encode_rows_by_token(const TileShape& shape, Fit fit, const float* x, uint8_t* codes,
+                          half* params) {
   const int per_token = sets_per_token(shape), width = shape.dim / per_token;
   const int sets = n_sets(shape);
   const size_t row_bytes = code_bytes({1, shape.dim, shape.bits, shape.axis, shape.group});
@@ -55,7 +56,8 @@ void store_params(std::span<const SetFit> fits, half* params) {
   }
 }
 
-void encode_with(const TileShape& shape, std::span<const SetFit> fits, const float* x, uint8_t* codes) {
+void encode_with(const TileShape& shape, std::span<const SetFit> fits, const float* x,
+                 uint8_t* codes) {
   const size_t row_bytes = code_bytes({1, shape.dim, shape.bits, shape.axis, shape.group});
   std::vector<uint8_t> row(static_cast<size_t>(shape.dim));
   for (int t = 0; t < shape.n_tokens; ++t) {
@@ -108,15 +110,21 @@ void unpack_row(const uint8_t* packed, int dim, int bits, uint8_t* codes) {
   const int half_row = dim / 2, quarter = dim / 4, eighth = dim / 8;
   for (int c = 0; c < dim; ++c) {
     switch (bits) {
-      case 8: codes[c] = packed[c]; break;
-      case 4: codes[c] = (packed[c % half_row] >> (4 * (c / half_row))) & 15; break;
+      case 8:
+        codes[c] = packed[c];
+        break;
+      case 4:
+        codes[c] = (packed[c % half_row] >> (4 * (c / half_row))) & 15;
+        break;
       case 3:
       case 2: {
         codes[c] = (packed[c % quarter] >> (2 * (c / quarter))) & 3;
-        if (bits == 3) codes[c] |= uint8_t(((packed[quarter + c % eighth] >> (c / eighth)) & 1) << 2);
+        if (bits == 3)
+          codes[c] |= uint8_t(((packed[quarter + c % eighth] >> (c / eighth)) & 1) << 2);
         break;
       }
-      default: break;
+      default:
+        break;
     }
   }
 }

@@ -1,7 +1,7 @@
 // The internal interface of a ggml backend, as far as this plug-in needs it: the order of function
-// pointers in each table, which the public headers leave out. Seen in ggml 0.25 (interface version 2) and
-// ggml 0.26 (version 3); they differ in the buffer type's table only. layout_check.hpp proves at load that
-// the host agrees. The first type name of each table is the host's.
+// pointers in each table, which the public headers leave out. Seen in ggml 0.25 (interface version
+// 2) and ggml 0.26 (version 3); they differ in the buffer type's table only. layout_check.hpp
+// proves at load that the host agrees. The first type name of each table is the host's.
 #pragma once
 
 #include <ggml-backend.h>
@@ -31,7 +31,7 @@ struct BufferTypeV3 {
   size_t (*get_alignment)(ggml_backend_buffer_type_t);
   size_t (*get_max_size)(ggml_backend_buffer_type_t);
   size_t (*get_alloc_size)(ggml_backend_buffer_type_t, const ggml_tensor*);
-  void* alloc_size_n;    // null: the host adds up get_alloc_size
+  void* alloc_size_n;  // null: the host adds up get_alloc_size
   bool (*is_host)(ggml_backend_buffer_type_t);
   ggml_backend_dev_t device;
   void* context;
@@ -42,9 +42,12 @@ struct BufferTable {
   void (*free_buffer)(ggml_backend_buffer_t);
   void* (*get_base)(ggml_backend_buffer_t);
   ggml_status (*init_tensor)(ggml_backend_buffer_t, ggml_tensor*);
-  void (*memset_tensor)(ggml_backend_buffer_t, ggml_tensor*, uint8_t value, size_t offset, size_t size);
-  void (*set_tensor)(ggml_backend_buffer_t, ggml_tensor*, const void* data, size_t offset, size_t size);
-  void (*get_tensor)(ggml_backend_buffer_t, const ggml_tensor*, void* data, size_t offset, size_t size);
+  void (*memset_tensor)(ggml_backend_buffer_t, ggml_tensor*, uint8_t value, size_t offset,
+                        size_t size);
+  void (*set_tensor)(ggml_backend_buffer_t, ggml_tensor*, const void* data, size_t offset,
+                     size_t size);
+  void (*get_tensor)(ggml_backend_buffer_t, const ggml_tensor*, void* data, size_t offset,
+                     size_t size);
   void* set_tensor_2d;
   void* get_tensor_2d;
   bool (*cpy_tensor)(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst);
@@ -133,5 +136,5 @@ inline Backend& open(ggml_backend_t backend) { return *reinterpret_cast<Backend*
 
 // Exported by libggml-base, declared in its internal header.
 extern "C" ggml_backend_buffer_t ggml_backend_buffer_init(ggml_backend_buffer_type_t type,
-                                                          zipcache::abi::BufferTable table, void* context,
-                                                          size_t size);
+                                                          zipcache::abi::BufferTable table,
+                                                          void* context, size_t size);

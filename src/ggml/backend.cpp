@@ -1,7 +1,7 @@
-// Entry of libggml-zipcache.so: registry, device and backend. The device calls itself a GPU, so that
-// llama.cpp gives it every layer's cache; it computes operations on cache tensors only, so that weights
-// and all other work stay with the CPU backend. See docs/decisions.md for why it claims operations
-// instead of wrapping another device.
+// Entry of libggml-zipcache.so: registry, device and backend. The device calls itself a GPU, so
+// that llama.cpp gives it every layer's cache; it computes operations on cache tensors only, so
+// that weights and all other work stay with the CPU backend. See docs/decisions.md for why it
+// claims operations instead of wrapping another device.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -22,7 +22,8 @@ abi::Device g_device;
 
 ggml_backend_dev_t device() { return reinterpret_cast<ggml_backend_dev_t>(&g_device); }
 
-// --- backend: one per llama_context -------------------------------------------------------------------
+// --- backend: one per llama_context
+// -------------------------------------------------------------------
 
 RunSettings& run_settings(ggml_backend_t backend) {
   return *static_cast<RunSettings*>(abi::open(backend).context);
@@ -38,7 +39,8 @@ void backend_free(ggml_backend_t backend) {
 ggml_status backend_compute(ggml_backend_t backend, ggml_cgraph* graph) {
   const RunSettings& run = run_settings(backend);
   for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
-    const Status status = without_exceptions([&] { return compute(ggml_graph_node(graph, i), run); });
+    const Status status =
+        without_exceptions([&] { return compute(ggml_graph_node(graph, i), run); });
     if (status.ok()) continue;
     return status.code() == Code::Aborted ? GGML_STATUS_ABORTED : GGML_STATUS_FAILED;
   }
@@ -67,10 +69,13 @@ ggml_backend_t device_init(ggml_backend_dev_t, const char*) {
   return reinterpret_cast<ggml_backend_t>(backend);
 }
 
-// --- device -------------------------------------------------------------------------------------------
+// --- device
+// -------------------------------------------------------------------------------------------
 
 const char* device_name(ggml_backend_dev_t) { return "ZipCache0"; }
-const char* device_description(ggml_backend_dev_t) { return "compressed key-value cache on the CPU"; }
+const char* device_description(ggml_backend_dev_t) {
+  return "compressed key-value cache on the CPU";
+}
 
 void device_memory(ggml_backend_dev_t, size_t* free, size_t* total) {
   const size_t page = size_t(sysconf(_SC_PAGESIZE));
@@ -99,15 +104,19 @@ bool device_supports_buft(ggml_backend_dev_t, ggml_backend_buffer_type_t type) {
   return type == working_type() || type == cache_type() || ggml_backend_buft_is_host(type);
 }
 
-// --- registry -----------------------------------------------------------------------------------------
+// --- registry
+// -----------------------------------------------------------------------------------------
 
 const char* registry_name(ggml_backend_reg_t) { return "ZipCache"; }
 size_t registry_device_count(ggml_backend_reg_t) { return 1; }
-ggml_backend_dev_t registry_device(ggml_backend_reg_t, size_t index) { return index == 0 ? device() : nullptr; }
+ggml_backend_dev_t registry_device(ggml_backend_reg_t, size_t index) {
+  return index == 0 ? device() : nullptr;
+}
 
 int set_policy_text(const char* text, char* error, size_t error_size) {
-  const Status status = without_exceptions(
-      [&] { return text ? set_policy(text) : Status{Code::BadArgument, "policy text is null"}; });
+  const Status status = without_exceptions([&] {
+    return text ? set_policy(text) : Status{Code::BadArgument, "policy text is null"};
+  });
   copy_text(status.message(), error, error_size);
   return info(status.code()).exit_status;
 }
@@ -140,13 +149,14 @@ void fill_tables() {
   g_device.table.get_props = device_props;
   g_device.table.init_backend = device_init;
   g_device.table.get_buffer_type = device_buffer_type;
-  // The CPU's working memory too: attention without a SET_ROWS before it then still finds its way here.
+  // The CPU's working memory too: attention without a SET_ROWS before it then still finds its way
+  // here.
   g_device.table.get_host_buffer_type = device_buffer_type;
   g_device.table.supports_op = device_supports_op;
   g_device.table.supports_buft = device_supports_buft;
   g_device.registry = reinterpret_cast<ggml_backend_reg_t>(&g_registry);
-  g_registry = {host::interface_version(), registry_name, registry_device_count, registry_device,
-                registry_function, nullptr};
+  g_registry = {host::interface_version(), registry_name,     registry_device_count,
+                registry_device,           registry_function, nullptr};
 }
 
 }  // namespace

@@ -26,7 +26,8 @@ std::optional<CacheTensor> parse_name(const ggml_tensor* tensor) {
   int layer = 0, used = 0;
   if (std::sscanf(tensor->name, "cache_%c_l%6d%n", &side, &layer, &used) != 2) return {};
   if (tensor->name[used] != '\0' || (side != 'k' && side != 'v') || layer < 0) return {};
-  return CacheTensor{layer, side == 'k' ? SideId::K : SideId::V, tensor->ne[0], tensor->ne[1], tensor->ne[2]};
+  return CacheTensor{layer, side == 'k' ? SideId::K : SideId::V, tensor->ne[0], tensor->ne[1],
+                     tensor->ne[2]};
 }
 
 // Head size to plan with before attention has shown the real one: 64, the size that costs most
@@ -38,8 +39,8 @@ int planning_dim(int64_t width) {
   return 0;
 }
 
-// Announced bytes of one cache tensor: half of what a layer of its width is planned to cost, without
-// what layers share.
+// Announced bytes of one cache tensor: half of what a layer of its width is planned to cost,
+// without what layers share.
 size_t announced_bytes(const CacheTensor& tensor) {
   const int dim = planning_dim(tensor.width);
   const Result<Policy> policy = current_policy();
@@ -49,7 +50,8 @@ size_t announced_bytes(const CacheTensor& tensor) {
   const CacheShape two{one.n_streams, one.n_cells, {layer, layer}};
   const Result<size_t> cost_one = planned_bytes(*policy, one, settings().ubatch);
   const Result<size_t> cost_two = planned_bytes(*policy, two, settings().ubatch);
-  if (!cost_one.ok() || !cost_two.ok()) return size_t(tensor.width * tensor.n_cells * tensor.n_streams) * 2;
+  if (!cost_one.ok() || !cost_two.ok())
+    return size_t(tensor.width * tensor.n_cells * tensor.n_streams) * 2;
   const size_t shared = 2 * *cost_one - *cost_two;
   const bool first = tensor.layer == 0 && tensor.side == SideId::K;
   return (*cost_two - *cost_one) / 2 + (first ? shared : 0);
@@ -91,10 +93,11 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor
   BufferContext& context = context_of(buffer);
   if (tensor->type != GGML_TYPE_F16) {
     const bool k = cache->side == SideId::K;
-    host::log(true, fmt::format("cache type {} for {}: ZipCache compresses 16-bit caches only; remove {} "
-                                "(or use --device none for llama.cpp's own {} cache)",
-                                ggml_type_name(tensor->type), tensor->name, k ? "-ctk" : "-ctv",
-                                ggml_type_name(tensor->type)));
+    host::log(true,
+              fmt::format("cache type {} for {}: ZipCache compresses 16-bit caches only; remove {} "
+                          "(or use --device none for llama.cpp's own {} cache)",
+                          ggml_type_name(tensor->type), tensor->name, k ? "-ctk" : "-ctv",
+                          ggml_type_name(tensor->type)));
     return GGML_STATUS_FAILED;
   }
   if (!context.cache) {
@@ -112,7 +115,8 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor
   return status.ok() ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
 }
 
-void buffer_set(ggml_backend_buffer_t, ggml_tensor* tensor, const void* data, size_t offset, size_t size) {
+void buffer_set(ggml_backend_buffer_t, ggml_tensor* tensor, const void* data, size_t offset,
+                size_t size) {
   const Located at = locate(tensor);
   if (!at.tensor) {
     std::memcpy(static_cast<uint8_t*>(tensor->data) + offset, data, size);
@@ -124,7 +128,8 @@ void buffer_set(ggml_backend_buffer_t, ggml_tensor* tensor, const void* data, si
   if (!status.ok()) at.buffer->poison(status.message());
 }
 
-void buffer_get(ggml_backend_buffer_t, const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
+void buffer_get(ggml_backend_buffer_t, const ggml_tensor* tensor, void* data, size_t offset,
+                size_t size) {
   const Located at = locate(tensor);
   if (!at.tensor) {
     std::memcpy(data, static_cast<const uint8_t*>(tensor->data) + offset, size);
@@ -150,11 +155,14 @@ void buffer_memset(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t va
 
 void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
   BufferContext& context = context_of(buffer);
-  if (context.cache) context.cache->clear();
-  else std::memset(context.base, value, context.size);
+  if (context.cache)
+    context.cache->clear();
+  else
+    std::memset(context.base, value, context.size);
 }
 
-// Ordinary memory, from the system page by page, so that a cache buffer's unused bytes cost nothing.
+// Ordinary memory, from the system page by page, so that a cache buffer's unused bytes cost
+// nothing.
 ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t type, size_t size) {
   if (t_refuse) {
     t_refuse = false;
@@ -163,13 +171,14 @@ ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t type, size_t size) {
   void* base = mmap(nullptr, std::max<size_t>(size, 1), PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) {
-    host::log(true, fmt::format("no memory for a buffer of {} MiB; use a shorter context (-c)", size >> 20));
+    host::log(true, fmt::format("no memory for a buffer of {} MiB; use a shorter context (-c)",
+                                size >> 20));
     return nullptr;
   }
   auto* context = new BufferContext{static_cast<uint8_t*>(base), size, nullptr};
-  const abi::BufferTable table{buffer_free, buffer_base, buffer_init_tensor, buffer_memset, buffer_set,
-                               buffer_get,  nullptr,     nullptr,            nullptr,       buffer_clear,
-                               nullptr};
+  const abi::BufferTable table{
+      buffer_free, buffer_base, buffer_init_tensor, buffer_memset, buffer_set, buffer_get, nullptr,
+      nullptr,     nullptr,     buffer_clear,       nullptr};
   return ggml_backend_buffer_init(type, table, context, size);
 }
 
@@ -180,8 +189,9 @@ struct BufferTypes {
 BufferTypes g_types;
 
 ggml_backend_buffer_type_t type_at(int i) {
-  return host::interface_version() == 3 ? reinterpret_cast<ggml_backend_buffer_type_t>(&g_types.v3[i])
-                                        : reinterpret_cast<ggml_backend_buffer_type_t>(&g_types.v2[i]);
+  return host::interface_version() == 3
+             ? reinterpret_cast<ggml_backend_buffer_type_t>(&g_types.v3[i])
+             : reinterpret_cast<ggml_backend_buffer_type_t>(&g_types.v2[i]);
 }
 
 }  // namespace
@@ -189,9 +199,10 @@ ggml_backend_buffer_type_t type_at(int i) {
 void init_buffer_types(ggml_backend_dev_t device) {
   for (int i = 0; i < 2; ++i) {
     const auto is_host = i == 0 ? yes : no;
-    g_types.v2[i] = {type_name, type_alloc, type_alignment, nullptr, type_alloc_size, is_host, device, nullptr};
-    g_types.v3[i] = {type_name, type_alloc, nullptr, type_alignment, nullptr, type_alloc_size, nullptr,
-                     is_host,   device,     nullptr};
+    g_types.v2[i] = {type_name,       type_alloc, type_alignment, nullptr,
+                     type_alloc_size, is_host,    device,         nullptr};
+    g_types.v3[i] = {type_name,       type_alloc, nullptr, type_alignment, nullptr,
+                     type_alloc_size, nullptr,    is_host, device,         nullptr};
   }
 }
 
@@ -208,7 +219,8 @@ Located locate(const ggml_tensor* tensor) {
   if (!root->buffer || abi::open(root->buffer).type != cache_type()) return {};
   BufferContext& context = context_of(root->buffer);
   if (!context.cache) return {};
-  const CacheTensor* found = context.cache->find(size_t(static_cast<uint8_t*>(root->data) - context.base));
+  const CacheTensor* found =
+      context.cache->find(size_t(static_cast<uint8_t*>(root->data) - context.base));
   return found ? Located{context.cache.get(), found} : Located{};
 }
 
@@ -229,8 +241,9 @@ CacheBuffer::~CacheBuffer() {
 
 Status CacheBuffer::add(size_t offset, const CacheTensor& tensor) {
   if (tensor.n_cells < 1 || tensor.n_streams < 1 || tensor.width < 1) {
-    return {Code::Incompatible, fmt::format("cache tensor of layer {}: shape {} x {} x {} cannot be served",
-                                            tensor.layer, tensor.width, tensor.n_cells, tensor.n_streams)};
+    return {Code::Incompatible,
+            fmt::format("cache tensor of layer {}: shape {} x {} x {} cannot be served",
+                        tensor.layer, tensor.width, tensor.n_cells, tensor.n_streams)};
   }
   tensors_[offset] = tensor;
   Layer& layer = layers_[tensor.layer];
@@ -258,9 +271,10 @@ void CacheBuffer::learn(const CacheTensor& k, const CacheTensor& v, int64_t k_di
                     k.width == n_heads * k_dim && v.width == n_heads * v_dim;
   const Status status = check(CacheShape{1, 1, {shape}});
   if (!fits || layer.shape.n_heads != 0) {
-    poison(fmt::format("layer {}: attention over {} heads of {} and {} does not match cache rows of {} and "
-                       "{}; this model's attention (MLA, for one) is not served: use --device none",
-                       k.layer, n_heads, k_dim, v_dim, k.width, v.width));
+    poison(fmt::format(
+        "layer {}: attention over {} heads of {} and {} does not match cache rows of {} and "
+        "{}; this model's attention (MLA, for one) is not served: use --device none",
+        k.layer, n_heads, k_dim, v_dim, k.width, v.width));
   } else if (!status.ok()) {
     poison(fmt::format("layer {}: {} (--device none)", k.layer, status.message()));
   }
@@ -272,12 +286,16 @@ Status CacheBuffer::make_cache() {
   CacheShape shape;
   for (auto& [number, layer] : layers_) {
     if (!layer.k || !layer.v) {
-      return {Code::Incompatible, fmt::format("layer {} has {} cache only; this kind of attention is not "
-                                              "served: use --device none", number, layer.k ? "a K" : "a V")};
+      return {Code::Incompatible,
+              fmt::format("layer {} has {} cache only; this kind of attention is not "
+                          "served: use --device none",
+                          number, layer.k ? "a K" : "a V")};
     }
     if (layer.shape.n_heads == 0) {
-      return {Code::Incompatible, fmt::format("layer {} has a cache but no flash attention reads it; start "
-                                              "with flash attention (-fa on) or use --device none", number)};
+      return {Code::Incompatible,
+              fmt::format("layer {} has a cache but no flash attention reads it; start "
+                          "with flash attention (-fa on) or use --device none",
+                          number)};
     }
     if (shape.layers.empty()) {
       shape.n_cells = int(layer.k->n_cells);
@@ -285,8 +303,10 @@ Status CacheBuffer::make_cache() {
     }
     if (layer.k->n_cells != shape.n_cells || layer.v->n_cells != shape.n_cells ||
         layer.k->n_streams != shape.n_streams || layer.v->n_streams != shape.n_streams) {
-      return {Code::Incompatible, fmt::format("layer {}: cells or streams differ from other layers of the "
-                                              "same buffer; use --device none", number)};
+      return {Code::Incompatible,
+              fmt::format("layer {}: cells or streams differ from other layers of the "
+                          "same buffer; use --device none",
+                          number)};
     }
     layer.index = int(shape.layers.size());
     shape.layers.push_back(layer.shape);
@@ -294,18 +314,32 @@ Status CacheBuffer::make_cache() {
   Result<std::unique_ptr<Cache>> made = Cache::create(shape, policy_);
   if (!made.ok()) return made.status();
   cache_ = std::move(*made);
-  const Result<Bytes> thousand = footprint(policy_, shape.layers, 1000, settings().ubatch);
-  const Result<Bytes> long_text = footprint(policy_, shape.layers, 33792, settings().ubatch);
-  const Result<Bytes> longer = footprint(policy_, shape.layers, 34816, settings().ubatch);
-  if (!thousand.ok() || !long_text.ok() || !longer.ok()) return ok();
-  const auto coded = [](const Bytes& b) { return double(b.codes + b.params + b.tags + b.raw + b.scores); };
-  double elements = 0;
-  for (const LayerShape& layer : shape.layers) elements += double(layer.n_heads) * (layer.k_dim + layer.v_dim);
-  const double per_1000 = (coded(*longer) - coded(*long_text)) / 1024 * 1000;
-  host::log(false, fmt::format("policy {}, {:.2f} bits per element, kernel {}, {} threads, {:.1f} KiB per 1,000 "
-                               "tokens (16-bit: {:.1f})", to_text(policy_), per_1000 * 8 / 1000 / elements,
-                               cache_->stats().kernel, n_threads_, per_1000 / 1024, elements * 2 * 1000 / 1024));
+  announce(shape);
   return ok();
+}
+
+// The start-up line: what the cache is and what a token costs in the long run.
+void CacheBuffer::announce(const CacheShape& shape) const {
+  constexpr int kBefore = 256 * kBlockTokens, kMore = 8 * kBlockTokens;
+  const Result<Bytes> before = footprint(policy_, shape.layers, kBefore, settings().ubatch);
+  const Result<Bytes> after = footprint(policy_, shape.layers, kBefore + kMore, settings().ubatch);
+  if (!before.ok() || !after.ok()) return;
+  const auto held = [](const Bytes& b) {
+    return double(b.codes + b.params + b.tags + b.raw + b.scores);
+  };
+  double elements = 0;  // of one token
+  for (const LayerShape& layer : shape.layers)
+    elements += double(layer.n_heads) * (layer.k_dim + layer.v_dim);
+  const double per_token = (held(*after) - held(*before)) / kMore;
+  std::string line = fmt::format(
+      "policy {}, {:.2f} bits per element, kernel {}, {} threads, {:.1f} KiB per 1,000 tokens "
+      "(16-bit: {:.1f})",
+      to_text(policy_), per_token * 8 / elements, cache_->stats().kernel, n_threads_,
+      per_token * 1000 / 1024, elements * 2 * 1000 / 1024);
+  if (policy_.cadence == Cadence::Prompt && !policy_.raw()) {
+    line += "; a prompt is held at 16 bits until it ends";
+  }
+  host::log(false, line);
 }
 
 Result<Cache*> CacheBuffer::cache() {
@@ -338,8 +372,8 @@ Status CacheBuffer::read(const CacheTensor& tensor, size_t offset, size_t size, 
     const size_t wanted = (within + size + row_bytes - 1) / row_bytes;
     const size_t n = std::min<size_t>({wanted, size_t(tensor.n_cells) - cell, 4096});
     rows.resize(n * size_t(tensor.width));
-    ZC_TRY((*cache)->read_half(index_of(tensor.layer), int(row / size_t(tensor.n_cells)), tensor.side,
-                               int(cell), int(n), rows.data()));
+    ZC_TRY((*cache)->read_half(index_of(tensor.layer), int(row / size_t(tensor.n_cells)),
+                               tensor.side, int(cell), int(n), rows.data()));
     const size_t bytes = std::min(size, n * row_bytes - within);
     std::memcpy(out, reinterpret_cast<const uint8_t*>(rows.data()) + within, bytes);
     out += bytes;
@@ -364,10 +398,12 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
     rows.resize(n * size_t(tensor.width));
     const size_t bytes = whole ? n * row_bytes : std::min(size, row_bytes - within);
     if (!whole) {
-      ZC_TRY((*cache)->read_half(index_of(tensor.layer), stream, tensor.side, int(cell), 1, rows.data()));
+      ZC_TRY((*cache)->read_half(index_of(tensor.layer), stream, tensor.side, int(cell), 1,
+                                 rows.data()));
     }
     std::memcpy(reinterpret_cast<uint8_t*>(rows.data()) + within, in, bytes);
-    ZC_TRY((*cache)->write_half(index_of(tensor.layer), stream, tensor.side, int(cell), int(n), rows.data()));
+    ZC_TRY((*cache)->write_half(index_of(tensor.layer), stream, tensor.side, int(cell), int(n),
+                                rows.data()));
     in += bytes;
     offset += bytes;
     size -= bytes;
@@ -378,18 +414,34 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
 std::string CacheBuffer::stats_json() const {
   if (!cache_) return {};
   const CacheStats s = cache_->stats();
-  nlohmann::ordered_json json = {
-      {"id", id_}, {"policy", s.policy}, {"kernel", s.kernel}, {"threads", n_threads_},
-      {"n_layers", s.n_layers}, {"n_streams", s.n_streams}, {"n_cells", s.n_cells},
-      {"rows_live", s.rows_live}, {"rows_dead", s.rows_dead}, {"rows_packed", s.rows_packed},
-      {"elements", s.elements}, {"coded_elements", s.coded_elements}, {"compactions", s.compactions},
-      {"unscored_blocks", s.unscored_blocks},
-      {"bytes", {{"codes", s.bytes.codes}, {"params", s.bytes.params}, {"tags", s.bytes.tags},
-                 {"raw", s.bytes.raw}, {"scores", s.bytes.scores}, {"map", s.bytes.map},
-                 {"padding", s.bytes.padding}}},
-      {"bytes_allocated", s.bytes.allocated()}, {"bytes_peak", s.bytes_peak},
-      {"bytes_planned", s.bytes_planned}, {"ratio_params", s.ratio_params()},
-      {"ratio_resident", s.ratio_resident()}, {"bits_per_element", s.bits_per_element()}};
+  nlohmann::ordered_json json = {{"id", id_},
+                                 {"policy", s.policy},
+                                 {"kernel", s.kernel},
+                                 {"threads", n_threads_},
+                                 {"n_layers", s.n_layers},
+                                 {"n_streams", s.n_streams},
+                                 {"n_cells", s.n_cells},
+                                 {"rows_live", s.rows_live},
+                                 {"rows_dead", s.rows_dead},
+                                 {"rows_packed", s.rows_packed},
+                                 {"elements", s.elements},
+                                 {"coded_elements", s.coded_elements},
+                                 {"compactions", s.compactions},
+                                 {"unscored_blocks", s.unscored_blocks},
+                                 {"bytes",
+                                  {{"codes", s.bytes.codes},
+                                   {"params", s.bytes.params},
+                                   {"tags", s.bytes.tags},
+                                   {"raw", s.bytes.raw},
+                                   {"scores", s.bytes.scores},
+                                   {"map", s.bytes.map},
+                                   {"padding", s.bytes.padding}}},
+                                 {"bytes_allocated", s.bytes.allocated()},
+                                 {"bytes_peak", s.bytes_peak},
+                                 {"bytes_planned", s.bytes_planned},
+                                 {"ratio_params", s.ratio_params()},
+                                 {"ratio_resident", s.ratio_resident()},
+                                 {"bits_per_element", s.bits_per_element()}};
   return json.dump();
 }
 

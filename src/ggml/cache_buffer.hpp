@@ -1,7 +1,7 @@
-// Buffers of the backend. Plain ones are ordinary memory. A buffer becomes a cache buffer when llama.cpp
-// places a tensor named cache_k_l<n> or cache_v_l<n> in it: its bytes are then never touched; the tensors'
-// addresses only identify layer and side, and the rows live in a zipcache::Cache. To the host, a cache
-// tensor is always 16-bit rows.
+// Buffers of the backend. Plain ones are ordinary memory. A buffer becomes a cache buffer when
+// llama.cpp places a tensor named cache_k_l<n> or cache_v_l<n> in it: its bytes are then never
+// touched; the tensors' addresses only identify layer and side, and the rows live in a
+// zipcache::Cache. To the host, a cache tensor is always 16-bit rows.
 #pragma once
 
 #include <map>
@@ -37,7 +37,8 @@ class CacheBuffer {
 
   // What attention tells about a layer: head sizes and KV heads. Conflicts and sizes that cannot be
   // served poison the buffer.
-  void learn(const CacheTensor& k, const CacheTensor& v, int64_t k_dim, int64_t v_dim, int64_t n_heads);
+  void learn(const CacheTensor& k, const CacheTensor& v, int64_t k_dim, int64_t v_dim,
+             int64_t n_heads);
   // Refuses all further work with `reason`, logged once.
   void poison(const std::string& reason);
   const std::string& poisoned() const { return poison_; }
@@ -65,6 +66,7 @@ class CacheBuffer {
     LayerShape shape;  // zeros until learned
   };
   Status make_cache();
+  void announce(const CacheShape& shape) const;
 
   int id_;
   int n_threads_ = 0;
@@ -99,8 +101,8 @@ Located locate(const ggml_tensor* tensor);
 // JSON array of the stats of all live caches, oldest first.
 std::string all_stats_json();
 
-// Asks that the next allocation on this thread fail, so that context creation ends with an error where
-// ggml offers no other way to refuse.
+// Asks that the next allocation on this thread fail, so that context creation ends with an error
+// where ggml offers no other way to refuse.
 void refuse_next_allocation();
 
 }  // namespace zipcache

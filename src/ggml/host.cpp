@@ -12,7 +12,8 @@
 // Present from interface version 3 on.
 extern "C" __attribute__((weak)) ggml_backend_buffer_t ggml_backend_buft_alloc_buffer_n(
     ggml_backend_buffer_type_t, ggml_tensor**, int);
-extern "C" __attribute__((weak)) void ggml_log_internal(ggml_log_level level, const char* format, ...);
+extern "C" __attribute__((weak)) void ggml_log_internal(ggml_log_level level, const char* format,
+                                                        ...);
 
 namespace zipcache::host {
 namespace {
@@ -32,9 +33,10 @@ int operation_named(const char* name) {
 }
 
 Status wrong(const char* what) {
-  return {Code::Incompatible, fmt::format("ggml {}: {} differs from what this build knows (tested with {}); "
-                                          "use a tested llama.cpp or rebuild against this one's headers",
-                                          ggml_version(), what, kTested)};
+  return {Code::Incompatible,
+          fmt::format("ggml {}: {} differs from what this build knows (tested with {}); "
+                      "use a tested llama.cpp or rebuild against this one's headers",
+                      ggml_version(), what, kTested)};
 }
 
 bool tested_version() {
@@ -57,11 +59,12 @@ Status check_tensors() {
   float numbers[3];
   std::memcpy(numbers, node->op_params, sizeof numbers);
   const bool fits =
-      std::strcmp(cache->name, "probe") == 0 && cache->type == GGML_TYPE_F16 && cache->ne[1] == 256 &&
-      cache->nb[1] == 256 && cache->data == nullptr && k->view_src == cache && k->view_offs == 65536 &&
-      k->nb[2] == 128 && int(node->op) == g_operations.flash_attn_ext && node->src[0] == q &&
-      node->src[1] == k && node->src[2] == k && node->src[3] == mask && node->ne[0] == 64 &&
-      node->ne[1] == 4 && numbers[0] == 0.125f && numbers[1] == 8.0f && numbers[2] == 30.0f &&
+      std::strcmp(cache->name, "probe") == 0 && cache->type == GGML_TYPE_F16 &&
+      cache->ne[1] == 256 && cache->nb[1] == 256 && cache->data == nullptr &&
+      k->view_src == cache && k->view_offs == 65536 && k->nb[2] == 128 &&
+      int(node->op) == g_operations.flash_attn_ext && node->src[0] == q && node->src[1] == k &&
+      node->src[2] == k && node->src[3] == mask && node->ne[0] == 64 && node->ne[1] == 4 &&
+      numbers[0] == 0.125f && numbers[1] == 8.0f && numbers[2] == 30.0f &&
       ggml_nbytes(cache) == 128 * 256 * 2 * 2 && ggml_row_size(GGML_TYPE_F16, 128) == 256;
   ggml_free(context);
   return fits ? ok() : wrong("the layout of a tensor");
@@ -75,12 +78,16 @@ int interface_version() { return ggml_backend_buft_alloc_buffer_n ? 3 : 2; }
 
 Status check_layout() {
   if (!tested_version() && !settings().any_ggml) {
-    return {Code::Incompatible,
-            fmt::format("ggml {} has not been tested with this build (tested: {}); use a tested llama.cpp, or "
-                        "set ZIPCACHE_ANY_GGML=1 to try: the layout is still checked", ggml_version(), kTested)};
+    return {
+        Code::Incompatible,
+        fmt::format(
+            "ggml {} has not been tested with this build (tested: {}); use a tested llama.cpp, or "
+            "set ZIPCACHE_ANY_GGML=1 to try: the layout is still checked",
+            ggml_version(), kTested)};
   }
-  g_operations = {operation_named("NONE"),     operation_named("VIEW"),    operation_named("RESHAPE"),
-                  operation_named("PERMUTE"),  operation_named("TRANSPOSE"), operation_named("SET_ROWS"),
+  g_operations = {operation_named("NONE"),           operation_named("VIEW"),
+                  operation_named("RESHAPE"),        operation_named("PERMUTE"),
+                  operation_named("TRANSPOSE"),      operation_named("SET_ROWS"),
                   operation_named("FLASH_ATTN_EXT"), operation_named("ROPE")};
   const Operations& ops = g_operations;
   for (const int op : {ops.none, ops.view, ops.reshape, ops.permute, ops.transpose, ops.set_rows,

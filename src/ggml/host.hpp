@@ -1,5 +1,6 @@
-// What the host program's ggml looks like: its interface version, the numbers of the operations that are
-// served, and proof that tensors and nodes have the layout of our headers. Also the way to its log.
+// What the host program's ggml looks like: its interface version, the numbers of the operations
+// that are served, and proof that tensors and nodes have the layout of our headers. Also the way to
+// its log.
 #pragma once
 
 #include <ggml.h>
@@ -20,7 +21,8 @@ struct Operations {
   }
 };
 
-// Checks once, when the plug-in is loaded. Incompatible names the host's version and the tested ones.
+// Checks once, when the plug-in is loaded. Incompatible names the host's version and the tested
+// ones.
 Status check_layout();
 const Operations& operations();
 // Version of the internal backend interface, 2 or 3.
@@ -33,8 +35,8 @@ void log(bool error, const std::string& line);
 
 namespace zipcache {
 
-// Runs `body`, which returns a Status; what it throws (the system being out of memory) becomes one too,
-// since nothing may be thrown through ggml.
+// Runs `body`, which returns a Status; what it throws (the system being out of memory) becomes one
+// too, since nothing may be thrown through ggml.
 template <class Body>
 Status without_exceptions(Body&& body) {
   try {

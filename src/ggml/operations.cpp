@@ -26,12 +26,14 @@ bool serves_set_rows(const ggml_tensor* node) {
   const Located at = locate(node);
   if (!at.tensor) return false;
   if (node->ne[0] != at.tensor->width) {
-    refuse(*at.buffer, "flash attention is off, so V is stored transposed, which cannot be compressed; start "
-                       "with -fa on (flash_attn=True in Python), or use --device none");
+    refuse(*at.buffer,
+           "flash attention is off, so V is stored transposed, which cannot be compressed; start "
+           "with -fa on (flash_attn=True in Python), or use --device none");
   } else if (node->src[0]->type != GGML_TYPE_F32 ||
              (node->src[1]->type != GGML_TYPE_I64 && node->src[1]->type != GGML_TYPE_I32)) {
-    refuse(*at.buffer, fmt::format("rows of type {} with indices of type {}: expected f32 and i64",
-                                   ggml_type_name(node->src[0]->type), ggml_type_name(node->src[1]->type)));
+    refuse(*at.buffer,
+           fmt::format("rows of type {} with indices of type {}: expected f32 and i64",
+                       ggml_type_name(node->src[0]->type), ggml_type_name(node->src[1]->type)));
   }
   return true;
 }
@@ -41,9 +43,11 @@ bool serves_attention(const ggml_tensor* node) {
   const Located at_k = locate(k), at_v = locate(v);
   if (!at_k.tensor || !at_v.tensor || at_k.buffer != at_v.buffer) return false;
   at_k.buffer->learn(*at_k.tensor, *at_v.tensor, k->ne[0], v->ne[0], k->ne[2]);
-  if (q->type != GGML_TYPE_F32 || node->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) ||
+  if (q->type != GGML_TYPE_F32 || node->type != GGML_TYPE_F32 ||
+      (mask && mask->type != GGML_TYPE_F16) ||
       (node->src[4] && node->src[4]->type != GGML_TYPE_F32)) {
-    refuse(*at_k.buffer, "attention with a query or mask of an unknown type; use a tested llama.cpp");
+    refuse(*at_k.buffer,
+           "attention with a query or mask of an unknown type; use a tested llama.cpp");
   }
   return true;
 }
@@ -63,8 +67,8 @@ Status set_rows(const ggml_tensor* node) {
     const auto* rows = reinterpret_cast<const float*>(static_cast<const char*>(values->data) +
                                                       size_t(begin) * values->nb[1]);
     const Status status =
-        (*cache)->write(at.buffer->index_of(at.tensor->layer), int(stream), at.tensor->side, cells, rows,
-                        ptrdiff_t(values->nb[1] / sizeof(float)));
+        (*cache)->write(at.buffer->index_of(at.tensor->layer), int(stream), at.tensor->side, cells,
+                        rows, ptrdiff_t(values->nb[1] / sizeof(float)));
     cells.clear();
     begin = end;
     return status;
@@ -72,8 +76,10 @@ Status set_rows(const ggml_tensor* node) {
   for (int64_t i = 0; i < n; ++i) {
     const char* entry = static_cast<const char*>(index->data) + size_t(i) * index->nb[0];
     int64_t row = 0;
-    if (wide) std::memcpy(&row, entry, sizeof row);
-    else row = *reinterpret_cast<const int32_t*>(entry);
+    if (wide)
+      std::memcpy(&row, entry, sizeof row);
+    else
+      row = *reinterpret_cast<const int32_t*>(entry);
     row += int64_t(offset);
     if (row < 0 || row / n_cells >= at.tensor->n_streams) {
       return {Code::BadArgument, fmt::format("row {} written to a cache of {} rows", row,
@@ -87,7 +93,8 @@ Status set_rows(const ggml_tensor* node) {
 }
 
 Status attention(const ggml_tensor* node, const RunSettings& run) {
-  const ggml_tensor *q = node->src[0], *k = node->src[1], *mask = node->src[3], *sinks = node->src[4];
+  const ggml_tensor *q = node->src[0], *k = node->src[1], *mask = node->src[3],
+                    *sinks = node->src[4];
   const Located at = locate(k);
   Result<Cache*> cache = at.buffer->cache();
   if (!cache.ok()) return cache.status();
@@ -100,7 +107,8 @@ Status attention(const ggml_tensor* node, const RunSettings& run) {
     step.stream = first_stream + int(s);
     step.n_queries = int(q->ne[1]);
     step.n_heads = int(q->ne[2]);
-    step.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + size_t(s) * q->nb[3]);
+    step.q =
+        reinterpret_cast<const float*>(static_cast<const char*>(q->data) + size_t(s) * q->nb[3]);
     step.q_row_stride = ptrdiff_t(q->nb[1] / sizeof(float));
     step.q_head_stride = ptrdiff_t(q->nb[2] / sizeof(float));
     step.n_cells = int(k->ne[1]);
@@ -133,7 +141,8 @@ Status shift_keys(const ggml_tensor* node) {
   Result<KeyRotation> rotation = KeyRotation::from_node(node);
   if (!rotation.ok()) return rotation.status();
   const size_t head_bytes = keys->nb[1];
-  rotation->first_channel = int(keys->view_offs % at.tensor->row_bytes() % head_bytes / sizeof(uint16_t));
+  rotation->first_channel =
+      int(keys->view_offs % at.tensor->row_bytes() % head_bytes / sizeof(uint16_t));
   rotation->factors = factors ? static_cast<const float*>(factors->data) : nullptr;
   const auto* shifts = static_cast<const int32_t*>(shift->data);
   for (int64_t s = 0; s < at.tensor->n_streams; ++s) {
@@ -162,11 +171,12 @@ Status compute(const ggml_tensor* node, const RunSettings& run) {
   if (op == ops.set_rows || op == ops.flash_attn_ext || op == ops.rope) {
     const ggml_tensor* cached = op == ops.flash_attn_ext ? node->src[1] : node;
     const Located at = locate(cached);
-    if (!at.tensor) return {Code::Internal, fmt::format("{} on a tensor that is not ours", node->name)};
+    if (!at.tensor)
+      return {Code::Internal, fmt::format("{} on a tensor that is not ours", node->name)};
     at.buffer->set_threads(run.n_threads);
-    const Status status = op == ops.set_rows  ? set_rows(node)
-                          : op == ops.rope    ? shift_keys(node)
-                                              : attention(node, run);
+    const Status status = op == ops.set_rows ? set_rows(node)
+                          : op == ops.rope   ? shift_keys(node)
+                                             : attention(node, run);
     // Rows half written or keys half moved must not be read as if nothing had happened.
     if (!status.ok() && status.code() != Code::Aborted) at.buffer->poison(status.message());
     return status;

@@ -13,7 +13,8 @@ constexpr float kPi = 3.14159265358979f;
 
 // Pair index at which a frequency turns `rotations` times over the original context (YaRN, eq. 17).
 float correction_pair(const KeyRotation& r, float rotations) {
-  return float(r.n_dims) * std::log(float(r.n_ctx_orig) / (rotations * 2 * kPi)) / (2 * std::log(r.freq_base));
+  return float(r.n_dims) * std::log(float(r.n_ctx_orig) / (rotations * 2 * kPi)) /
+         (2 * std::log(r.freq_base));
 }
 
 }  // namespace
@@ -31,9 +32,11 @@ Result<KeyRotation> KeyRotation::from_node(const ggml_tensor* node) {
   rotation.neox = mode == GGML_ROPE_TYPE_NEOX;
   if ((mode != GGML_ROPE_TYPE_NORMAL && !rotation.neox) || rotation.n_dims % 2 != 0 ||
       rotation.n_dims > node->ne[0]) {
-    return Status{Code::Incompatible,
-                  fmt::format("context shift: rotation of kind {} over {} channels is not served; start "
-                              "without context shift (--no-context-shift)", mode, rotation.n_dims)};
+    return Status{
+        Code::Incompatible,
+        fmt::format("context shift: rotation of kind {} over {} channels is not served; start "
+                    "without context shift (--no-context-shift)",
+                    mode, rotation.n_dims)};
   }
   return rotation;
 }
@@ -41,10 +44,12 @@ Result<KeyRotation> KeyRotation::from_node(const ggml_tensor* node) {
 void KeyRotation::apply(float* head, int32_t positions) const {
   const float low = std::max(0.0f, std::floor(correction_pair(*this, beta_fast)));
   const float high = std::min(float(n_dims - 1), std::ceil(correction_pair(*this, beta_slow)));
-  const float magnitude = ext_factor != 0 ? attn_factor * (1 + 0.1f * std::log(1 / freq_scale)) : attn_factor;
+  const float magnitude =
+      ext_factor != 0 ? attn_factor * (1 + 0.1f * std::log(1 / freq_scale)) : attn_factor;
   float* x = head + first_channel;
   for (int pair = 0; pair < n_dims / 2; ++pair) {
-    const float plain = float(positions) * std::pow(freq_base, -2.0f * float(pair) / float(n_dims)) /
+    const float plain = float(positions) *
+                        std::pow(freq_base, -2.0f * float(pair) / float(n_dims)) /
                         (factors ? factors[pair] : 1.0f);
     float angle = freq_scale * plain;
     if (ext_factor != 0) {

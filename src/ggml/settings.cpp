@@ -21,7 +21,8 @@ struct Variable {
 };
 
 constexpr Variable kVariables[] = {
-    {"ZIPCACHE_POLICY", "zip", "row, row with changed fields, or .json file; see: zipcache policies"},
+    {"ZIPCACHE_POLICY", "zip",
+     "row, row with changed fields, or .json file; see: zipcache policies"},
     {"ZIPCACHE_UBATCH", "512", "micro-batch (-ub) that the announced cache size leaves room for"},
     {"ZIPCACHE_ISA", "", "kernel set to use instead of the best: avx512, avx2 or plain"},
     {"ZIPCACHE_LOG", "normal", "normal, or quiet for errors only"},
@@ -42,7 +43,8 @@ std::string g_policy_text;  // set_policy()'s, empty when none
 
 bool parse_ubatch(const std::string& text, int& value) {
   const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
-  return result.ec == std::errc() && result.ptr == text.data() + text.size() && value >= 1 && value <= 1 << 20;
+  return result.ec == std::errc() && result.ptr == text.data() + text.size() && value >= 1 &&
+         value <= 1 << 20;
 }
 
 }  // namespace
@@ -62,8 +64,9 @@ const Settings& settings() {
 Status check_settings() {
   int ubatch = 0;
   if (!parse_ubatch(value_of("ZIPCACHE_UBATCH"), ubatch)) {
-    return {Code::BadPolicy, fmt::format("ZIPCACHE_UBATCH={}: expected a whole number from 1 to 1048576",
-                                         value_of("ZIPCACHE_UBATCH"))};
+    return {Code::BadPolicy,
+            fmt::format("ZIPCACHE_UBATCH={}: expected a whole number from 1 to 1048576",
+                        value_of("ZIPCACHE_UBATCH"))};
   }
   const std::string log = value_of("ZIPCACHE_LOG");
   if (log != "normal" && log != "quiet") {
@@ -94,8 +97,10 @@ Status set_policy(const std::string& text) {
 std::string settings_json() {
   auto list = nlohmann::ordered_json::array();
   for (const Variable& variable : kVariables) {
-    list.push_back({{"name", variable.name}, {"value", value_of(variable.name)},
-                    {"default", variable.standard}, {"help", variable.help}});
+    list.push_back({{"name", variable.name},
+                    {"value", value_of(variable.name)},
+                    {"default", variable.standard},
+                    {"help", variable.help}});
   }
   return list.dump();
 }

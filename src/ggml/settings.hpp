@@ -19,7 +19,8 @@ const Settings& settings();
 // Reads the variables strictly: the error of a value that cannot be used names variable and cure.
 Status check_settings();
 
-// The policy for caches allocated from now on: set_policy()'s, else ZIPCACHE_POLICY's, else row zip.
+// The policy for caches allocated from now on: set_policy()'s, else ZIPCACHE_POLICY's, else row
+// zip.
 Result<Policy> current_policy();
 Status set_policy(const std::string& text);
 

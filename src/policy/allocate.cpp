@@ -15,7 +15,8 @@ std::vector<uint8_t> allocate(std::span<const float> scores, int high_permille) 
   const auto less_salient = [&](size_t a, size_t b) {
     return scores[a] != scores[b] ? scores[a] < scores[b] : a < b;
   };
-  std::nth_element(order.begin(), order.begin() + static_cast<ptrdiff_t>(n_low), order.end(), less_salient);
+  std::nth_element(order.begin(), order.begin() + static_cast<ptrdiff_t>(n_low), order.end(),
+                   less_salient);
   std::vector<uint8_t> tiers(n, 0);
   for (size_t i = 0; i < n_low; ++i) tiers[order[i]] = 1;
   return tiers;

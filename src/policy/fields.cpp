@@ -17,13 +17,14 @@ struct Word {
 
 constexpr Word<Fit> kFits[] = {
     {"endpoint", Fit::Endpoint}, {"midpoint", Fit::Midpoint}, {"unbiased", Fit::Unbiased}};
-constexpr Word<Rotation> kRotations[] = {{"none", Rotation::None}, {"hadamard", Rotation::Hadamard}};
+constexpr Word<Rotation> kRotations[] = {{"none", Rotation::None},
+                                         {"hadamard", Rotation::Hadamard}};
 constexpr Word<Statistic> kStatistics[] = {
     {"mean", Statistic::Mean}, {"random", Statistic::Random}, {"recency", Statistic::Recency}};
 constexpr Word<Norm> kNorms[] = {
     {"probe_nnz", Norm::ProbeNnz}, {"full_causal", Norm::FullCausal}, {"none", Norm::None}};
-constexpr Word<DecodeProbes> kDecodeProbes[] = {
-    {"spread", DecodeProbes::Spread}, {"last", DecodeProbes::Last}};
+constexpr Word<DecodeProbes> kDecodeProbes[] = {{"spread", DecodeProbes::Spread},
+                                                {"last", DecodeProbes::Last}};
 constexpr Word<Scope> kScopes[] = {{"head", Scope::Head}, {"layer", Scope::Layer}};
 constexpr Word<Cadence> kCadences[] = {{"stream", Cadence::Stream}, {"prompt", Cadence::Prompt}};
 
@@ -84,7 +85,8 @@ bool code_width(std::string_view text, int& bits) {
   return true;
 }
 
-// "4" or "4/2" for one side. One width for both tiers, or one tier, keeps the other side's tiers apart.
+// "4" or "4/2" for one side. One width for both tiers, or one tier, keeps the other side's tiers
+// apart.
 bool parse_bits(Policy& policy, std::string_view text, int Tier::*side) {
   const size_t slash = text.find('/');
   int high = 0, low = 0;
@@ -118,10 +120,14 @@ bool parse_axis(std::string_view text, Side& side) {
 
 std::string axis_text(const Side& side) {
   switch (side.axis) {
-    case Axis::Channel: return "channel";
-    case Axis::Token: return "token";
-    case Axis::Cst: return "cst";
-    case Axis::Group: break;
+    case Axis::Channel:
+      return "channel";
+    case Axis::Token:
+      return "token";
+    case Axis::Cst:
+      return "cst";
+    case Axis::Group:
+      break;
   }
   return fmt::format("group{}", side.group);
 }
@@ -142,7 +148,8 @@ using P = Policy;
 using V = std::string_view;
 
 const Field kFields[] = {
-    {"bits", kBits, [](P& p, V v) { return parse_bits(p, v, &Tier::k_bits) && parse_bits(p, v, &Tier::v_bits); },
+    {"bits", kBits,
+     [](P& p, V v) { return parse_bits(p, v, &Tier::k_bits) && parse_bits(p, v, &Tier::v_bits); },
      nullptr, true},
     {"k", kBits, [](P& p, V v) { return parse_bits(p, v, &Tier::k_bits); },
      [](const P& p) { return bits_text(p, &Tier::k_bits); }, true},
@@ -155,7 +162,8 @@ const Field kFields[] = {
      [](const P& p) { return axis_text(p.k); }, true},
     {"v_axis", kAxes, [](P& p, V v) { return parse_axis(v, p.v); },
      [](const P& p) { return axis_text(p.v); }, true},
-    {"fit", kFitWords, [](P& p, V v) { return parse_word(kFits, v, p.k.fit) && parse_word(kFits, v, p.v.fit); },
+    {"fit", kFitWords,
+     [](P& p, V v) { return parse_word(kFits, v, p.k.fit) && parse_word(kFits, v, p.v.fit); },
      nullptr, true},
     {"k_fit", kFitWords, [](P& p, V v) { return parse_word(kFits, v, p.k.fit); },
      [](const P& p) { return word_of(kFits, p.k.fit); }, true},
@@ -194,7 +202,8 @@ const Field kFields[] = {
      [](const P& p) { return word_of(kDecodeProbes, p.saliency.decode); }, false},
     {"scope", "head or layer", [](P& p, V v) { return parse_word(kScopes, v, p.saliency.scope); },
      [](const P& p) { return word_of(kScopes, p.saliency.scope); }, false},
-    {"sinks", "a count from 0 to 128", [](P& p, V v) { return parse_int(v, 0, 128, p.window.sinks); },
+    {"sinks", "a count from 0 to 128",
+     [](P& p, V v) { return parse_int(v, 0, 128, p.window.sinks); },
      [](const P& p) { return fmt::format("{}", p.window.sinks); }, false},
     {"recent", "a count from 0 to 1048576",
      [](P& p, V v) { return parse_int(v, 0, 1 << 20, p.window.recent); },
@@ -222,35 +231,39 @@ std::string quote_text(std::string_view text) {
   std::string out = "\"";
   for (const char c : text.substr(0, 60)) {
     const auto byte = static_cast<unsigned char>(c);
-    out += byte < 0x20 || byte >= 0x7F || c == '"' ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
+    out += byte < 0x20 || byte >= 0x7F || c == '"' ? fmt::format("\\x{:02x}", byte)
+                                                   : std::string(1, c);
   }
   return out + (text.size() > 60 ? "...\"" : "\"");
 }
 
-Status apply_field(Policy& policy, std::string_view name, std::string_view value, std::string_view where,
-                   bool per_layer_only) {
+Status apply_field(Policy& policy, std::string_view name, std::string_view value,
+                   std::string_view where, bool per_layer_only) {
   for (const Field& field : kFields) {
     if (field.name != name || (per_layer_only && !field.per_layer)) continue;
     if (field.set(policy, value)) return ok();
-    return {Code::BadPolicy,
-            fmt::format("{}, field {}: found {}, expected {}", where, name, quote_text(value), field.accepts)};
+    return {Code::BadPolicy, fmt::format("{}, field {}: found {}, expected {}", where, name,
+                                         quote_text(value), field.accepts)};
   }
-  return {Code::BadPolicy, fmt::format("{}: unknown field {}; the fields {}are {}", where, quote_text(name),
-                                       per_layer_only ? "that layers may override " : "",
-                                       field_names(per_layer_only))};
+  return {
+      Code::BadPolicy,
+      fmt::format("{}: unknown field {}; the fields {}are {}", where, quote_text(name),
+                  per_layer_only ? "that layers may override " : "", field_names(per_layer_only))};
 }
 
-Status apply_fields(Policy& policy, std::string_view text, std::string_view where, bool per_layer_only) {
+Status apply_fields(Policy& policy, std::string_view text, std::string_view where,
+                    bool per_layer_only) {
   while (!text.empty()) {
     const size_t comma = text.find(',');
     const std::string_view item = text.substr(0, comma);
     text = comma == std::string_view::npos ? std::string_view() : text.substr(comma + 1);
     const size_t equals = item.find('=');
     if (equals == std::string_view::npos) {
-      return {Code::BadPolicy, fmt::format("{}: found {}, expected field=value such as ratio=0.6", where,
-                                           quote_text(item))};
+      return {Code::BadPolicy, fmt::format("{}: found {}, expected field=value such as ratio=0.6",
+                                           where, quote_text(item))};
     }
-    ZC_TRY(apply_field(policy, item.substr(0, equals), item.substr(equals + 1), where, per_layer_only));
+    ZC_TRY(apply_field(policy, item.substr(0, equals), item.substr(equals + 1), where,
+                       per_layer_only));
   }
   return ok();
 }

@@ -1,5 +1,5 @@
-// The fields of a policy by name: one table that the text form, the JSON form and every error message
-// read. Not for users; they call the functions of zipcache/policy.hpp.
+// The fields of a policy by name: one table that the text form, the JSON form and every error
+// message read. Not for users; they call the functions of zipcache/policy.hpp.
 #pragma once
 
 #include <span>
@@ -23,10 +23,11 @@ struct Field {
 std::span<const Field> policy_fields();
 
 // Applies "name=value,name=value" to `policy`; `where` begins the error's text.
-Status apply_fields(Policy& policy, std::string_view text, std::string_view where, bool per_layer_only);
+Status apply_fields(Policy& policy, std::string_view text, std::string_view where,
+                    bool per_layer_only);
 // Applies one field.
-Status apply_field(Policy& policy, std::string_view name, std::string_view value, std::string_view where,
-                   bool per_layer_only);
+Status apply_field(Policy& policy, std::string_view name, std::string_view value,
+                   std::string_view where, bool per_layer_only);
 
 // At most 60 characters of hostile text, control characters escaped, in quotes.
 std::string quote_text(std::string_view text);

@@ -26,20 +26,22 @@ Result<LayerOverride> parse_override(const json& item, size_t index) {
   const std::string where = fmt::format("$.layers[{}]", index);
   if (!item.is_object() || !item.contains("layers") || !item.contains("set") || item.size() != 2 ||
       !item["layers"].is_string() || !item["set"].is_string()) {
-    return Status{Code::BadPolicy, where + ": expected {\"layers\": \"0-3\", \"set\": \"k=8,v=4\"}"};
+    return Status{Code::BadPolicy,
+                  where + ": expected {\"layers\": \"0-3\", \"set\": \"k=8,v=4\"}"};
   }
   const std::string range = item["layers"].get<std::string>();
   LayerOverride change;
   change.fields = item["set"].get<std::string>();
   int used = 0;
-  const bool pair = std::sscanf(range.c_str(), "%9d-%9d%n", &change.first, &change.last, &used) == 2;
+  const bool pair =
+      std::sscanf(range.c_str(), "%9d-%9d%n", &change.first, &change.last, &used) == 2;
   if (!pair) {
     used = 0;
     if (std::sscanf(range.c_str(), "%9d%n", &change.first, &used) == 1) change.last = change.first;
   }
   if (used == 0 || static_cast<size_t>(used) != range.size()) {
-    return Status{Code::BadPolicy,
-                  fmt::format("{}.layers: found {}, expected \"first-last\"", where, quote_text(range))};
+    return Status{Code::BadPolicy, fmt::format("{}.layers: found {}, expected \"first-last\"",
+                                               where, quote_text(range))};
   }
   return change;
 }
@@ -73,12 +75,14 @@ Result<Policy> policy_from_json(std::string_view text) {
   const json root = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (root.is_discarded()) {
     return Status{Code::BadPolicy, fmt::format("not valid JSON: {}; expected an object such as "
-                                               "{{\"base\": \"zipcache\", \"ratio\": 0.7}}", quote_text(text))};
+                                               "{{\"base\": \"zipcache\", \"ratio\": 0.7}}",
+                                               quote_text(text))};
   }
   if (!root.is_object()) return Status{Code::BadPolicy, "expected a JSON object at the top"};
   Policy policy;
   if (root.contains("base")) {
-    if (!root["base"].is_string()) return Status{Code::BadPolicy, "$.base: expected the name of a row"};
+    if (!root["base"].is_string())
+      return Status{Code::BadPolicy, "$.base: expected the name of a row"};
     const std::string base = root["base"].get<std::string>();
     if (base.find_first_of(",./") != std::string::npos) {
       return Status{Code::BadPolicy,
@@ -102,7 +106,8 @@ std::string policy_to_json(const Policy& policy) {
   if (!policy.overrides.empty()) {
     auto& list = root["layers"] = nlohmann::ordered_json::array();
     for (const LayerOverride& change : policy.overrides) {
-      list.push_back({{"layers", fmt::format("{}-{}", change.first, change.last)}, {"set", change.fields}});
+      list.push_back(
+          {{"layers", fmt::format("{}-{}", change.first, change.last)}, {"set", change.fields}});
     }
   }
   return root.dump(2);

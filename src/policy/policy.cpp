@@ -1,4 +1,5 @@
-// Parsing and checking of policies: text form, files, fields that must fit together, layer overrides.
+// Parsing and checking of policies: text form, files, fields that must fit together, layer
+// overrides.
 #include "zipcache/policy.hpp"
 
 #include <fmt/format.h>
@@ -36,14 +37,17 @@ Result<Policy> named_row(std::string_view name) {
 
 Status check_range(const char* field, int value, int lo, int hi) {
   if (value >= lo && value <= hi) return ok();
-  return {Code::BadPolicy, fmt::format("policy, {}: found {}, expected {} to {}", field, value, lo, hi)};
+  return {Code::BadPolicy,
+          fmt::format("policy, {}: found {}, expected {} to {}", field, value, lo, hi)};
 }
 
 Status check_group(const Side& side, const char* which) {
   if (side.axis != Axis::Group) return ok();
   if (side.group >= 8 && side.group <= 256 && side.group % 8 == 0) return ok();
-  return {Code::BadPolicy, fmt::format("policy, {}_axis: found group{}, expected a group from 8 to 256 that "
-                                       "is a multiple of 8 and divides the head size", which, side.group)};
+  return {Code::BadPolicy,
+          fmt::format("policy, {}_axis: found group{}, expected a group from 8 to 256 that "
+                      "is a multiple of 8 and divides the head size",
+                      which, side.group)};
 }
 
 bool is_width(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8 || bits == 16; }
@@ -55,13 +59,15 @@ Status check_tiers(const Policy& policy) {
   }
   for (const Tier& tier : policy.tiers) {
     if (is_width(tier.k_bits) && is_width(tier.v_bits)) continue;
-    return {Code::BadPolicy, fmt::format("policy {}: a tier of {} and {} bits, expected 2, 3, 4, 8 or 16",
-                                         policy.name, tier.k_bits, tier.v_bits)};
+    return {Code::BadPolicy,
+            fmt::format("policy {}: a tier of {} and {} bits, expected 2, 3, 4, 8 or 16",
+                        policy.name, tier.k_bits, tier.v_bits)};
   }
   const Tier &high = policy.tiers.front(), &low = policy.tiers.back();
   if (high.k_bits >= low.k_bits && high.v_bits >= low.v_bits) return ok();
-  return {Code::BadPolicy, fmt::format("policy {}: the first tier has fewer bits than the second; swap them",
-                                       policy.name)};
+  return {Code::BadPolicy,
+          fmt::format("policy {}: the first tier has fewer bits than the second; swap them",
+                      policy.name)};
 }
 
 // All fields but the overrides.
@@ -81,15 +87,19 @@ Status check_fields(const Policy& policy) {
 
 Result<Policy> parse_policy(std::string_view text) {
   if (text.size() > kMaxText) {
-    return Status{Code::BadPolicy, fmt::format("policy: text of {} bytes, at most {} are read; put it in "
-                                               "a .json file", text.size(), kMaxText)};
+    return Status{Code::BadPolicy,
+                  fmt::format("policy: text of {} bytes, at most {} are read; put it in "
+                              "a .json file",
+                              text.size(), kMaxText)};
   }
   const size_t comma = text.find(',');
   const std::string_view head = text.substr(0, comma);
-  Result<Policy> policy = head.ends_with(".json") ? load_policy(std::string(head)) : named_row(head);
+  Result<Policy> policy =
+      head.ends_with(".json") ? load_policy(std::string(head)) : named_row(head);
   if (!policy.ok()) return policy;
   if (comma != std::string_view::npos) {
-    ZC_TRY(apply_fields(*policy, text.substr(comma + 1), fmt::format("policy {}", quote_text(text)), false));
+    ZC_TRY(apply_fields(*policy, text.substr(comma + 1), fmt::format("policy {}", quote_text(text)),
+                        false));
   }
   ZC_TRY(check(*policy));
   return policy;
@@ -98,16 +108,20 @@ Result<Policy> parse_policy(std::string_view text) {
 Result<Policy> load_policy(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
-    return Status{Code::Environment,
-                  fmt::format("policy file {}: cannot be read; give the path of a .json file or one of "
-                              "the rows {}", quote_text(path), row_names())};
+    return Status{
+        Code::Environment,
+        fmt::format("policy file {}: cannot be read; give the path of a .json file or one of "
+                    "the rows {}",
+                    quote_text(path), row_names())};
   }
   std::string json(kMaxText + 1, '\0');
   file.read(json.data(), static_cast<std::streamsize>(json.size()));
   json.resize(static_cast<size_t>(file.gcount()));
   if (json.size() > kMaxText) {
-    return Status{Code::BadPolicy, fmt::format("policy file {}: larger than {} bytes, which no policy "
-                                               "needs", quote_text(path), kMaxText)};
+    return Status{Code::BadPolicy,
+                  fmt::format("policy file {}: larger than {} bytes, which no policy "
+                              "needs",
+                              quote_text(path), kMaxText)};
   }
   Result<Policy> policy = policy_from_json(json);
   if (policy.ok()) return policy;
@@ -130,18 +144,21 @@ Status check(const Policy& policy) {
   ZC_TRY(check_fields(policy));
   const Saliency& saliency = policy.saliency;
   if (policy.needs_scores() && saliency.recent_permille + saliency.random_permille == 0) {
-    return {Code::BadPolicy, "policy, probes: found 0+0, but score=mean needs probe rows; use 5+5, or "
-                             "score=random or recency"};
+    return {Code::BadPolicy,
+            "policy, probes: found 0+0, but score=mean needs probe rows; use 5+5, or "
+            "score=random or recency"};
   }
   if (saliency.recent_permille + saliency.random_permille > 1000) {
-    return {Code::BadPolicy, fmt::format("policy, probes: {} % newest and {} % random make more than all "
-                                         "rows; lower one of them", saliency.recent_permille / 10.0,
-                                         saliency.random_permille / 10.0)};
+    return {Code::BadPolicy,
+            fmt::format("policy, probes: {} % newest and {} % random make more than all "
+                        "rows; lower one of them",
+                        saliency.recent_permille / 10.0, saliency.random_permille / 10.0)};
   }
   for (const LayerOverride& change : policy.overrides) {
     if (change.first < 0 || change.last < change.first) {
-      return {Code::BadPolicy, fmt::format("policy, layers {}-{}: expected first-last with first <= last",
-                                           change.first, change.last)};
+      return {Code::BadPolicy,
+              fmt::format("policy, layers {}-{}: expected first-last with first <= last",
+                          change.first, change.last)};
     }
     Policy copy = policy;
     copy.overrides.clear();

@@ -1,4 +1,5 @@
-// The table of methods: each row is a name, the fields in which it differs from 16 bits, and a summary.
+// The table of methods: each row is a name, the fields in which it differs from 16 bits, and a
+// summary.
 #include "zipcache/policy.hpp"
 
 namespace zipcache {
@@ -10,15 +11,18 @@ namespace {
 constexpr PolicyRow kRows[] = {
     {"f16", "bits=16", "16-bit cache through this backend, 32-bit accumulation; the reference"},
     {"uniform", "bits=4,k_axis=channel,v_axis=cst,fit=endpoint",
-     "one width for every token, K per channel, V channel-separable (the paper's baseline); set k, v"},
+     "one width for every token, K per channel, V channel-separable (the paper's baseline); set k, "
+     "v"},
     {"zipcache", ZC_PAPER ",norm=probe_nnz",
      "the paper: 60 % of tokens at 4 bits by normalized attention of 10 % probes, the rest at 2"},
     {"zipcache-code", ZC_PAPER ",norm=full_causal,replacement=1,decode_probes=last",
-     "the paper as its released code scores: full causal divisor, draws with replacement, one decode probe"},
+     "the paper as its released code scores: full causal divisor, draws with replacement, one "
+     "decode probe"},
     {"zip", "k=4,v=2,k_axis=channel,v_axis=token,v_rotate=hadamard,fit=unbiased,sinks=4,recent=128",
      "the default: K4 V2, V rotated, slope-1 fit, 4 sinks and the newest 128 tokens at 16 bits"},
     {"random-tiers", ZC_PAPER ",score=random", "control: zipcache with tiers drawn at random"},
-    {"recency-tiers", ZC_PAPER ",score=recency", "control: zipcache with the newest tokens of a block salient"},
+    {"recency-tiers", ZC_PAPER ",score=recency",
+     "control: zipcache with the newest tokens of a block salient"},
 };
 
 #undef ZC_PAPER

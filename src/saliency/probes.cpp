@@ -35,9 +35,12 @@ std::bitset<kBlockTokens> choose_decode_probes(const Saliency& saliency, Random 
 float normalized_score(float sum, uint32_t probes_seen, uint32_t rows_seen, Norm norm) {
   if (probes_seen == 0) return INFINITY;
   switch (norm) {
-    case Norm::ProbeNnz: return sum / static_cast<float>(probes_seen);
-    case Norm::FullCausal: return sum / static_cast<float>(std::max(rows_seen, probes_seen));
-    case Norm::None: break;
+    case Norm::ProbeNnz:
+      return sum / static_cast<float>(probes_seen);
+    case Norm::FullCausal:
+      return sum / static_cast<float>(std::max(rows_seen, probes_seen));
+    case Norm::None:
+      break;
   }
   return sum;
 }

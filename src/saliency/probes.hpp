@@ -1,5 +1,5 @@
-// Which query rows score the tokens before them (paper, section 4.2 and Table 2; decisions A2, A3, A9).
-// Pure functions, thread-safe.
+// Which query rows score the tokens before them (paper, section 4.2 and Table 2; decisions A2, A3,
+// A9). Pure functions, thread-safe.
 #pragma once
 
 #include <bitset>
@@ -10,16 +10,16 @@
 
 namespace zipcache {
 
-// Probe rows of a chunk of `n` rows, ascending: the newest ceil(recent share), and floor(random share) of
-// the others. A row drawn twice (Saliency::replacement) stands twice.
+// Probe rows of a chunk of `n` rows, ascending: the newest ceil(recent share), and floor(random
+// share) of the others. A row drawn twice (Saliency::replacement) stands twice.
 std::vector<int> choose_probes(int n, const Saliency& saliency, Random random);
 
 // Rows of a block, by their place in it, that score when tokens come one or a few at a time.
 std::bitset<kBlockTokens> choose_decode_probes(const Saliency& saliency, Random random);
 
 // Score of a token: `sum` of the attention that probes gave it, over `probes_seen` probe rows and
-// `rows_seen` rows of any kind that could see it. A token that no probe saw has no score: infinity, so
-// that it is not demoted for lack of evidence.
+// `rows_seen` rows of any kind that could see it. A token that no probe saw has no score: infinity,
+// so that it is not demoted for lack of evidence.
 float normalized_score(float sum, uint32_t probes_seen, uint32_t rows_seen, Norm norm);
 
 }  // namespace zipcache

@@ -1,6 +1,7 @@
-// Rotation of a head's channels by a normalised Hadamard matrix, in place. The matrix is symmetric and
-// orthogonal, so the same function turns back. A head size that is not a power of two is rotated in
-// equal blocks of its largest power-of-two divisor. O(dim log dim) a row, no memory; thread-safe.
+// Rotation of a head's channels by a normalised Hadamard matrix, in place. The matrix is symmetric
+// and orthogonal, so the same function turns back. A head size that is not a power of two is
+// rotated in equal blocks of its largest power-of-two divisor. O(dim log dim) a row, no memory;
+// thread-safe.
 #pragma once
 
 namespace zipcache {
