@@ -44,7 +44,8 @@ std::vector<std::string> long_forms(std::vector<std::string> arguments) {
 
 std::string nearest(std::string_view found, const std::vector<std::string>& names) {
   std::string best;
-  size_t best_distance = std::max<size_t>(2, found.size() / 3) + 1;
+  // Up to three edits, and never so many that every short name would do.
+  size_t best_distance = std::min<size_t>(3, found.size() / 2) + 1;
   for (const std::string& name : names) {
     const size_t d = distance(found, name);
     if (d < best_distance) {

@@ -43,7 +43,8 @@ Result<Backend> Backend::load(const std::filesystem::path& path) {
 
   Backend backend;
   backend.device_ = ggml_backend_dev_by_name(kDevice);
-  if (backend.device_ == nullptr) return refused(path, fmt::format("it offers no device {}", kDevice));
+  if (backend.device_ == nullptr)
+    return refused(path, fmt::format("it offers no device {}", kDevice));
   backend.set_policy_ = find<SetPolicy>(registry, "zipcache_set_policy");
   backend.stats_ = find<WriteJson>(registry, "zipcache_stats_json");
   backend.settings_ = find<WriteJson>(registry, "zipcache_settings_json");
@@ -79,9 +80,10 @@ Result<Json> Backend::newest_cache() const {
   Result<Json> caches = read(stats_, "statistics");
   if (!caches.ok()) return caches;
   if (caches->empty()) {
-    return Status{Code::Incompatible,
-                  "the backend serves no cache: llama.cpp kept the cache of this model elsewhere; run again "
-                  "with -v and read its messages"};
+    return Status{
+        Code::Incompatible,
+        "the backend serves no cache: llama.cpp kept the cache of this model elsewhere; run again "
+        "with -v and read its messages"};
   }
   return Json(caches->back());
 }

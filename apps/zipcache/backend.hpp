@@ -1,5 +1,5 @@
-// The backend library libggml-zipcache.so, loaded into llama.cpp's registry, and the functions that it
-// offers by name.
+// The backend library libggml-zipcache.so, loaded into llama.cpp's registry, and the functions that
+// it offers by name.
 //
 // Thread safety: one thread at a time.
 #pragma once

@@ -1,5 +1,5 @@
-// Cutting a text into chunks and micro-batches, the way llama-perplexity does: chunks of `ctx` tokens,
-// of which the second half is scored.
+// Cutting a text into chunks and micro-batches, the way llama-perplexity does: chunks of `ctx`
+// tokens, of which the second half is scored.
 #pragma once
 
 #include <cstddef>
@@ -35,7 +35,8 @@ inline constexpr int kShortestCtx = 8;
 // chunk is an error; one with fewer chunks than wanted gives those it has.
 Result<ChunkPlan> plan_chunks(size_t n_tokens, int ctx, int wanted, int ubatch);
 
-// Micro-batches of every chunk. The last position's logits are wanted too: generation goes on there.
+// Micro-batches of every chunk. The last position's logits are wanted too: generation goes on
+// there.
 std::vector<MicroBatch> micro_batches(const ChunkPlan& plan);
 
 }  // namespace zipcache::cli

@@ -1,4 +1,5 @@
-// The commands. Each adds itself to the parser and, when it was asked for, leaves its work in `action`.
+// The commands. Each adds itself to the parser and, when it was asked for, leaves its work in
+// `action`.
 #pragma once
 
 #include <CLI/CLI.hpp>

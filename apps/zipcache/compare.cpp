@@ -1,4 +1,5 @@
-// `zipcache compare`: the same text through the 16-bit cache and through every policy, one row each.
+// `zipcache compare`: the same text through the 16-bit cache and through every policy, one row
+// each.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 
 #include "commands.hpp"
 #include "comparison.hpp"
+#include "exact_weights.hpp"
 #include "interrupt.hpp"
 #include "llama_log.hpp"
 #include "places.hpp"
@@ -28,6 +30,7 @@ struct Options {
   int decode_tokens = 32;
   uint64_t seed = 0;
   bool seed_given = false;
+  bool f32_weights = false;
   std::string output = "md";
   bool verbose = false;
 };
@@ -46,7 +49,8 @@ struct Prepared {
 Status finish_policies(const Options& options, std::vector<PolicyChoice>& choices) {
   for (PolicyChoice& choice : choices) {
     if (!choice.ours()) continue;
-    if (options.seed_given && choice.text != kReference && choice.text.find("seed=") == std::string::npos) {
+    if (options.seed_given && choice.text != kReference &&
+        choice.text.find("seed=") == std::string::npos) {
       choice.text += fmt::format(",seed={}", options.seed);
     }
     const Result<Policy> policy = parse_policy(choice.text);
@@ -80,27 +84,37 @@ Result<Prepared> prepare(const Options& options) {
 }
 
 Result<Engines> open_engines(const Prepared& p, const Options& options) {
-  // Read by the backend when it is loaded: what it plans its buffers for. The user's own value stands.
+  // Read by the backend when it is loaded: what it plans its buffers for. The user's own value
+  // stands.
   setenv("ZIPCACHE_UBATCH", fmt::format("{}", options.ubatch).c_str(), 0);
   if (!options.verbose) setenv("ZIPCACHE_LOG", "quiet", 0);
   Result<Backend> backend = Backend::load(p.backend_path);
   if (!backend.ok()) return backend.status();
-  Result<Model> served = load_model(p.model_path, backend->device());
+  std::filesystem::path path = p.model_path;
+  MemoryFile expanded;
+  if (options.f32_weights) {
+    Result<MemoryFile> file = expand_weights(p.model_path, options.threads);
+    if (!file.ok()) return file.status();
+    expanded = std::move(*file);
+    path = expanded.path();
+  }
+  Result<Model> served = load_model(path, backend->device());
   if (!served.ok()) return served.status();
   Engines engines{*backend, std::move(*served), nullptr};
-  const bool needs_plain =
-      std::any_of(p.choices.begin(), p.choices.end(), [](const PolicyChoice& c) { return !c.ours(); });
+  const bool needs_plain = std::any_of(p.choices.begin(), p.choices.end(),
+                                       [](const PolicyChoice& c) { return !c.ours(); });
   if (needs_plain) {
-    Result<Model> plain = load_model(p.model_path, nullptr);
+    Result<Model> plain = load_model(path, nullptr);
     if (!plain.ok()) return plain.status();
     engines.plain = std::move(*plain);
   }
   return engines;
 }
 
-// The tokens of chunk `index`; llama-perplexity puts the beginning-of-text token first, so does this.
-std::vector<llama_token> chunk_tokens(const std::vector<llama_token>& tokens, const ChunkPlan& plan, int index,
-                                      const llama_vocab* vocab) {
+// The tokens of chunk `index`; llama-perplexity puts the beginning-of-text token first, so does
+// this.
+std::vector<llama_token> chunk_tokens(const std::vector<llama_token>& tokens, const ChunkPlan& plan,
+                                      int index, const llama_vocab* vocab) {
   const auto begin = tokens.begin() + static_cast<ptrdiff_t>(index) * plan.ctx;
   std::vector<llama_token> chunk(begin, begin + plan.ctx);
   if (llama_vocab_get_add_bos(vocab)) chunk.front() = llama_vocab_bos(vocab);
@@ -108,7 +122,8 @@ std::vector<llama_token> chunk_tokens(const std::vector<llama_token>& tokens, co
 }
 
 // The comparison with its reference first; `shown` gets the place of each choice.
-Status add_policies(Comparison& comparison, const std::vector<PolicyChoice>& choices, std::vector<size_t>& shown) {
+Status add_policies(Comparison& comparison, const std::vector<PolicyChoice>& choices,
+                    std::vector<size_t>& shown) {
   ZC_TRY(comparison.add(PolicyChoice{kReference, ""}));
   bool reference_shown = false;
   for (const PolicyChoice& choice : choices) {
@@ -123,8 +138,8 @@ Status add_policies(Comparison& comparison, const std::vector<PolicyChoice>& cho
   return ok();
 }
 
-Status measure(Comparison& comparison, const std::vector<llama_token>& tokens, const ChunkPlan& plan,
-               const llama_vocab* vocab, int decode_tokens) {
+Status measure(Comparison& comparison, const std::vector<llama_token>& tokens,
+               const ChunkPlan& plan, const llama_vocab* vocab, int decode_tokens) {
   const int64_t policies = static_cast<int64_t>(comparison.n_policies());
   const int64_t decode_steps = decode_tokens > 0 ? decode_tokens + 1 : 0;
   Progress progress(policies * (int64_t{plan.chunks} * plan.ctx + decode_steps));
@@ -154,11 +169,20 @@ void print(const std::vector<CompareRow>& rows, const RunFacts& facts, Format fo
 void warn_about_length(const Options& options, const ModelFile& file) {
   const int needed = options.ctx + options.decode_tokens;
   if (file.trained_ctx == 0 || needed <= file.trained_ctx) return;
-  fmt::print(stderr, "zipcache: warning: {} tokens are more than the {} that {} was trained for; expect poor text\n",
+  fmt::print(stderr,
+             "zipcache: warning: {} tokens are more than the {} that {} was trained for; expect "
+             "poor text\n",
              needed, file.trained_ctx, file.name);
 }
 
-RunFacts facts_of(const Options& options, const Prepared& p, const ChunkPlan& plan) {
+// Types whose products are computed without rounding the activations to 8 bits.
+bool rounds_activations(llama_ftype weights) {
+  return weights != LLAMA_FTYPE_ALL_F32 && weights != LLAMA_FTYPE_MOSTLY_F16 &&
+         weights != LLAMA_FTYPE_MOSTLY_BF16;
+}
+
+RunFacts facts_of(const Options& options, const Prepared& p, const ChunkPlan& plan,
+                  llama_ftype weights) {
   return {p.model_path.filename().string(),
           std::filesystem::path(options.text).filename().string(),
           plan.ctx,
@@ -168,7 +192,9 @@ RunFacts facts_of(const Options& options, const Prepared& p, const ChunkPlan& pl
           options.threads,
           options.seed_given ? options.seed : Policy{}.seed,
           llama_version_text(),
-          processor_name()};
+          processor_name(),
+          options.f32_weights ? "expanded to 32 bits" : llama_ftype_name(weights),
+          rounds_activations(weights)};
 }
 
 Status compare(const Options& options) {
@@ -177,7 +203,8 @@ Status compare(const Options& options) {
   if (!prepared.ok()) return prepared.status();
   Prepared& p = *prepared;
   // A token has at least one byte, so this much is known without the vocabulary.
-  const Result<ChunkPlan> possible = plan_chunks(p.text.size(), options.ctx, options.chunks, options.ubatch);
+  const Result<ChunkPlan> possible =
+      plan_chunks(p.text.size(), options.ctx, options.chunks, options.ubatch);
   if (!possible.ok()) return possible.status();
   warn_about_length(options, p.file);
 
@@ -187,9 +214,11 @@ Status compare(const Options& options) {
   const llama_model* model = engines->served.get();
   const llama_vocab* vocab = llama_model_get_vocab(model);
   const std::vector<llama_token> tokens = tokenise(model, p.text, true, false);
-  const Result<ChunkPlan> plan = plan_chunks(tokens.size(), options.ctx, options.chunks, options.ubatch);
+  const Result<ChunkPlan> plan =
+      plan_chunks(tokens.size(), options.ctx, options.chunks, options.ubatch);
   if (!plan.ok()) return plan.status();
 
+  const llama_ftype weights = llama_model_ftype(model);
   Comparison comparison(std::move(*engines), p.file, *plan, options.threads, options.decode_tokens);
   std::vector<size_t> shown;
   ZC_TRY(add_policies(comparison, p.choices, shown));
@@ -199,10 +228,11 @@ Status compare(const Options& options) {
   if (comparison.tokens_scored() > 0) {
     std::vector<CompareRow> rows;
     for (const size_t place : shown) rows.push_back(comparison.row(place, interrupted()));
-    print(rows, facts_of(options, p, *plan), p.format);
+    print(rows, facts_of(options, p, *plan, weights), p.format);
   }
   if (!interrupted()) return ok();
-  return {Code::Aborted, fmt::format("interrupted after {} scored tokens", comparison.tokens_scored())};
+  return {Code::Aborted,
+          fmt::format("interrupted after {} scored tokens", comparison.tokens_scored())};
 }
 
 }  // namespace
@@ -214,24 +244,45 @@ void add_compare(CLI::App& program, Action& action) {
       "What a compressed cache costs on your model and your text: size, perplexity,\n"
       "divergence from the 16-bit cache and speed, one row per policy.");
   command->footer(
-      "Policies are separated by ; or by commas. q8_0, q4_0 and llama:TYPE are llama.cpp's own cache types;\n"
-      "all others are listed by `zipcache policies` and take changes, as in zipcache,recent=64,ratio=0.7.\n\n"
+      "Policies are separated by ; or by commas. q8_0, q4_0 and llama:TYPE are llama.cpp's own "
+      "cache types;\n"
+      "all others are listed by `zipcache policies` and take changes, as in "
+      "zipcache,recent=64,ratio=0.7.\n\n"
       "Example:\n"
-      "  zipcache compare -m smollm2 -f book.txt -c 4096 --policies f16,q4_0,zipcache,zip -o jsonl");
-  command->add_option("-m,--model", options->model, "GGUF file, or smollm2 for the default model")->required();
+      "  zipcache compare -m smollm2 -f book.txt -c 4096 --policies f16,q4_0,zipcache,zip -o "
+      "jsonl");
+  command->add_option("-m,--model", options->model, "GGUF file, or smollm2 for the default model")
+      ->required();
   command->add_option("-f,--file", options->text, "text to read")->required();
   command->add_option("-c,--ctx-size", options->ctx, "tokens of a chunk; the second half is scored")
-      ->check(CLI::Range(kShortestCtx, 1 << 24))->capture_default_str();
-  command->add_option("--chunks", options->chunks, "chunks to run, 0 for the whole text; more make ± smaller")
-      ->check(CLI::Range(0, 1 << 24))->capture_default_str();
-  command->add_option("--policies", options->policies, "policies to compare")->capture_default_str();
+      ->check(CLI::Range(kShortestCtx, 1 << 24))
+      ->capture_default_str();
+  command
+      ->add_option("--chunks", options->chunks,
+                   "chunks to run, 0 for the whole text; more make ± smaller")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--policies", options->policies, "policies to compare")
+      ->capture_default_str();
   command->add_option("--ubatch-size", options->ubatch, "(-ub) tokens of a micro-batch")
-      ->check(CLI::Range(1, 1 << 16))->capture_default_str();
-  command->add_option("-n,--predict", options->decode_tokens, "tokens generated to time decoding, 0 for none")
-      ->check(CLI::Range(0, 1 << 16))->capture_default_str();
-  command->add_option("-t,--threads", options->threads, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  command
+      ->add_option("-n,--predict", options->decode_tokens,
+                   "tokens generated to time decoding, 0 for none")
+      ->check(CLI::Range(0, 1 << 16))
+      ->capture_default_str();
+  command->add_option("-t,--threads", options->threads, "threads")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
   command->add_option("-s,--seed", options->seed, "seed of all policies that draw random numbers");
-  command->add_option("-o,--output", options->output, "md, csv, json or jsonl")->capture_default_str();
+  command->add_flag(
+      "--f32-weights", options->f32_weights,
+      "expand the weights to 32 bits first: shows the cache's own error, without the noise of "
+      "rounded\n"
+      "activations that quantized weights bring; takes 4 bytes of memory a parameter");
+  command->add_option("-o,--output", options->output, "md, csv, json or jsonl")
+      ->capture_default_str();
   command->add_flag("-v,--verbose", options->verbose, "show llama.cpp's messages");
   command->callback([command, options, &action] {
     options->seed_given = command->count("--seed") > 0;

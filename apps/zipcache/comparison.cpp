@@ -34,7 +34,8 @@ double paper_ratio_of(const Policy& policy, const std::vector<LayerShape>& layer
 
 }  // namespace
 
-Comparison::Comparison(Engines engines, ModelFile file, ChunkPlan plan, int threads, int decode_tokens)
+Comparison::Comparison(Engines engines, ModelFile file, ChunkPlan plan, int threads,
+                       int decode_tokens)
     : engines_(std::move(engines)),
       file_(std::move(file)),
       plan_(plan),
@@ -79,7 +80,8 @@ Status Comparison::warm_up(std::span<const llama_token> tokens) {
 }
 
 Status Comparison::run_chunk(std::span<const llama_token> tokens, Progress& progress) {
-  for (Session& session : sessions_) llama_memory_clear(llama_get_memory(session.context.get()), true);
+  for (Session& session : sessions_)
+    llama_memory_clear(llama_get_memory(session.context.get()), true);
   position_ = 0;
   for (const MicroBatch& batch : micro_batches_) {
     if (interrupted()) return ok();
@@ -103,7 +105,8 @@ Status Comparison::run_micro_batch(std::span<const llama_token> chunk, const Mic
 }
 
 std::span<const float> Comparison::logits(const Session& session, int output) const {
-  return {llama_get_logits(session.context.get()) + static_cast<size_t>(output) * n_vocab_, n_vocab_};
+  return {llama_get_logits(session.context.get()) + static_cast<size_t>(output) * n_vocab_,
+          n_vocab_};
 }
 
 void Comparison::score(std::span<const llama_token> chunk, const MicroBatch& batch) {
@@ -127,7 +130,8 @@ void Comparison::score(std::span<const llama_token> chunk, const MicroBatch& bat
     for (int t = 1; t < threads_; ++t) threads.emplace_back(work, t);
     work(0);
   }
-  for (size_t at = 0; at < scores.size(); ++at) sessions_[at % n_sessions].divergence.add(scores[at]);
+  for (size_t at = 0; at < scores.size(); ++at)
+    sessions_[at % n_sessions].divergence.add(scores[at]);
 }
 
 Status Comparison::read_caches() {
@@ -152,8 +156,9 @@ Status Comparison::read_our_cache(Session& session) const {
   row.ratio_resident = cache->value("ratio_resident", 0.0);
   row.kernel = cache->value("kernel", "");
   row.kv_bytes_f16 = cache->value("elements", uint64_t{0}) * 2;
-  row.bytes = {cache->value("bytes_allocated", uint64_t{0}), cache->value("bytes_peak", uint64_t{0}),
-               cache->value("bytes_planned", uint64_t{0}), cache->value("bytes", Json::object())};
+  row.bytes = {cache->value("bytes_allocated", uint64_t{0}),
+               cache->value("bytes_peak", uint64_t{0}), cache->value("bytes_planned", uint64_t{0}),
+               cache->value("bytes", Json::object())};
   const Result<Policy> policy = parse_policy(session.choice.text);
   if (!policy.ok()) return policy.status();
   row.ratio_paper = paper_ratio_of(*policy, file_.layers, position_);

@@ -1,5 +1,5 @@
-// The work of `zipcache compare`: one context per policy, all fed the same micro-batches in lock-step, so
-// that only one micro-batch of reference logits exists at a time.
+// The work of `zipcache compare`: one context per policy, all fed the same micro-batches in
+// lock-step, so that only one micro-batch of reference logits exists at a time.
 //
 // Thread safety: one thread at a time; scoring uses threads of its own inside a call.
 #pragma once
@@ -45,7 +45,8 @@ class Comparison {
   // Reads the bytes of all caches, as they are now.
   Status read_caches();
 
-  // Generates `decode_tokens` tokens with each policy, most likely token first; needs a whole chunk.
+  // Generates `decode_tokens` tokens with each policy, most likely token first; needs a whole
+  // chunk.
   Status time_decode(Progress& progress);
 
   size_t n_policies() const { return sessions_.size(); }

@@ -1,4 +1,5 @@
-// `zipcache doctor`: does everything that the other commands need work here, and with which settings?
+// `zipcache doctor`: does everything that the other commands need work here, and with which
+// settings?
 #include <dlfcn.h>
 #include <fmt/format.h>
 
@@ -51,8 +52,8 @@ Check check_model(const std::string& model) {
   if (!file.ok()) return {"model " + model, path->string(), file.status()};
   const CacheShape shape{.n_streams = 1, .n_cells = kBlockTokens, .layers = file->layers};
   return {"model " + model,
-          fmt::format("{} ({}, {} layers that keep keys and values)", path->string(), file->architecture,
-                      file->layers.size()),
+          fmt::format("{} ({}, {} layers that keep keys and values)", path->string(),
+                      file->architecture, file->layers.size()),
           zipcache::check(shape)};
 }
 
@@ -66,19 +67,22 @@ std::vector<Check> check_backend(Json& settings) {
   if (found.ok()) settings = *found;
   const std::string device = fmt::format("{}: {}", ggml_backend_dev_name(backend->device()),
                                          ggml_backend_dev_description(backend->device()));
-  return {{"backend", path->string(), found.ok() ? ok() : found.status()},
-          {"device", device, ok()},
-          {"for llama.cpp programs",
-           fmt::format("GGML_BACKEND_PATH={} llama-server -m MODEL --device ZipCache0 -ngl 99 -fa on", path->string()),
-           ok()}};
+  return {
+      {"backend", path->string(), found.ok() ? ok() : found.status()},
+      {"device", device, ok()},
+      {"for llama.cpp programs",
+       fmt::format("GGML_BACKEND_PATH={} llama-server -m MODEL --device ZipCache0 -ngl 99 -fa on",
+                   path->string()),
+       ok()}};
 }
 
 void print_for_people(const std::vector<Check>& checks, const Json& settings) {
   const bool colour = colours(stdout);
   for (const Check& check : checks) {
     const bool good = check.status.ok();
-    fmt::print("{}{:4}{} {:22} {}\n", colour ? (good ? "\x1b[32m" : "\x1b[1;31m") : "", good ? "ok" : "FAIL",
-               colour ? "\x1b[0m" : "", check.name, good ? check.found : one_line(check.status.message()));
+    fmt::print("{}{:4}{} {:22} {}\n", colour ? (good ? "\x1b[32m" : "\x1b[1;31m") : "",
+               good ? "ok" : "FAIL", colour ? "\x1b[0m" : "", check.name,
+               good ? check.found : one_line(check.status.message()));
   }
   if (settings.empty()) return;
   std::vector<std::vector<std::string>> lines;
@@ -89,8 +93,10 @@ void print_for_people(const std::vector<Check>& checks, const Json& settings) {
     };
     lines.push_back({text("name"), text("value"), text("default"), text("help")});
   }
-  fmt::print("\nSettings that the backend reads from the environment:\n\n{}",
-             markdown({{"variable", false}, {"value", false}, {"default", false}, {"what it does", false}}, lines, colour));
+  fmt::print(
+      "\nSettings that the backend reads from the environment:\n\n{}",
+      markdown({{"variable", false}, {"value", false}, {"default", false}, {"what it does", false}},
+               lines, colour));
 }
 
 Json to_json(const std::vector<Check>& checks, const Json& settings) {
@@ -141,10 +147,13 @@ void add_doctor(CLI::App& program, Action& action) {
   CLI::App* command = program.add_subcommand(
       "doctor",
       "Checks that llama.cpp, the backend and the default model are found and fit together,\n"
-      "and shows every setting of the backend. Exit code 0 when all is well, that of the first fault otherwise.");
+      "and shows every setting of the backend. Exit code 0 when all is well, that of the first "
+      "fault otherwise.");
   command->footer("Example:\n  zipcache doctor -m model.gguf");
-  command->add_option("-m,--model", options->model, "also check whether this model's cache can be compressed");
-  command->add_option("-o,--output", options->output, "md, csv, json or jsonl")->capture_default_str();
+  command->add_option("-m,--model", options->model,
+                      "also check whether this model's cache can be compressed");
+  command->add_option("-o,--output", options->output, "md, csv, json or jsonl")
+      ->capture_default_str();
   command->add_flag("-v,--verbose", options->verbose, "show llama.cpp's messages");
   command->callback([options, &action] { action = [options] { return doctor(*options); }; });
 }

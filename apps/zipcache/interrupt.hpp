@@ -1,5 +1,5 @@
-// Ctrl-C and the termination signal: the first asks running work to stop at its next good place, the
-// second ends the process.
+// Ctrl-C and the termination signal: the first asks running work to stop at its next good place,
+// the second ends the process.
 #pragma once
 
 namespace zipcache::cli {

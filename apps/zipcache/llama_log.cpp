@@ -26,9 +26,7 @@ State& state() {
   return the_state;
 }
 
-bool is_error(ggml_log_level level) {
-  return level == GGML_LOG_LEVEL_ERROR;
-}
+bool is_error(ggml_log_level level) { return level == GGML_LOG_LEVEL_ERROR; }
 
 void on_message(ggml_log_level level, const char* text, void*) {
   State& s = state();

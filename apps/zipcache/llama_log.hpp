@@ -1,4 +1,5 @@
-// llama.cpp's messages: silent unless asked for, and its errors kept, so that a failure can say why.
+// llama.cpp's messages: silent unless asked for, and its errors kept, so that a failure can say
+// why.
 #pragma once
 
 #include <string>

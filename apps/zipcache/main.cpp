@@ -1,7 +1,9 @@
-// The program `zipcache`: reads the command line, runs one command, turns its status into an exit code.
+// The program `zipcache`: reads the command line, runs one command, turns its status into an exit
+// code.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -23,18 +25,21 @@ constexpr int kUsage = 2;
 std::string version_text() {
   const Result<std::string> kernel = kernel_name();
   return fmt::format("zipcache {}\ncompiler {}\nkernel {}\nllama.cpp {}", version(), __VERSION__,
-                     kernel.ok() ? *kernel : "none: " + kernel.status().message(), llama_version_text());
+                     kernel.ok() ? *kernel : "none: " + kernel.status().message(),
+                     llama_version_text());
 }
 
 void set_up(CLI::App& program, Action& action) {
   program.description(
-      "ZipCache: a key-value cache under 4 bits for llama.cpp, and the proof of what it costs on your model.");
+      "ZipCache: a key-value cache under 4 bits for llama.cpp, and the proof of what it costs on "
+      "your model.");
   program.footer(
       "Examples:\n"
       "  zipcache doctor\n"
       "  zipcache compare -m smollm2 -f book.txt\n"
       "  zipcache run -m model.gguf --policy zip -p \"What is a cache?\"\n\n"
-      "`zipcache COMMAND --help` explains a command. Exit codes: 0 done, 1 a bug, 2 wrong usage or policy,\n"
+      "`zipcache COMMAND --help` explains a command. Exit codes: 0 done, 1 a bug, 2 wrong usage or "
+      "policy,\n"
       "3 bad data, 4 incompatible, 5 a limit, 6 environment, 130 interrupted.");
   program.set_version_flag("--version", version_text);
   program.require_subcommand(1);
@@ -47,8 +52,8 @@ void set_up(CLI::App& program, Action& action) {
 
 void print_error(const std::string& message) {
   const bool colour = colours(stderr);
-  fmt::print(stderr, "{}zipcache: error:{} {}\n", colour ? "\x1b[1;31m" : "", colour ? "\x1b[0m" : "",
-             one_line(message));
+  fmt::print(stderr, "{}zipcache: error:{} {}\n", colour ? "\x1b[1;31m" : "",
+             colour ? "\x1b[0m" : "", one_line(message));
 }
 
 // Names of all options of a command, or of all commands.
@@ -69,14 +74,15 @@ std::string suggestion(const CLI::App& program) {
   const CLI::App& app = chosen.empty() ? program : *chosen.front();
   for (const std::string& word : app.remaining(true)) {
     const std::string near = nearest(word, names_of(app));
-    if (!near.empty()) return fmt::format(" (did you mean {}?)", near);
+    if (!near.empty()) return fmt::format(" (found {}, did you mean {}?)", word, near);
   }
   return "";
 }
 
 int usage_error(const CLI::App& program, const CLI::ParseError& error) {
   const auto chosen = program.get_subcommands();
-  const std::string command = chosen.empty() ? "zipcache" : "zipcache " + chosen.front()->get_name();
+  const std::string command =
+      chosen.empty() ? "zipcache" : "zipcache " + chosen.front()->get_name();
   print_error(fmt::format("{}{}; see {} --help", error.what(), suggestion(program), command));
   return kUsage;
 }
@@ -126,7 +132,8 @@ int main(int argc, char** argv) {
     std::fputs("zipcache: error: out of memory; use a smaller context or fewer policies\n", stderr);
     return zipcache::info(zipcache::Code::OverLimit).exit_status;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "zipcache: internal error: %s; please report it with the command line\n", error.what());
+    std::fprintf(stderr, "zipcache: internal error: %s; please report it with the command line\n",
+                 error.what());
     return zipcache::info(zipcache::Code::Internal).exit_status;
   }
 }

@@ -14,7 +14,8 @@ namespace {
 
 Status failed(Code code, const std::string& doing, const std::string& cure) {
   const std::string reason = take_llama_errors();
-  return {code, fmt::format("{}: {}; {}", doing, reason.empty() ? "llama.cpp gave no reason" : reason, cure)};
+  return {code, fmt::format("{}: {}; {}", doing,
+                            reason.empty() ? "llama.cpp gave no reason" : reason, cure)};
 }
 
 // A batch of one sequence with a place for each field.
@@ -48,17 +49,20 @@ Result<Model> load_model(const std::filesystem::path& path, ggml_backend_dev_t d
   params.n_gpu_layers = device == nullptr ? 0 : 999;
   Model model(llama_model_load_from_file(path.c_str(), params));
   if (!model) {
-    return failed(Code::Incompatible, fmt::format("--model: llama.cpp cannot load '{}'", path.string()),
+    return failed(Code::Incompatible,
+                  fmt::format("--model: llama.cpp cannot load '{}'", path.string()),
                   "check the file, free memory, or use a model that this version supports");
   }
   if (llama_model_has_encoder(model.get()) || !llama_model_has_decoder(model.get())) {
-    return Status{Code::Incompatible, fmt::format("--model: '{}' has an encoder; expected a decoder-only model",
-                                                  path.string())};
+    return Status{
+        Code::Incompatible,
+        fmt::format("--model: '{}' has an encoder; expected a decoder-only model", path.string())};
   }
   return model;
 }
 
-Result<Context> open_context(llama_model* model, const ContextOptions& options, const std::string& what) {
+Result<Context> open_context(llama_model* model, const ContextOptions& options,
+                             const std::string& what) {
   llama_context_params params = llama_context_default_params();
   params.n_ctx = options.n_ctx;
   // Equal, so that one call of llama_decode is one micro-batch.
@@ -73,42 +77,47 @@ Result<Context> open_context(llama_model* model, const ContextOptions& options, 
   params.swa_full = true;
   Context context(llama_init_from_model(model, params));
   if (!context) {
-    return failed(Code::Incompatible, fmt::format("policy '{}': llama.cpp cannot make a context of {} tokens", what,
-                                                  options.n_ctx),
+    return failed(Code::Incompatible,
+                  fmt::format("policy '{}': llama.cpp cannot make a context of {} tokens", what,
+                              options.n_ctx),
                   "use a smaller -c, or run zipcache doctor");
   }
   return context;
 }
 
-std::vector<llama_token> tokenise(const llama_model* model, const std::string& text, bool add_special,
-                                  bool parse_special) {
+std::vector<llama_token> tokenise(const llama_model* model, const std::string& text,
+                                  bool add_special, bool parse_special) {
   const llama_vocab* vocab = llama_model_get_vocab(model);
   const int length = static_cast<int>(text.size());
   std::vector<llama_token> tokens(text.size() + 2);
-  int n = llama_tokenize(vocab, text.data(), length, tokens.data(), static_cast<int>(tokens.size()), add_special,
-                         parse_special);
+  int n = llama_tokenize(vocab, text.data(), length, tokens.data(), static_cast<int>(tokens.size()),
+                         add_special, parse_special);
   if (n < 0) {
     tokens.resize(-n);
-    n = llama_tokenize(vocab, text.data(), length, tokens.data(), static_cast<int>(tokens.size()), add_special,
-                       parse_special);
+    n = llama_tokenize(vocab, text.data(), length, tokens.data(), static_cast<int>(tokens.size()),
+                       add_special, parse_special);
   }
   tokens.resize(std::max(0, n));
   return tokens;
 }
 
-Status decode(llama_context* context, std::span<const llama_token> tokens, int first, int logits_from) {
+Status decode(llama_context* context, std::span<const llama_token> tokens, int first,
+              int logits_from) {
   Batch batch(static_cast<int>(tokens.size()));
-  for (int i = 0; i < static_cast<int>(tokens.size()); ++i) batch.add(tokens[i], first + i, i >= logits_from);
+  for (int i = 0; i < static_cast<int>(tokens.size()); ++i)
+    batch.add(tokens[i], first + i, i >= logits_from);
   const int answer = llama_decode(context, batch.get());
   if (answer == 0) {
     llama_synchronize(context);
     return ok();
   }
   if (answer == 1) {
-    return {Code::OverLimit, fmt::format("decoding at position {}: found no free cell among {}; use a larger -c", first,
-                                         llama_n_ctx(context))};
+    return {Code::OverLimit,
+            fmt::format("decoding at position {}: found no free cell among {}; use a larger -c",
+                        first, llama_n_ctx(context))};
   }
-  return failed(Code::Incompatible, fmt::format("decoding at position {} failed ({})", first, answer),
+  return failed(Code::Incompatible,
+                fmt::format("decoding at position {} failed ({})", first, answer),
                 "run again with -v");
 }
 
@@ -136,6 +145,8 @@ ggml_type cache_type(const std::string& name) {
   return GGML_TYPE_F16;
 }
 
-std::string llama_version_text() { return fmt::format("{} (ggml {}, {})", llama_version(), ggml_version(), ggml_commit()); }
+std::string llama_version_text() {
+  return fmt::format("{} (ggml {}, {})", llama_version(), ggml_version(), ggml_commit());
+}
 
 }  // namespace zipcache::cli

@@ -1,4 +1,5 @@
-// llama.cpp's model and context with owners, errors as values, and the calls that the commands need.
+// llama.cpp's model and context with owners, errors as values, and the calls that the commands
+// need.
 //
 // Thread safety: one thread at a time per context.
 #pragma once
@@ -24,7 +25,8 @@ struct ContextFree {
 using Model = std::unique_ptr<llama_model, ModelFree>;
 using Context = std::unique_ptr<llama_context, ContextFree>;
 
-// Loads a model whose layers, and with them its cache, are on `device`; null: llama.cpp's own CPU path.
+// Loads a model whose layers, and with them its cache, are on `device`; null: llama.cpp's own CPU
+// path.
 Result<Model> load_model(const std::filesystem::path& path, ggml_backend_dev_t device);
 
 struct ContextOptions {
@@ -35,16 +37,18 @@ struct ContextOptions {
 };
 
 // One sequence, one stream, flash attention; `what` names the policy in an error.
-Result<Context> open_context(llama_model* model, const ContextOptions& options, const std::string& what);
+Result<Context> open_context(llama_model* model, const ContextOptions& options,
+                             const std::string& what);
 
-// `add_special` adds what the model wants at the beginning; `parse_special` reads <|im_start|> and the
-// like as the tokens that they name.
-std::vector<llama_token> tokenise(const llama_model* model, const std::string& text, bool add_special,
-                                  bool parse_special);
+// `add_special` adds what the model wants at the beginning; `parse_special` reads <|im_start|> and
+// the like as the tokens that they name.
+std::vector<llama_token> tokenise(const llama_model* model, const std::string& text,
+                                  bool add_special, bool parse_special);
 
-// Decodes `tokens` at positions `first`, `first`+1, ...; logits from index `logits_from` on are kept and
-// stand one after another in llama_get_logits(). Waits until they are there.
-Status decode(llama_context* context, std::span<const llama_token> tokens, int first, int logits_from);
+// Decodes `tokens` at positions `first`, `first`+1, ...; logits from index `logits_from` on are
+// kept and stand one after another in llama_get_logits(). Waits until they are there.
+Status decode(llama_context* context, std::span<const llama_token> tokens, int first,
+              int logits_from);
 
 // The text of a token; control tokens have none.
 std::string piece(const llama_model* model, llama_token token);

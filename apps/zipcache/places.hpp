@@ -23,7 +23,8 @@ Result<std::filesystem::path> find_backend(const std::filesystem::path& program 
 Result<std::filesystem::path> find_default_model(
     const std::filesystem::path& program = program_folder());
 
-// `model` as the user gave it, a path or `smollm2`, as the path of a file that begins like a GGUF one.
+// `model` as the user gave it, a path or `smollm2`, as the path of a file that begins like a GGUF
+// one.
 Result<std::filesystem::path> find_model(const std::string& model);
 
 // The whole of a text file. A missing, unreadable or empty one is an error.

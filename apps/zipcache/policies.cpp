@@ -31,10 +31,12 @@ Status list_policies(const std::string& output) {
     fmt::print("{}", for_programs(*format, objects));
     return ok();
   }
-  fmt::print("{}", markdown({{"policy", false}, {"fields, against f16", false}, {"what it is", false}}, lines,
-                            colours(stdout)));
+  fmt::print("{}",
+             markdown({{"policy", false}, {"fields, against f16", false}, {"what it is", false}},
+                      lines, colours(stdout)));
   fmt::print(
-      "\nA policy takes changes: zipcache,recent=64,k=4/2,ratio=0.7. A path that ends in .json is a policy file.\n"
+      "\nA policy takes changes: zipcache,recent=64,k=4/2,ratio=0.7. A path that ends in .json is "
+      "a policy file.\n"
       "`zipcache compare` also takes llama.cpp's own cache types:");
   for (const std::string_view type : llama_cache_types()) fmt::print(" llama:{}", type);
   fmt::print("\n");

@@ -48,8 +48,9 @@ Result<PolicyChoice> parse_choice(std::string_view text) {
   const std::string_view type = name.substr(kPrefix.size());
   const auto types = llama_cache_types();
   if (std::find(types.begin(), types.end(), type) == types.end()) {
-    return Status{Code::BadPolicy, fmt::format("policy '{}': found llama.cpp cache type '{}', expected {}",
-                                               name, type, fmt::join(types, ", "))};
+    return Status{Code::BadPolicy,
+                  fmt::format("policy '{}': found llama.cpp cache type '{}', expected {}", name,
+                              type, fmt::join(types, ", "))};
   }
   return PolicyChoice{std::string(name), std::string(type)};
 }
@@ -62,8 +63,9 @@ Result<std::vector<PolicyChoice>> parse_policy_list(std::string_view list) {
     rest = end == std::string_view::npos ? std::string_view{} : rest.substr(end + 1);
   }
   if (texts.empty()) {
-    return Status{Code::BadPolicy,
-                  "--policies: found an empty list, expected policies such as f16,q8_0,zipcache,zip"};
+    return Status{
+        Code::BadPolicy,
+        "--policies: found an empty list, expected policies such as f16,q8_0,zipcache,zip"};
   }
   std::vector<PolicyChoice> out;
   for (const std::string& text : texts) {

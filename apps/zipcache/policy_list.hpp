@@ -23,8 +23,8 @@ std::vector<std::string_view> llama_cache_types();
 // `llama:` is an error; whether a policy of ours is right is left to parse_policy().
 Result<PolicyChoice> parse_choice(std::string_view text);
 
-// Policies separated by `;`, or by commas: what follows a comma belongs to the policy before it when it
-// has the form field=value.
+// Policies separated by `;`, or by commas: what follows a comma belongs to the policy before it
+// when it has the form field=value.
 Result<std::vector<PolicyChoice>> parse_policy_list(std::string_view list);
 
 }  // namespace zipcache::cli

@@ -35,7 +35,8 @@ std::vector<std::string> cells(const CompareRow& row) {
 std::string kernels(const std::vector<CompareRow>& rows) {
   std::vector<std::string> names;
   for (const CompareRow& row : rows) {
-    if (std::find(names.begin(), names.end(), row.kernel) == names.end()) names.push_back(row.kernel);
+    if (std::find(names.begin(), names.end(), row.kernel) == names.end())
+      names.push_back(row.kernel);
   }
   std::string out;
   for (const std::string& name : names) out += (out.empty() ? "" : ", ") + name;
@@ -51,19 +52,30 @@ std::string footer(const std::vector<CompareRow>& rows, const RunFacts& facts) {
   }
   std::string out = fmt::format(
       "\nmodel {} · text {} · context {} · {} chunk{} · {} tokens scored · micro-batch {}\n",
-      facts.model, facts.text, facts.ctx, facts.chunks, facts.chunks == 1 ? "" : "s", tokens, facts.ubatch);
-  out += fmt::format("{} · {} threads · kernels {} · llama.cpp {}\n\n", facts.cpu, facts.threads, kernels(rows),
-                     facts.llama_cpp);
+      facts.model, facts.text, facts.ctx, facts.chunks, facts.chunks == 1 ? "" : "s", tokens,
+      facts.ubatch);
+  out += fmt::format("weights {} · {} · {} threads · kernels {} · llama.cpp {}\n\n", facts.weights,
+                     facts.cpu, facts.threads, kernels(rows), facts.llama_cpp);
   out += fmt::format(
-      "bits/element, KV MiB, ratio: every byte that the cache holds at {} tokens, raw rows, parameters and\n"
+      "bits/element, KV MiB, ratio: every byte that the cache holds at {} tokens, raw rows, "
+      "parameters and\n"
       "  tables included, against 16 bits per element.\n"
-      "PPL: perplexity. KLD: divergence from the 16-bit cache with 32-bit accumulation, in nats (0 is equal).\n"
+      "PPL: perplexity. KLD: divergence from the 16-bit cache with 32-bit accumulation, in nats (0 "
+      "is equal).\n"
       "same top: how often both predict the same token. ±: standard error over tokens.\n"
-      "Tokens are scored against the compressed cache: a micro-batch reads itself and what is still raw\n"
+      "Tokens are scored against the compressed cache: a micro-batch reads itself and what is "
+      "still raw\n"
       "  exactly, everything older in packed form.\n",
       depth);
+  if (facts.rounds_activations) {
+    out +=
+        "These weights make llama.cpp round activations to 8 bits, a noise that lies under every "
+        "KLD here; with\n"
+        "  --f32-weights it is gone and the cache stands alone.\n";
+  }
   if (facts.decode_tokens > 0) {
-    out += fmt::format("decode t/s: {} tokens, one at a time, after {} tokens.\n", facts.decode_tokens, depth);
+    out += fmt::format("decode t/s: {} tokens, one at a time, after {} tokens.\n",
+                       facts.decode_tokens, depth);
   }
   return out;
 }
@@ -111,6 +123,7 @@ Json to_json(const CompareRow& row, const RunFacts& facts) {
       {"decode_tps", row.decode_tps ? Json(*row.decode_tps) : Json()},
       {"decode_depth", row.decode_tps ? Json(row.cache_tokens) : Json()},
       {"kernel", row.kernel},
+      {"weights", facts.weights},
       {"threads", facts.threads},
       {"seed", facts.seed},
       {"llama_cpp", facts.llama_cpp},
@@ -121,7 +134,7 @@ Json to_json(const CompareRow& row, const RunFacts& facts) {
 
 std::string for_people(const std::vector<CompareRow>& rows, const RunFacts& facts, bool bold) {
   const std::vector<Column> columns = {
-      {"policy", false}, {"bits/element"}, {"KV MiB"},     {"ratio"},       {"PPL"},
+      {"policy", false}, {"bits/element"}, {"KV MiB"},     {"ratio"},      {"PPL"},
       {"KLD mean"},      {"KLD 99.9 %"},   {"same top %"}, {"prompt t/s"}, {"decode t/s"},
   };
   std::vector<std::vector<std::string>> lines;

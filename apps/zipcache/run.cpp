@@ -78,7 +78,8 @@ Sampler make_sampler(const Options& options) {
 }
 
 // The prompt as a message to an assistant, in the form that the model was trained on.
-Result<std::string> chat(const llama_model* model, const Options& options, const std::string& prompt) {
+Result<std::string> chat(const llama_model* model, const Options& options,
+                         const std::string& prompt) {
   const char* form = llama_model_chat_template(model, nullptr);
   std::vector<llama_chat_message> messages;
   if (!options.system_prompt.empty()) messages.push_back({"system", options.system_prompt.c_str()});
@@ -92,10 +93,12 @@ Result<std::string> chat(const llama_model* model, const Options& options, const
     out.resize(length);
   }
   if (length < 0) {
-    return Status{Code::Incompatible,
-                  form == nullptr ? "the model has no chat template; use --raw to give it the prompt as it stands"
-                                  : "llama.cpp does not know the model's chat template; use --raw to give it the "
-                                    "prompt as it stands"};
+    return Status{
+        Code::Incompatible,
+        form == nullptr
+            ? "the model has no chat template; use --raw to give it the prompt as it stands"
+            : "llama.cpp does not know the model's chat template; use --raw to give it the "
+              "prompt as it stands"};
   }
   out.resize(length);
   return out;
@@ -112,9 +115,11 @@ Result<int> context_size(const Options& options, const llama_model* model, int n
   if (options.ctx < 0) return (needed + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
   const int ctx = options.ctx == 0 ? llama_model_n_ctx_train(model) : options.ctx;
   if (n_prompt < ctx) return ctx;
-  return Status{Code::OverLimit, fmt::format("the prompt has {} tokens and does not fit a context of {}; use a larger "
-                                             "-c or a shorter prompt",
-                                             n_prompt, ctx)};
+  return Status{
+      Code::OverLimit,
+      fmt::format("the prompt has {} tokens and does not fit a context of {}; use a larger "
+                  "-c or a shorter prompt",
+                  n_prompt, ctx)};
 }
 
 Result<Session> start(const Options& options) {
@@ -140,11 +145,13 @@ Result<Session> start(const Options& options) {
   const Result<std::string> prompt = options.raw ? text : chat(model->get(), options, *text);
   if (!prompt.ok()) return prompt.status();
   std::vector<llama_token> tokens = tokenise(model->get(), *prompt, true, !options.raw);
-  if (tokens.empty()) return Status{Code::BadData, "the prompt has no tokens; give some text with -p or -f"};
+  if (tokens.empty())
+    return Status{Code::BadData, "the prompt has no tokens; give some text with -p or -f"};
   const Result<int> n_ctx = context_size(options, model->get(), static_cast<int>(tokens.size()));
   if (!n_ctx.ok()) return n_ctx.status();
   Result<Context> context = open_context(
-      model->get(), {.n_ctx = *n_ctx, .n_ubatch = options.ubatch, .n_threads = options.threads}, options.policy);
+      model->get(), {.n_ctx = *n_ctx, .n_ubatch = options.ubatch, .n_threads = options.threads},
+      options.policy);
   if (!context.ok()) return context.status();
   return Session{*backend, std::move(*model), std::move(*context), std::move(tokens)};
 }
@@ -155,7 +162,8 @@ Status read_prompt(const Options& options, const Session& session, Timing& timin
   const auto start_time = Clock::now();
   for (int at = 0; at < n && !interrupted(); at += options.ubatch) {
     const int size = std::min(options.ubatch, n - at);
-    ZC_TRY(decode(session.context.get(), prompt.subspan(at, size), at, at + size == n ? size - 1 : size));
+    ZC_TRY(decode(session.context.get(), prompt.subspan(at, size), at,
+                  at + size == n ? size - 1 : size));
     timing.prompt_tokens += size;
   }
   timing.prompt_seconds = seconds_since(start_time);
@@ -195,22 +203,27 @@ Status print_summary(const Session& session, const Timing& timing) {
   std::fflush(stdout);
   fmt::print(stderr, "\nprompt {}\ndecode {}\n", speed(timing.prompt_tokens, timing.prompt_seconds),
              speed(timing.decoded_tokens, timing.decode_seconds));
-  fmt::print(stderr, "cache  {} tokens in {}, {} at 16 bits: {:.2f}x smaller, {:.2f} bits per element\n",
+  fmt::print(stderr,
+             "cache  {} tokens in {}, {} at 16 bits: {:.2f}x smaller, {:.2f} bits per element\n",
              timing.prompt_tokens + timing.decoded_tokens, bytes_text(bytes), bytes_text(raw),
              cache->value("ratio_resident", 0.0), cache->value("bits_per_element", 0.0));
   std::string kinds;
-  for (const auto& [kind, value] : cache->value("bytes", Json::object()).items()) {
-    kinds += fmt::format("{}{} {}", kinds.empty() ? "" : " · ", kind, bytes_text(value.get<double>()));
+  const Json by_kind = cache->value("bytes", Json::object());
+  for (const auto& [kind, value] : by_kind.items()) {
+    kinds +=
+        fmt::format("{}{} {}", kinds.empty() ? "" : " · ", kind, bytes_text(value.get<double>()));
   }
-  fmt::print(stderr, "       {}\npolicy {}\nkernel {}, {} threads\n", kinds, cache->value("policy", ""),
-             cache->value("kernel", ""), llama_n_threads(session.context.get()));
+  fmt::print(stderr, "       {}\npolicy {}\nkernel {}, {} threads\n", kinds,
+             cache->value("policy", ""), cache->value("kernel", ""),
+             llama_n_threads(session.context.get()));
   return ok();
 }
 
 Status run(const Options& options) {
   if (options.prompt.empty() == options.prompt_file.empty()) {
-    return {Code::BadArgument, fmt::format("found {} prompt, expected one; give it with -p TEXT or with -f FILE",
-                                           options.prompt.empty() ? "no" : "more than one")};
+    return {Code::BadArgument,
+            fmt::format("found {} prompt, expected one; give it with -p TEXT or with -f FILE",
+                        options.prompt.empty() ? "no" : "more than one")};
   }
   capture_llama_log(options.verbose);
   Result<Session> session = start(options);
@@ -220,7 +233,9 @@ Status run(const Options& options) {
   ZC_TRY(read_prompt(options, *session, timing));
   if (!interrupted()) ZC_TRY(generate(options, *session, timing));
   if (timing.prompt_tokens > 0) ZC_TRY(print_summary(*session, timing));
-  if (interrupted()) return {Code::Aborted, fmt::format("interrupted after {} generated tokens", timing.decoded_tokens)};
+  if (interrupted())
+    return {Code::Aborted,
+            fmt::format("interrupted after {} generated tokens", timing.decoded_tokens)};
   return ok();
 }
 
@@ -232,23 +247,38 @@ void add_run(CLI::App& program, Action& action) {
       "run",
       "Generates text with a compressed cache; text goes to standard output,\n"
       "speed and the cache's bytes to standard error.");
-  command->footer("Example:\n  zipcache run -m smollm2 --policy zip -n 64 -p \"What is a key-value cache?\"");
+  command->footer(
+      "Example:\n  zipcache run -m smollm2 --policy zip -n 64 -p \"What is a key-value cache?\"");
   command->add_option("-m,--model", options->model, "GGUF file, or smollm2")->capture_default_str();
-  command->add_option("--policy,--kv-policy", options->policy, "policy of the cache; see zipcache policies")
-      ->envname("ZIPCACHE_POLICY")->capture_default_str();
+  command
+      ->add_option("--policy,--kv-policy", options->policy,
+                   "policy of the cache; see zipcache policies")
+      ->envname("ZIPCACHE_POLICY")
+      ->capture_default_str();
   command->add_option("-p,--prompt", options->prompt, "prompt");
   command->add_option("-f,--file", options->prompt_file, "file with the prompt");
-  command->add_option("--system-prompt", options->system_prompt, "(-sys) message that comes before the prompt");
-  command->add_flag("--raw", options->raw, "give the model the prompt as it stands, without its chat template");
+  command->add_option("--system-prompt", options->system_prompt,
+                      "(-sys) message that comes before the prompt");
+  command->add_flag("--raw", options->raw,
+                    "give the model the prompt as it stands, without its chat template");
   command->add_option("-n,--predict,--n-predict", options->n_predict, "most tokens to generate")
-      ->check(CLI::Range(0, 1 << 24))->capture_default_str();
-  command->add_option("-c,--ctx-size", options->ctx, "tokens of context, 0: as trained; otherwise what is needed")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  command
+      ->add_option("-c,--ctx-size", options->ctx,
+                   "tokens of context, 0: as trained; otherwise what is needed")
       ->check(CLI::Range(0, 1 << 24));
   command->add_option("--ubatch-size", options->ubatch, "(-ub) tokens of a micro-batch")
-      ->check(CLI::Range(1, 1 << 16))->capture_default_str();
-  command->add_option("-t,--threads", options->threads, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
-  command->add_option("--temp,--temperature", options->temperature, "temperature, 0: most likely token")
-      ->check(CLI::Range(0.0, 100.0))->capture_default_str();
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  command->add_option("-t,--threads", options->threads, "threads")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command
+      ->add_option("--temp,--temperature", options->temperature,
+                   "temperature, 0: most likely token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
   command->add_option("-s,--seed", options->seed, "seed of sampling")->capture_default_str();
   command->add_flag("--ignore-eos", options->ignore_end, "go on after the model's end of text");
   command->add_flag("-v,--verbose", options->verbose, "show llama.cpp's messages");

@@ -29,8 +29,8 @@ struct Column {
 std::string markdown(const std::vector<Column>& columns,
                      const std::vector<std::vector<std::string>>& rows, bool bold = false);
 
-// One line of names, then one a row. Objects inside a row become name_inner columns; null and names that
-// a row lacks are empty.
+// One line of names, then one a row. Objects inside a row become name_inner columns; null and names
+// that a row lacks are empty.
 std::string csv(const std::vector<Json>& rows);
 std::string json(const std::vector<Json>& rows);   // one array
 std::string jsonl(const std::vector<Json>& rows);  // one object a line

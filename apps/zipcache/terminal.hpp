@@ -30,9 +30,9 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  void stage(const std::string& text);    // a new stage begins
-  void step(int64_t n = 1);               // this much work is done
-  void clear();                           // the bar disappears, so that something can be printed
+  void stage(const std::string& text);  // a new stage begins
+  void step(int64_t n = 1);             // this much work is done
+  void clear();                         // the bar disappears, so that something can be printed
 
  private:
   void draw();
