@@ -411,8 +411,11 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
   return ok();
 }
 
-std::string CacheBuffer::stats_json() const {
-  if (!cache_) return {};
+std::string CacheBuffer::stats_json() {
+  const bool known = std::all_of(layers_.begin(), layers_.end(), [](const auto& entry) {
+    return entry.second.shape.n_heads > 0;
+  });
+  if (!known || !cache().ok()) return {};
   const CacheStats s = cache_->stats();
   nlohmann::ordered_json json = {{"id", id_},
                                  {"policy", s.policy},
@@ -448,7 +451,7 @@ std::string CacheBuffer::stats_json() const {
 std::string all_stats_json() {
   const std::lock_guard<std::mutex> guard(g_lock);
   std::string out = "[";
-  for (const CacheBuffer* buffer : g_live) {
+  for (CacheBuffer* buffer : g_live) {
     const std::string one = buffer->stats_json();
     if (one.empty()) continue;
     if (out.size() > 1) out += ",";

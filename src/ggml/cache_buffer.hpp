@@ -56,8 +56,9 @@ class CacheBuffer {
   void set_threads(int n) { n_threads_ = n; }
   int id() const { return id_; }
   const Policy& policy() const { return policy_; }
-  // Stats as a JSON object; empty before first use.
-  std::string stats_json() const;
+  // Stats as a JSON object; empty until every layer's shape is known, which it is when a context is
+  // ready.
+  std::string stats_json();
 
  private:
   struct Layer {
