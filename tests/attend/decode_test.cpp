@@ -15,12 +15,15 @@ using test::OracleOut;
 
 void expect_outputs(const Harness& harness, int layer, bool over_written) {
   const OracleOut expected = harness.expected(layer, over_written);
-  // Over written rows nothing was rounded but sums in float: 1e-5 of the largest value times score sizes.
-  const double tolerance = over_written ? 1e-5 * expected.largest_value * (1 + expected.largest_score)
-                                        : test::rounded_rows_error(expected);
+  // Over written rows nothing was rounded but sums in float: 1e-5 of the largest value times score
+  // sizes.
+  const double tolerance = over_written
+                               ? 1e-5 * expected.largest_value * (1 + expected.largest_score)
+                               : test::rounded_rows_error(expected);
   ASSERT_EQ(harness.out(layer).size(), expected.out.size());
   for (size_t i = 0; i < expected.out.size(); ++i) {
-    ASSERT_NEAR(harness.out(layer)[i], expected.out[i], tolerance) << "layer " << layer << " at " << i;
+    ASSERT_NEAR(harness.out(layer)[i], expected.out[i], tolerance)
+        << "layer " << layer << " at " << i;
   }
 }
 
@@ -56,7 +59,8 @@ TEST_P(AttentionOfShape, PackedAttentionEqualsTheOracleOverDecodedRows) {
 
 INSTANTIATE_TEST_SUITE_P(HeadSizes, AttentionOfShape,
                          testing::Values(Geometry{64, 3, 1}, Geometry{80, 1, 2}, Geometry{96, 4, 1},
-                                         Geometry{128, 8, 1}, Geometry{256, 1, 1}, Geometry{16, 2, 2}),
+                                         Geometry{128, 8, 1}, Geometry{256, 1, 1},
+                                         Geometry{16, 2, 2}),
                          [](const auto& info) {
                            return "dim" + std::to_string(info.param.dim) + "_group" +
                                   std::to_string(info.param.group);
@@ -75,15 +79,17 @@ TEST_P(AttentionOfPolicy, OutputsEqualTheOracleOverWhatTheCacheHolds) {
 
 INSTANTIATE_TEST_SUITE_P(
     Rows, AttentionOfPolicy,
-    testing::Values("f16", "uniform", "zipcache", "zipcache-code", "zip", "random-tiers", "recency-tiers",
-                    "uniform,bits=3", "uniform,bits=8", "uniform,bits=2,fit=midpoint", "zipcache,k=16/4",
+    testing::Values("f16", "uniform", "zipcache", "zipcache-code", "zip", "random-tiers",
+                    "recency-tiers", "uniform,bits=3", "uniform,bits=8",
+                    "uniform,bits=2,fit=midpoint", "zipcache,k=16/4",
                     "uniform,k_axis=group32,v_axis=group16", "uniform,k_axis=token,v_axis=channel",
                     "uniform,k_axis=cst", "zipcache,k_rotate=hadamard", "zipcache,rotate=hadamard",
-                    "zipcache,scope=layer", "zipcache,cadence=prompt", "zipcache,ratio=0", "zipcache,ratio=1",
-                    "zipcache,sinks=128", "zip,recent=77,sinks=3"),
+                    "zipcache,scope=layer", "zipcache,cadence=prompt", "zipcache,ratio=0",
+                    "zipcache,ratio=1", "zipcache,sinks=128", "zip,recent=77,sinks=3"),
     [](const auto& info) {
       std::string name;
-      for (const char c : std::string(info.param)) name += std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
+      for (const char c : std::string(info.param))
+        name += std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
       return name;
     });
 
@@ -123,11 +129,13 @@ TEST(Attention, StreamsAndThreadsDoNotChangeTheAnswer) {
       for (int stream = 0; stream < 3; ++stream) {
         ASSERT_TRUE(one.feed(n, stream).ok());
         ASSERT_TRUE(two.feed(n, stream).ok());
-        if (n < 60) expect_outputs(two, 0, two.cache().policy().raw());  // longer steps pack a block
+        if (n < 60)
+          expect_outputs(two, 0, two.cache().policy().raw());  // longer steps pack a block
         const OracleOut scale = one.expected(0, false);
         for (size_t i = 0; i < one.out(0).size(); ++i) {
           // The same sums in another order.
-          ASSERT_NEAR(two.out(0)[i], one.out(0)[i], 1e-5 * scale.largest_value * (1 + scale.largest_score));
+          ASSERT_NEAR(two.out(0)[i], one.out(0)[i],
+                      1e-5 * scale.largest_value * (1 + scale.largest_score));
         }
       }
     }
@@ -136,7 +144,8 @@ TEST(Attention, StreamsAndThreadsDoNotChangeTheAnswer) {
 
 TEST(Attention, HiddenRowsGiveZerosAndRandomMasksEqualTheOracle) {
   const int dim = 64, n_cells = 150, n_queries = 40;
-  auto cache = std::move(*Cache::create({1, n_cells, {{1, dim, dim}}}, *parse_policy("uniform,bits=8")));
+  auto cache =
+      std::move(*Cache::create({1, n_cells, {{1, dim, dim}}}, *parse_policy("uniform,bits=8")));
   const auto k = test::random_rows(n_cells, dim, 1), v = test::random_rows(n_cells, dim, 2);
   std::vector<int64_t> cells;
   for (int i = 0; i < n_cells; ++i) cells.push_back((i * 11) % n_cells);
@@ -158,7 +167,8 @@ TEST(Attention, HiddenRowsGiveZerosAndRandomMasksEqualTheOracle) {
   step.mask = mask.data(), step.mask_stride = n_cells, step.scale = 0.125f;
   step.out = out.data(), step.out_row_stride = dim, step.out_head_stride = dim;
   for (int round = 0; round < 2; ++round) {  // the second time the first block is packed
-    test::OracleStep oracle{n_queries, 1, 1, dim, dim, n_cells, test::to_doubles(q), {}, {}, {}, 0.125, 0, 0, {}};
+    test::OracleStep oracle{n_queries, 1,  1,  dim,   dim, n_cells, test::to_doubles(q),
+                            {},        {}, {}, 0.125, 0,   0,       {}};
     std::vector<half> rows(size_t(n_cells * dim));
     ASSERT_TRUE(cache->read_half(0, 0, SideId::K, 0, n_cells, rows.data()).ok());
     oracle.keys = test::to_doubles(test::to_floats(rows));

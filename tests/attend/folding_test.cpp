@@ -1,5 +1,5 @@
-// Property 14 of the method: attention over packed blocks equals attention over the rows they decode to,
-// whatever the order of rows, tiers and blocks.
+// Property 14 of the method: attention over packed blocks equals attention over the rows they
+// decode to, whatever the order of rows, tiers and blocks.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -15,19 +15,39 @@ using test::BlockRig;
 
 constexpr int kRows = 300, kDim = 64, kHeads = 2;
 
-const char* const kPolicies[] = {"uniform", "uniform,bits=3", "uniform,bits=8,fit=midpoint", "zipcache", "zip",
-                                 "uniform,k_axis=group16,v_axis=group32", "uniform,k_axis=cst,v_axis=channel",
-                                 "zipcache,rotate=hadamard", "random-tiers", "zipcache,k=16/4,v=8/3"};
+const char* const kPolicies[] = {"uniform",
+                                 "uniform,bits=3",
+                                 "uniform,bits=8,fit=midpoint",
+                                 "zipcache",
+                                 "zip",
+                                 "uniform,k_axis=group16,v_axis=group32",
+                                 "uniform,k_axis=cst,v_axis=channel",
+                                 "zipcache,rotate=hadamard",
+                                 "random-tiers",
+                                 "zipcache,k=16/4,v=8/3"};
 
 struct Case {
-  std::vector<float> k = test::random_rows(kRows, kHeads * kDim, 1);
-  std::vector<float> v = test::random_rows(kRows, kHeads * kDim, 2, 3.0f);
+  std::vector<float> k = test::random_rows(kRows, kHeads* kDim, 1);
+  std::vector<float> v = test::random_rows(kRows, kHeads* kDim, 2, 3.0f);
   std::vector<float> q = test::random_rows(21, 2 * kHeads * kDim, 3, 1.0f);
 };
 
-test::OracleOut oracle_over(const BlockRig& rig, const std::vector<float>& q, int n_queries, int last_visible) {
-  test::OracleStep step{n_queries, 2 * kHeads, kHeads, kDim, kDim, rig.log.n_cells(), test::to_doubles(q),
-                        rig.decoded(SideId::K), rig.decoded(SideId::V), {}, rig.scale, 0, 0, {}};
+test::OracleOut oracle_over(const BlockRig& rig, const std::vector<float>& q, int n_queries,
+                            int last_visible) {
+  test::OracleStep step{n_queries,
+                        2 * kHeads,
+                        kHeads,
+                        kDim,
+                        kDim,
+                        rig.log.n_cells(),
+                        test::to_doubles(q),
+                        rig.decoded(SideId::K),
+                        rig.decoded(SideId::V),
+                        {},
+                        rig.scale,
+                        0,
+                        0,
+                        {}};
   step.mask.assign(size_t(n_queries * rig.log.n_cells()), test::kHidden);
   for (int i = 0; i < n_queries; ++i) {
     for (int c = 0; c <= last_visible + i; ++c) step.mask[size_t(i * rig.log.n_cells() + c)] = 0;
@@ -36,7 +56,8 @@ test::OracleOut oracle_over(const BlockRig& rig, const std::vector<float>& q, in
 }
 
 void expect_near(const std::vector<float>& out, const test::OracleOut& expected) {
-  // The same numbers in float instead of double: 1e-5 of the largest value times the terms of a score.
+  // The same numbers in float instead of double: 1e-5 of the largest value times the terms of a
+  // score.
   const double tolerance = 1e-5 * expected.largest_value * (1 + expected.largest_score);
   for (size_t i = 0; i < out.size(); ++i) ASSERT_NEAR(out[i], expected.out[i], tolerance) << i;
 }
@@ -52,12 +73,17 @@ TEST(Folding, PackedAttentionEqualsAttentionOverExpandedRows) {
         rig.attend(data.q, 21, 2 * kHeads, kRows - 21, *runnable_kernels().front());
         rig.score({0, 5, 20});
       }
+      if (!shared) {  // some rows stay at 16 bits inside their packed blocks
+        for (const int cell : {0, 1, 64, 200}) rig.log.mark_sink(rig.log.find(cell));
+      }
       rig.pack(shared);
       for (const Kernels* kernels : runnable_kernels()) {
         for (const int n_queries : {1, 21}) {
-          SCOPED_TRACE(testing::Message() << text << " " << kernels->name << " " << n_queries << " " << shared);
+          SCOPED_TRACE(testing::Message()
+                       << text << " " << kernels->name << " " << n_queries << " " << shared);
           const auto out = rig.attend(data.q, n_queries, 2 * kHeads, kRows - n_queries, *kernels);
-          const std::vector<float> q(data.q.begin(), data.q.begin() + n_queries * 2 * kHeads * kDim);
+          const std::vector<float> q(data.q.begin(),
+                                     data.q.begin() + n_queries * 2 * kHeads * kDim);
           expect_near(out, oracle_over(rig, q, n_queries, kRows - n_queries));
         }
       }
@@ -79,7 +105,8 @@ TEST(Folding, AnyOrderOfTokensAndAnySplitGiveTheSameAnswer) {
   straight.scale = shuffled.scale = 0.125f;
   straight.append(kRows, data.k, data.v);
   shuffled.append(kRows, k, v);
-  const auto expected = oracle_over(straight, {data.q.begin(), data.q.begin() + 2 * kHeads * kDim}, 1, kRows - 1);
+  const auto expected =
+      oracle_over(straight, {data.q.begin(), data.q.begin() + 2 * kHeads * kDim}, 1, kRows - 1);
   for (const int threads : {1, 2, 7}) {  // more threads split the log into more parts
     const Kernels& kernels = *runnable_kernels().front();
     expect_near(straight.attend(data.q, 1, 2 * kHeads, kRows - 1, kernels, threads), expected);
@@ -90,7 +117,8 @@ TEST(Folding, AnyOrderOfTokensAndAnySplitGiveTheSameAnswer) {
 Partial partial_of(int rows, int dim, uint64_t seed) {
   Partial partial;
   partial.reset(rows, dim);
-  const auto out = test::random_rows(rows, dim, seed), peaks = test::random_rows(rows, 1, seed + 1, 1.0f);
+  const auto out = test::random_rows(rows, dim, seed),
+             peaks = test::random_rows(rows, 1, seed + 1, 1.0f);
   for (int r = 0; r < rows; ++r) {
     partial.raise(r, 5 * peaks[size_t(r)]);
     partial.mass[size_t(r)] = 1.0f + float(r);

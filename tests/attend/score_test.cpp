@@ -57,7 +57,8 @@ void expect_scores(const std::vector<int>& probes, Norm norm, const std::vector<
     EXPECT_NEAR(scores.back(), expected[size_t(i)], 2e-6);
   }
   std::vector<int> ranked = {0, 1, 2, 3};
-  std::sort(ranked.begin(), ranked.end(), [&](int a, int b) { return scores[size_t(a)] > scores[size_t(b)]; });
+  std::sort(ranked.begin(), ranked.end(),
+            [&](int a, int b) { return scores[size_t(a)] > scores[size_t(b)]; });
   EXPECT_EQ(ranked, order);
 }
 
@@ -98,7 +99,8 @@ TEST(Saliency, IdenticalLogitsGiveHarmonicNumbers) {
     const double expected = harmonic_n - harmonic_i;  // H_n - H_i
     EXPECT_NEAR(rig.sum(i, 0), expected, 1e-5 * expected);
     EXPECT_EQ(rig.probes_seen(i), uint32_t(n - i));
-    EXPECT_NEAR(normalized_score(rig.sum(i, 0), rig.probes_seen(i), 0, Norm::ProbeNnz), expected / (n - i), 1e-5);
+    EXPECT_NEAR(normalized_score(rig.sum(i, 0), rig.probes_seen(i), 0, Norm::ProbeNnz),
+                expected / (n - i), 1e-5);
     harmonic_i += 1.0 / (i + 1);
   }
   EXPECT_GE(rig.sum(0, 0), 1.0f);
@@ -114,7 +116,9 @@ TEST(Saliency, TheLastTokenCanBeatTheFirstOnlyWhenNormalised) {
   std::vector<int> all(n);
   std::iota(all.begin(), all.end(), 0);
   rig.score(all);
-  const auto score = [&](int i, Norm norm) { return normalized_score(rig.sum(i, 0), rig.probes_seen(i), 0, norm); };
+  const auto score = [&](int i, Norm norm) {
+    return normalized_score(rig.sum(i, 0), rig.probes_seen(i), 0, norm);
+  };
   EXPECT_GE(score(0, Norm::None), 1.0f);
   EXPECT_LE(score(n - 1, Norm::None), 1.0f);
   EXPECT_GT(score(n - 1, Norm::ProbeNnz), score(0, Norm::ProbeNnz));
@@ -124,15 +128,28 @@ TEST(Saliency, ScoresEqualTheOracleAndConserveMass) {
   const int n = 100, dim = 64, group = 3, kv_heads = 2;
   BlockRig rig({kv_heads, dim, dim}, scoring_policy(Norm::FullCausal), 128);
   rig.scale = 0.125f;
-  const auto k = test::random_rows(n, kv_heads * dim, 1), v = test::random_rows(n, kv_heads * dim, 2);
+  const auto k = test::random_rows(n, kv_heads * dim, 1),
+             v = test::random_rows(n, kv_heads * dim, 2);
   const auto q = test::random_rows(n, kv_heads * group * dim, 3, 1.0f);
   rig.append(n, k, v);
   rig.attend(q, n, kv_heads * group, 0, *runnable_kernels().front());
   const std::vector<int> probes = choose_probes(n, Saliency{}, Random(5));
   rig.score(probes);
 
-  test::OracleStep step{n, kv_heads * group, kv_heads, dim, dim, n, test::to_doubles(q), test::to_doubles(k),
-                        test::to_doubles(v), std::vector<double>(size_t(n * n)), 0.125, 0, 0, {}};
+  test::OracleStep step{n,
+                        kv_heads * group,
+                        kv_heads,
+                        dim,
+                        dim,
+                        n,
+                        test::to_doubles(q),
+                        test::to_doubles(k),
+                        test::to_doubles(v),
+                        std::vector<double>(size_t(n * n)),
+                        0.125,
+                        0,
+                        0,
+                        {}};
   for (int row = 0; row < n; ++row) {
     for (int i = row + 1; i < n; ++i) step.mask[size_t(row * n + i)] = test::kHidden;
   }

@@ -13,7 +13,8 @@ namespace {
 // A finite pattern's value from its definition: sign, 5 bits of exponent, 10 bits of fraction.
 double value_of(half h) {
   const int exponent = (h >> 10) & 31, fraction = h & 1023;
-  const double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
   return h & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -47,7 +48,8 @@ TEST(Half, EveryPatternComesBackFromFloat) {
 TEST(Half, ValuesHalfWayRoundToEvenAndTheirNeighboursToTheNearer) {
   for (int h = 0; h < 0x7BFF; ++h) {
     const float below = to_float(half(h)), above = to_float(half(h + 1));
-    const float middle = 0.5f * (below + above);  // exact: it needs one bit more than a 16-bit float
+    const float middle =
+        0.5f * (below + above);  // exact: it needs one bit more than a 16-bit float
     for (const int sign : {1, -1}) {
       const half bit = sign < 0 ? 0x8000 : 0;
       ASSERT_EQ(to_half(sign * middle), (h % 2 ? h + 1 : h) | bit) << h;

@@ -35,8 +35,8 @@ TEST(Random, BelowStaysInRangeAndReachesAllOfIt) {
     ASSERT_LT(value, 13u);
     ++seen[value];
   }
-  // Each count is binomial(13000, 1/13): mean 1000, deviation 30.4; six deviations hold for all 13 but
-  // once in 4e7 seeds.
+  // Each count is binomial(13000, 1/13): mean 1000, deviation 30.4; six deviations hold for all 13
+  // but once in 4e7 seeds.
   for (const int count : seen) EXPECT_NEAR(count, 1000, 183);
   EXPECT_EQ(Random(5).below(1), 0u);
 }

@@ -1,4 +1,5 @@
-// Property 8 of the method, the part about bytes: predicted, reported and allocated bytes are the same.
+// Property 8 of the method, the part about bytes: predicted, reported and allocated bytes are the
+// same.
 #include <gtest/gtest.h>
 
 #include "support/block_rig.hpp"
@@ -21,9 +22,18 @@ void expect_same_bytes(const Bytes& found, const Bytes& expected) {
 }
 
 TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
-  const char* const policies[] = {"f16", "uniform", "zipcache", "zip", "recency-tiers", "zipcache,sinks=5,recent=40",
-                                  "uniform,bits=3,k_axis=group16", "zip,sinks=128,recent=0", "zipcache,ratio=0.7"};
-  const std::pair<int, int> lengths[] = {{1, 1}, {127, 127}, {128, 64}, {129, 43}, {300, 100}, {513, 256}, {400, 400}};
+  const char* const policies[] = {"f16",
+                                  "uniform",
+                                  "zipcache",
+                                  "zip",
+                                  "recency-tiers",
+                                  "zipcache,sinks=5,recent=40",
+                                  "uniform,bits=3,k_axis=group16",
+                                  "zip,sinks=128,recent=0",
+                                  "zipcache,ratio=0.7"};
+  const std::pair<int, int> lengths[] = {
+      {1, 1},     {127, 127}, {128, 64}, {129, 43}, {300, 100},
+      {513, 256}, {400, 400}, {384, 192}};  // a step that packs more raw blocks than it leaves
   for (const char* text : policies) {
     for (const auto& [n, ubatch] : lengths) {
       const std::vector<LayerShape> layers = {{2, 64, 64}, {1, 64, 128}, {2, 64, 64}};
@@ -69,14 +79,17 @@ TEST(Footprint, KindsSumToWhatTheArenaHolds) {
         padded += block.packed ? block.bytes.total : rig.store.raw.bytes;
         if (block.packed) {
           // Every part begins at a multiple of 8: 4 parts and 5 of each head and side.
-          const size_t kinds = block.bytes.codes + block.bytes.params + block.bytes.tags + block.bytes.sinks;
+          const size_t kinds =
+              block.bytes.codes + block.bytes.params + block.bytes.tags + block.bytes.sinks;
           EXPECT_LE(kinds, block.bytes.total);
           EXPECT_LT(block.bytes.total - kinds, 8u * (4 + 5 * 2 * 2));
         }
       }
-      if (shared && !rig.store.packed.policy().raw()) pieces += Arena::rounded(rig.store.packed.shared_bytes());
+      if (shared && !rig.store.packed.policy().raw())
+        pieces += Arena::rounded(rig.store.packed.shared_bytes());
       EXPECT_EQ(rig.arena.used(), pieces) << text;
-      EXPECT_LE(bytes.codes + bytes.params + bytes.tags + bytes.raw + bytes.scores, rig.arena.used());
+      EXPECT_LE(bytes.codes + bytes.params + bytes.tags + bytes.raw + bytes.scores,
+                rig.arena.used());
     }
   }
 }
@@ -97,13 +110,14 @@ TEST(Footprint, StatsAddUpAndStayBelowThePlan) {
     const Bytes& b = stats.bytes;
     EXPECT_EQ(b.allocated(), b.codes + b.params + b.tags + b.raw + b.scores + b.map + b.padding);
     if (harness.cache().policy().raw()) continue;
-    EXPECT_NEAR(stats.ratio_params(), 2.0 * double(stats.coded_elements) / double(b.codes + b.params + b.tags), 1e-9);
+    EXPECT_NEAR(stats.ratio_params(),
+                2.0 * double(stats.coded_elements) / double(b.codes + b.params + b.tags), 1e-9);
   }
 }
 
 TEST(Footprint, BitsOfABlockAreThoseOfTheFormula) {
-  // Two regions, own K parameters each, channel-separable V: avg + 40/T + 16/d + 0.5/d bits per element,
-  // with the low share rounded down to whole tokens, and 2 bytes of head count per block.
+  // Two regions, own K parameters each, channel-separable V: avg + 40/T + 16/d + 0.5/d bits per
+  // element, with the low share rounded down to whole tokens, and 2 bytes of head count per block.
   for (const int dim : {64, 128}) {
     const PackedLayout layout({1, dim, dim}, *parse_policy("zipcache"));
     const int low = 51, high = 77;

@@ -48,7 +48,8 @@ TEST(StreamLog, AllLayersAndSidesOfAStepShareTheirRows) {
   }
   EXPECT_EQ(log.rows_dead(), 0u);
   EXPECT_EQ(log.step_rows().size(), 150u);
-  const auto next = write_cells(log, {0, 149});  // the same side again: a new step, the block is closed
+  const auto next =
+      write_cells(log, {0, 149});  // the same side again: a new step, the block is closed
   EXPECT_EQ(next[0].row, 22);
   EXPECT_EQ(next[1].row, 21);
   EXPECT_EQ(log.rows_dead(), 1u);
@@ -106,7 +107,8 @@ TEST(BlockLayout, RegionsListEveryCodedRowOnceHighTierFirst) {
 }
 
 TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
-  for (const char* text : {"zipcache", "zip", "uniform,k_axis=group8,v_axis=channel,bits=3", "zipcache,k=16/4"}) {
+  for (const char* text :
+       {"zipcache", "zip", "uniform,k_axis=group8,v_axis=channel,bits=3", "zipcache,k=16/4"}) {
     for (const int n_sinks : {0, 5, 128}) {
       const LayerShape shape{3, 80, 96};
       const PackedLayout layout(shape, *parse_policy(text));
@@ -120,7 +122,8 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
       const auto claim = [&](const void* at, size_t size) {
         const size_t begin = size_t(static_cast<const uint8_t*>(at) - block.data());
         ASSERT_LE(begin + size, bytes.total);
-        for (size_t i = begin; i < begin + size; ++i) ASSERT_EQ(owner[i]++, 0) << text << " byte " << i;
+        for (size_t i = begin; i < begin + size; ++i)
+          ASSERT_EQ(owner[i]++, 0) << text << " byte " << i;
       };
       claim(block.data(), 3 * sizeof(uint16_t));
       size_t claimed = 3 * sizeof(uint16_t);
@@ -136,7 +139,8 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
           if (side->factors) claim(side->factors, dim * 2), claimed += dim * 2;
           for (int tier = 0; tier < (two ? 2 : 1); ++tier) {
             const TileView& tile = side->tiers[tier];
-            EXPECT_EQ(reinterpret_cast<uintptr_t>(tile.params) % 8, reinterpret_cast<uintptr_t>(block.data()) % 8);
+            EXPECT_EQ(reinterpret_cast<uintptr_t>(tile.params) % 8,
+                      reinterpret_cast<uintptr_t>(block.data()) % 8);
             claim(tile.codes, code_bytes(tile.shape));
             claim(tile.params, param_bytes(tile.shape));
             claimed += code_bytes(tile.shape) + param_bytes(tile.shape);

@@ -1,4 +1,5 @@
-// Random sequences of calls against a map from cell to row: what the cache must agree with at every read.
+// Random sequences of calls against a map from cell to row: what the cache must agree with at every
+// read.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -22,18 +23,25 @@ class Model {
  public:
   Model(const char* policy, uint64_t seed)
       : cache_(std::move(*Cache::create({2, kCells, {{kHeads, kDim, kDim}, {kHeads, kDim, kDim}}},
-                                        *parse_policy(policy)))), random_(seed, 0xA11) {}
+                                        *parse_policy(policy)))),
+        random_(seed, 0xA11) {}
 
   void run(int n_calls) {
     for (int call = 0; call < n_calls && !testing::Test::HasFatalFailure(); ++call) {
       SCOPED_TRACE(testing::Message() << "call " << call);
       const uint32_t choice = random_.below(100);
-      if (choice < 55) write(int(random_.below(choice < 50 ? 60 : 300)) + 1, random_.below(4) != 0);
-      else if (choice < 65) write_range();
-      else if (choice < 75) write_back();
-      else if (choice < 92) check_reads();
-      else if (choice < 99) check_attention();
-      else clear();
+      if (choice < 55)
+        write(int(random_.below(choice < 50 ? 60 : 300)) + 1, random_.below(4) != 0);
+      else if (choice < 65)
+        write_range();
+      else if (choice < 75)
+        write_back();
+      else if (choice < 92)
+        check_reads();
+      else if (choice < 99)
+        check_attention();
+      else
+        clear();
     }
     if (!testing::Test::HasFatalFailure()) check_reads();
   }
@@ -52,7 +60,8 @@ class Model {
       for (const int cell : random_.sample(kCells, n)) cells.push_back(cell);
     } else {
       const int first = int(random_.below(uint32_t(kCells - n)));
-      for (int i = 0; i < n; ++i) cells.push_back(first + (i * 7) % n);  // a permutation unless 7 divides n
+      for (int i = 0; i < n; ++i)
+        cells.push_back(first + (i * 7) % n);  // a permutation unless 7 divides n
       std::sort(cells.begin(), cells.end());
       cells.erase(std::unique(cells.begin(), cells.end()), cells.end());
     }
@@ -76,7 +85,8 @@ class Model {
     for (int layer = 0; layer < kNumLayers; ++layer) {
       for (const SideId side : kSides) {
         const auto values = test::random_rows(n, kWidth, random_.next());
-        ASSERT_TRUE(cache_->write_half(layer, stream, side, first, n, test::to_halves(values).data()).ok());
+        ASSERT_TRUE(
+            cache_->write_half(layer, stream, side, first, n, test::to_halves(values).data()).ok());
         for (int i = 0; i < n; ++i) {
           const auto row = values.begin() + i * kWidth;
           rows(layer, stream, side)[first + i] = Row(row, row + kWidth);
@@ -108,7 +118,8 @@ class Model {
       }
     }
     const CacheStats after = cache_->stats();
-    if (after.compactions != before.compactions) return;  // writing also begins a step, which may compact
+    if (after.compactions != before.compactions)
+      return;  // writing also begins a step, which may compact
     ASSERT_EQ(after.rows_dead, before.rows_dead);
     ASSERT_EQ(after.rows_packed, before.rows_packed);
     ASSERT_EQ(after.bytes.allocated(), before.bytes.allocated());
@@ -117,9 +128,10 @@ class Model {
   double bound_of(const Row& row, int head) const {
     const Policy& policy = cache_->policy();
     if (policy.raw()) return 0;
-    // Tokenwise: a set is this row. A row may be coded again when compaction moves it, which adds no more
-    // than rounding; one extra bound pays for it.
-    const auto [lo, hi] = std::minmax_element(row.begin() + head * kDim, row.begin() + (head + 1) * kDim);
+    // Tokenwise: a set is this row. A row may be coded again when compaction moves it, which adds
+    // no more than rounding; one extra bound pays for it.
+    const auto [lo, hi] =
+        std::minmax_element(row.begin() + head * kDim, row.begin() + (head + 1) * kDim);
     return 2 * error_bound(*lo, *hi, policy.tiers.back().k_bits, Fit::Endpoint) +
            std::max(std::fabs(*lo), std::fabs(*hi)) * 0x1p-9;
   }
@@ -132,8 +144,8 @@ class Model {
       for (int c = head * kDim; c < (head + 1) * kDim; ++c) {
         const double expected = known ? row->second[size_t(c)] : 0.0;
         if (std::fabs(to_float(found[c]) - expected) <= bound) continue;
-        FAIL() << "layer " << layer << " cell " << cell << " channel " << c << ": found " << to_float(found[c])
-               << ", expected " << expected << " within " << bound;
+        FAIL() << "layer " << layer << " cell " << cell << " channel " << c << ": found "
+               << to_float(found[c]) << ", expected " << expected << " within " << bound;
       }
     }
   }
@@ -145,7 +157,8 @@ class Model {
         for (const SideId side : kSides) {
           ASSERT_TRUE(cache_->read_half(layer, stream, side, 0, kCells, found.data()).ok());
           for (int cell = 0; cell < kCells; ++cell) {
-            ASSERT_NO_FATAL_FAILURE(check_row(layer, stream, side, cell, &found[size_t(cell * kWidth)]));
+            ASSERT_NO_FATAL_FAILURE(
+                check_row(layer, stream, side, cell, &found[size_t(cell * kWidth)]));
           }
         }
       }
@@ -172,8 +185,10 @@ class Model {
 
   void check_attention() {
     const int layer = int(random_.below(kNumLayers)), stream = int(random_.below(2)), n_queries = 5;
-    test::OracleStep oracle{n_queries, kHeads, kHeads, kDim, kDim, kCells, {}, {}, {}, {}, 0.17f, 0, 0, {}};
-    // With Cadence::Prompt a short step packs before it reads; after this one there is nothing left to pack.
+    test::OracleStep oracle{n_queries, kHeads, kHeads, kDim,  kDim, kCells, {},
+                            {},        {},     {},     0.17f, 0,    0,      {}};
+    // With Cadence::Prompt a short step packs before it reads; after this one there is nothing left
+    // to pack.
     if (cache_->policy().cadence == Cadence::Prompt) run_attention(layer, stream, 1);
     std::vector<half> held(size_t(kCells * kWidth));
     ASSERT_TRUE(cache_->read_half(layer, stream, SideId::K, 0, kCells, held.data()).ok());
@@ -187,7 +202,8 @@ class Model {
       oracle.mask.push_back(mask_[i] || !known.count(int(i % kCells)) ? test::kHidden : 0.0);
     }
     const auto expected = test::attention(oracle);
-    const double tolerance = (0x1p-11 + 1e-5) * expected.largest_value * (1 + 2 * expected.largest_score);
+    const double tolerance =
+        (0x1p-11 + 1e-5) * expected.largest_value * (1 + 2 * expected.largest_score);
     for (size_t i = 0; i < out.size(); ++i) ASSERT_NEAR(out[i], expected.out[i], tolerance) << i;
   }
 
@@ -214,12 +230,13 @@ TEST_P(ModelOfCache, AgreesWithAMapFromCellToRow) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Policies, ModelOfCache,
-                         testing::Values("f16", "uniform,bits=8,k_axis=token,v_axis=token",
-                                         "uniform,bits=4,k_axis=token,v_axis=token,recent=50,sinks=2",
-                                         "zipcache,k_axis=token,v_axis=token",
-                                         "random-tiers,k=8/4,v=8/4,k_axis=token,v_axis=token,cadence=prompt"),
-                         [](const auto& info) { return "policy" + std::to_string(info.index); });
+INSTANTIATE_TEST_SUITE_P(
+    Policies, ModelOfCache,
+    testing::Values("f16", "uniform,bits=8,k_axis=token,v_axis=token",
+                    "uniform,bits=4,k_axis=token,v_axis=token,recent=50,sinks=2",
+                    "zipcache,k_axis=token,v_axis=token",
+                    "random-tiers,k=8/4,v=8/4,k_axis=token,v_axis=token,cadence=prompt"),
+    [](const auto& info) { return "policy" + std::to_string(info.index); });
 
 }  // namespace
 }  // namespace zipcache

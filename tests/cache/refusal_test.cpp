@@ -13,14 +13,18 @@ using test::Harness;
 
 const CacheShape kShape{2, 256, {{2, 64, 64}, {2, 64, 64}}};
 
-Code create_code(const CacheShape& shape) { return Cache::create(shape, *parse_policy("zipcache")).status().code(); }
+Code create_code(const CacheShape& shape) {
+  return Cache::create(shape, *parse_policy("zipcache")).status().code();
+}
 
 TEST(Refusal, ShapesThatCannotBeServedAreIncompatible) {
   for (const int dim : {0, 8, 20, 36, 255, 264, 512, -64}) {
-    const auto made = Cache::create({1, 128, {{1, 64, 64}, {1, dim, 64}}}, *parse_policy("zipcache"));
+    const auto made =
+        Cache::create({1, 128, {{1, 64, 64}, {1, dim, 64}}}, *parse_policy("zipcache"));
     ASSERT_FALSE(made.ok()) << dim;
     EXPECT_EQ(made.status().code(), Code::Incompatible);
-    EXPECT_NE(made.status().message().find("layer 1: head size " + std::to_string(dim)), std::string::npos);
+    EXPECT_NE(made.status().message().find("layer 1: head size " + std::to_string(dim)),
+              std::string::npos);
     EXPECT_EQ(create_code({1, 128, {{1, 64, dim}}}), Code::Incompatible);
   }
   EXPECT_EQ(create_code({0, 128, {{1, 64, 64}}}), Code::Incompatible);
@@ -31,11 +35,13 @@ TEST(Refusal, ShapesThatCannotBeServedAreIncompatible) {
   EXPECT_EQ(create_code({1, 128, {}}), Code::Incompatible);
   EXPECT_EQ(create_code({1, 128, {{0, 64, 64}}}), Code::Incompatible);
   EXPECT_EQ(create_code({1, 128, {{1025, 64, 64}}}), Code::Incompatible);
-  for (const int dim : {16, 24, 64, 80, 96, 128, 256}) EXPECT_EQ(create_code({1, 128, {{1, dim, dim}}}), Code::Ok);
+  for (const int dim : {16, 24, 64, 80, 96, 128, 256})
+    EXPECT_EQ(create_code({1, 128, {{1, dim, dim}}}), Code::Ok);
 }
 
 TEST(Refusal, GroupsThatDoNotDivideTheHeadSizeAreNamedWithTheirLayer) {
-  const auto made = Cache::create({1, 128, {{1, 64, 64}, {1, 80, 80}}}, *parse_policy("uniform,k_axis=group32"));
+  const auto made =
+      Cache::create({1, 128, {{1, 64, 64}, {1, 80, 80}}}, *parse_policy("uniform,k_axis=group32"));
   ASSERT_FALSE(made.ok());
   EXPECT_EQ(made.status().code(), Code::BadPolicy);
   EXPECT_NE(made.status().message().find("layer 1: group32"), std::string::npos);
@@ -78,7 +84,8 @@ TEST_F(RefusedCall, NumbersOutside16BitsAreBadDataWithTheirPlace) {
 TEST_F(RefusedCall, CellsLayersAndStreamsOutOfRange) {
   expect_refused(write(0, 0, {0, 256}, rows_), Code::BadArgument, "cell 256");
   expect_refused(write(0, 0, {-1, 0}, rows_), Code::BadArgument, "cell -1");
-  expect_refused(write(0, 0, {0, int64_t(1) << 40}, rows_), Code::BadArgument, "cell 1099511627776");
+  expect_refused(write(0, 0, {0, int64_t(1) << 40}, rows_), Code::BadArgument,
+                 "cell 1099511627776");
   expect_refused(write(2, 0, {0}, rows_), Code::BadArgument, "layer 2");
   expect_refused(write(-1, 0, {0}, rows_), Code::BadArgument, "layer -1");
   expect_refused(write(0, 2, {0}, rows_), Code::BadArgument, "stream 2");
@@ -88,12 +95,17 @@ TEST_F(RefusedCall, CellsLayersAndStreamsOutOfRange) {
 TEST_F(RefusedCall, HalfRowsOutOfRangeOrDamaged) {
   std::vector<half> rows(300 * 128);
   Cache& cache = harness_.cache();
-  expect_refused(cache.read_half(0, 0, SideId::K, 0, 257, rows.data()), Code::BadArgument, "cells 0 to 256");
-  expect_refused(cache.read_half(0, 0, SideId::K, -1, 2, rows.data()), Code::BadArgument, "cells -1");
-  expect_refused(cache.read_half(0, 0, SideId::K, 256, 1, rows.data()), Code::BadArgument, "cells 256");
-  expect_refused(cache.read_half(0, 0, SideId::K, 5, -1, rows.data()), Code::BadArgument, "expected 0 to 255");
+  expect_refused(cache.read_half(0, 0, SideId::K, 0, 257, rows.data()), Code::BadArgument,
+                 "cells 0 to 256");
+  expect_refused(cache.read_half(0, 0, SideId::K, -1, 2, rows.data()), Code::BadArgument,
+                 "cells -1");
+  expect_refused(cache.read_half(0, 0, SideId::K, 256, 1, rows.data()), Code::BadArgument,
+                 "cells 256");
+  expect_refused(cache.read_half(0, 0, SideId::K, 5, -1, rows.data()), Code::BadArgument,
+                 "expected 0 to 255");
   expect_refused(cache.read_half(9, 0, SideId::K, 0, 1, rows.data()), Code::BadArgument, "layer 9");
-  expect_refused(cache.write_half(0, 0, SideId::V, 250, 7, rows.data()), Code::BadArgument, "cells 250 to 256");
+  expect_refused(cache.write_half(0, 0, SideId::V, 250, 7, rows.data()), Code::BadArgument,
+                 "cells 250 to 256");
   for (const half wrong : {half{0x7C00}, half{0xFC00}, half{0x7E01}}) {
     rows[128 * 2 + 1] = wrong;
     expect_refused(cache.write_half(0, 0, SideId::V, 4, 3, rows.data()), Code::BadData, "cell 6");
@@ -104,7 +116,8 @@ TEST_F(RefusedCall, StepsWithWrongHeadsRowsOrPointers) {
   const auto q = test::random_rows(1, 4 * 64, 2);
   std::vector<float> out(4 * 64);
   Attention good;
-  good.n_queries = 1, good.n_heads = 4, good.q = q.data(), good.q_row_stride = 256, good.q_head_stride = 64;
+  good.n_queries = 1, good.n_heads = 4, good.q = q.data(), good.q_row_stride = 256,
+  good.q_head_stride = 64;
   good.out = out.data(), good.out_row_stride = 256, good.out_head_stride = 64, good.n_cells = 140;
   const auto refused = [&](auto change, const char* names) {
     Attention step = good;
@@ -128,7 +141,8 @@ TEST_F(RefusedCall, AStepThatTheCallerStopsIsAborted) {
   const auto q = test::random_rows(1, 4 * 64, 2);
   std::vector<float> out(4 * 64);
   Attention step;
-  step.n_queries = 1, step.n_heads = 4, step.q = q.data(), step.q_row_stride = 256, step.q_head_stride = 64;
+  step.n_queries = 1, step.n_heads = 4, step.q = q.data(), step.q_row_stride = 256,
+  step.q_head_stride = 64;
   step.out = out.data(), step.out_row_stride = 256, step.out_head_stride = 64, step.n_cells = 140;
   step.aborted = [](void*) { return true; };
   EXPECT_EQ(harness_.cache().attend(step).code(), Code::Aborted);

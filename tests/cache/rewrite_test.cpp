@@ -44,7 +44,8 @@ std::vector<int64_t> cells_from(int first, int n) {
 }
 
 TEST(Rewrite, WritingBackWhatWasReadChangesNothing) {
-  for (const char* policy : {"f16", "zipcache", "zip", "uniform,bits=2", "zipcache,rotate=hadamard"}) {
+  for (const char* policy :
+       {"f16", "zipcache", "zip", "uniform,bits=2", "zipcache,rotate=hadamard"}) {
     Harness harness({1, 400, kLayers}, policy, 1);
     ASSERT_TRUE(harness.prompt(330, 110).ok());
     const CacheStats before = harness.stats();
@@ -67,7 +68,8 @@ TEST(Rewrite, ARestoredStateReadsAsItWasSaved) {
     Harness harness({1, 400, kLayers}, policy, 1);
     ASSERT_TRUE(harness.prompt(300, 100).ok());
     const auto state = saved(harness, 0, 300);
-    ASSERT_TRUE(harness.step(0, 1, 0, cells_from(50, 200)).ok());  // another sequence takes the cells
+    ASSERT_TRUE(
+        harness.step(0, 1, 0, cells_from(50, 200)).ok());  // another sequence takes the cells
     ASSERT_TRUE(restore(harness, state, 0, 300).ok());
     EXPECT_EQ(saved(harness, 0, 300), state) << policy;
     Harness fresh({1, 400, kLayers}, policy, 1);
@@ -77,8 +79,8 @@ TEST(Rewrite, ARestoredStateReadsAsItWasSaved) {
 }
 
 TEST(Rewrite, RestoringChangedRowsKeepsTheSidesAndLayersThatDidNotChange) {
-  // Layer 0 often depends on the token alone: a restored state can agree with the cache there and differ
-  // in later layers, or agree in K and differ in V.
+  // Layer 0 often depends on the token alone: a restored state can agree with the cache there and
+  // differ in later layers, or agree in K and differ in V.
   for (const int changed : {1, 2, 3}) {
     Harness harness({1, 400, kLayers}, "uniform", 1);
     ASSERT_TRUE(harness.prompt(256, 128).ok());
@@ -143,9 +145,10 @@ TEST(Compaction, DeadRowsStayBoundedAndValuesWithinTwoCodings) {
     for (size_t t = 0; t < 1024; ++t) {
       const auto row = exact.begin() + ptrdiff_t(t * 64);
       const auto [lo, hi] = std::minmax_element(row, row + 64);
-      // Coded once, and again for each compaction that moved it (a handful at most; coding a decoded
-      // row moves it by less than rounding of its parameters).
-      const float bound = 2 * error_bound(*lo, *hi, 8, Fit::Endpoint) + std::max(std::abs(*lo), *hi) * 0x1p-10f;
+      // Coded once, and again for each compaction that moved it (a handful at most; coding a
+      // decoded row moves it by less than rounding of its parameters).
+      const float bound =
+          2 * error_bound(*lo, *hi, 8, Fit::Endpoint) + std::max(std::abs(*lo), *hi) * 0x1p-10f;
       for (size_t c = 0; c < 64; ++c) ASSERT_NEAR(found[t * 64 + c], exact[t * 64 + c], bound) << t;
     }
   }
@@ -158,7 +161,8 @@ TEST(Compaction, SinksStayExact) {
   for (int round = 0; round < 12; ++round) {  // everything but the first eight cells of each block
     for (int block = 0; block < 8; ++block) {
       ASSERT_TRUE(harness.step(0, 1, 100 + round, {int64_t(block * 128 + 8 + round * 10)}).ok());
-      ASSERT_TRUE(harness.step(0, 1, 300 + round, cells_from(block * 128 + 9 + round * 10, 9)).ok());
+      ASSERT_TRUE(
+          harness.step(0, 1, 300 + round, cells_from(block * 128 + 9 + round * 10, 9)).ok());
     }
   }
   ASSERT_GT(harness.stats().compactions, 0u);
@@ -167,7 +171,8 @@ TEST(Compaction, SinksStayExact) {
 }
 
 TEST(Compaction, WritingEveryCellInTheWorstOrderNeverRunsOutOfBlocks) {
-  // Dead rows in every block, then one write of all cells that leaves each old block alive to the end.
+  // Dead rows in every block, then one write of all cells that leaves each old block alive to the
+  // end.
   constexpr int kCells = 16384;
   const LayerShape shape{1, 16, 16};
   auto cache = std::move(*Cache::create({1, kCells, {shape}}, *parse_policy("uniform,bits=2")));
@@ -177,7 +182,8 @@ TEST(Compaction, WritingEveryCellInTheWorstOrderNeverRunsOutOfBlocks) {
   step.n_queries = step.n_heads = 1, step.q = q.data(), step.q_row_stride = step.q_head_stride = 16;
   step.out = out.data(), step.out_row_stride = step.out_head_stride = 16, step.n_cells = kCells;
   const auto write = [&](const std::vector<int64_t>& cells) {
-    for (const SideId side : kSides) ASSERT_TRUE(cache->write(0, 0, side, cells, rows.data(), 16).ok());
+    for (const SideId side : kSides)
+      ASSERT_TRUE(cache->write(0, 0, side, cells, rows.data(), 16).ok());
     ASSERT_TRUE(cache->attend(step).ok());
   };
   write(cells_from(0, kCells));
@@ -185,7 +191,8 @@ TEST(Compaction, WritingEveryCellInTheWorstOrderNeverRunsOutOfBlocks) {
   for (int cell = 0; cell < kCells; cell += 8) some.push_back(cell);
   write(some);
   ASSERT_EQ(cache->stats().rows_dead, some.size());
-  for (int cell = 0; cell < kCells; ++cell) (cell % 128 == 1 || cell % 1024 == 1016 ? last : all).push_back(cell);
+  for (int cell = 0; cell < kCells; ++cell)
+    (cell % 128 == 1 || cell % 1024 == 1016 ? last : all).push_back(cell);
   all.insert(all.end(), last.begin(), last.end());
   write(all);
   EXPECT_EQ(cache->stats().rows_live, uint64_t(kCells));
@@ -199,16 +206,20 @@ TEST(Rotation, KeysTurnByTheirShiftAndValuesStay) {
     const auto values = harness.read(0, SideId::V);
     std::vector<int32_t> shift(300, 0);
     for (size_t cell = 100; cell < 300; ++cell) shift[cell] = 1;
-    const auto negate = [](float* row, int32_t) { std::for_each(row, row + 64, [](float& x) { x = -x; }); };
+    const auto negate = [](float* row, int32_t) {
+      std::for_each(row, row + 64, [](float& x) { x = -x; });
+    };
     ASSERT_TRUE(harness.cache().rotate_keys(0, 0, shift, negate).ok());
     EXPECT_EQ(harness.read(0, SideId::V), values);
     const auto turned = test::to_floats(harness.read(0, SideId::K));
     float largest = 0;
     for (const float key : keys) largest = std::max(largest, std::abs(key));
     for (size_t i = 0; i < keys.size(); ++i) {
-      // Negated rows beside others widen a channel's range to at most 2 * largest, at 8 bits. The fit of
-      // the third policy clips nothing at 8 bits.
-      const float bound = harness.cache().policy().raw() ? 0 : 1.5f * error_bound(-largest, largest, 8, Fit::Endpoint);
+      // Negated rows beside others widen a channel's range to at most 2 * largest, at 8 bits. The
+      // fit of the third policy clips nothing at 8 bits.
+      const float bound = harness.cache().policy().raw()
+                              ? 0
+                              : 1.5f * error_bound(-largest, largest, 8, Fit::Endpoint);
       ASSERT_NEAR(turned[i], i / 128 < 100 ? keys[i] : -keys[i], bound) << policy << " " << i;
     }
   }
@@ -218,21 +229,25 @@ TEST(Rotation, SharedKeyParametersAreRefusedWithTheCure) {
   Harness harness({1, 300, {{2, 64, 64}}}, "zipcache,cadence=prompt", 1);
   ASSERT_TRUE(harness.feed(200).ok());
   ASSERT_TRUE(harness.feed(1).ok());
-  const Status status = harness.cache().rotate_keys(0, 0, std::vector<int32_t>(300, 1), [](float*, int32_t) {});
+  const Status status =
+      harness.cache().rotate_keys(0, 0, std::vector<int32_t>(300, 1), [](float*, int32_t) {});
   EXPECT_EQ(status.code(), Code::Incompatible);
   EXPECT_NE(status.message().find("cadence=stream"), std::string::npos);
 }
 
 TEST(Extremes, TheLargestRowsDecodeToFiniteNumbers) {
-  for (const char* policy : {"uniform", "zip,recent=0,sinks=0", "uniform,rotate=hadamard,bits=2", "uniform,fit=midpoint",
-                             "uniform,fit=unbiased,bits=2", "uniform,k_axis=cst"}) {
+  for (const char* policy :
+       {"uniform", "zip,recent=0,sinks=0", "uniform,rotate=hadamard,bits=2", "uniform,fit=midpoint",
+        "uniform,fit=unbiased,bits=2", "uniform,k_axis=cst"}) {
     auto cache = std::move(*Cache::create({1, 128, {{1, 64, 64}}}, *parse_policy(policy)));
     std::vector<float> rows(128 * 64);
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = i % 5 < 3 ? 65504.0f : -65504.0f;
-    for (const SideId side : kSides) ASSERT_TRUE(cache->write(0, 0, side, cells_from(0, 128), rows.data(), 64).ok());
+    for (const SideId side : kSides)
+      ASSERT_TRUE(cache->write(0, 0, side, cells_from(0, 128), rows.data(), 64).ok());
     std::vector<float> q(64), out(64, NAN);
     Attention step;
-    step.n_queries = step.n_heads = 1, step.q = q.data(), step.q_row_stride = step.q_head_stride = 64;
+    step.n_queries = step.n_heads = 1, step.q = q.data(),
+    step.q_row_stride = step.q_head_stride = 64;
     step.out = out.data(), step.out_row_stride = step.out_head_stride = 64, step.n_cells = 128;
     ASSERT_TRUE(cache->attend(step).ok());
     EXPECT_EQ(cache->stats().rows_packed, 128u);

@@ -74,7 +74,8 @@ TEST(Streaming, OlderBlocksAreByteIdenticalLater) {
     ASSERT_GE(settled, 128);
     std::vector<std::vector<half>> before;
     for (const int layer : {0, 1}) {
-      for (const SideId side : {SideId::K, SideId::V}) before.push_back(harness.read(layer, side, 0, settled));
+      for (const SideId side : {SideId::K, SideId::V})
+        before.push_back(harness.read(layer, side, 0, settled));
     }
     for (int i = 0; i < 150; ++i) ASSERT_TRUE(harness.feed(1).ok());
     ASSERT_TRUE(harness.feed(200).ok());
@@ -136,7 +137,8 @@ TEST(Cadence, PromptOutputsAreThoseOf16BitsUntilTheFirstShortStep) {
   for (const int n : {256, 200, 20}) {
     ASSERT_TRUE(raw.feed(n).ok());
     ASSERT_TRUE(prompt.feed(n).ok());
-    for (const int layer : {0, 1}) ASSERT_EQ(prompt.out(layer), raw.out(layer)) << "bit-identical at " << n;
+    for (const int layer : {0, 1})
+      ASSERT_EQ(prompt.out(layer), raw.out(layer)) << "bit-identical at " << n;
     EXPECT_EQ(prompt.stats().rows_packed, 0u);
   }
   ASSERT_TRUE(raw.feed(19).ok());
@@ -156,16 +158,19 @@ TEST(Cadence, StreamOutputsAreThoseOf16BitsUntilAPackedBlockIsRead) {
 }
 
 TEST(Cadence, WholePromptRanksOnceAndSharesItsParameters) {
-  Harness stream({1, 600, {{1, 64, 64}}}, "zipcache", 1), prompt({1, 600, {{1, 64, 64}}}, "zipcache,cadence=prompt", 1);
+  Harness stream({1, 600, {{1, 64, 64}}}, "zipcache", 1),
+      prompt({1, 600, {{1, 64, 64}}}, "zipcache,cadence=prompt", 1);
   for (Harness* harness : {&stream, &prompt}) {
     ASSERT_TRUE(harness->prompt(512, 128).ok());
     ASSERT_TRUE(harness->feed(1).ok());
     EXPECT_EQ(harness->stats().rows_packed, 512u);
   }
-  // Four blocks with two tiers of K parameters and V factors each, against one set: 3 * (2 * 2 * 64 + 64)
-  // numbers of 2 bytes less; the share of low tokens is floor(0.4 * 512) instead of 4 * floor(0.4 * 128).
+  // Four blocks with two tiers of K parameters and V factors each, against one set: 3 * (2 * 2 * 64
+  // + 64) numbers of 2 bytes less; the share of low tokens is floor(0.4 * 512) instead of 4 *
+  // floor(0.4 * 128).
   EXPECT_EQ(stream.stats().bytes.params - prompt.stats().bytes.params, 3u * (4 * 64 + 64) * 2);
-  EXPECT_EQ(stream.stats().bytes.codes - prompt.stats().bytes.codes, 0u + (204 - 4 * 51) * 64 * 2 * 2 / 8);
+  EXPECT_EQ(stream.stats().bytes.codes - prompt.stats().bytes.codes,
+            0u + (204 - 4 * 51) * 64 * 2 * 2 / 8);
 }
 
 TEST(Cadence, BlocksFilledAfterThePromptArePackedByThemselves) {

@@ -11,7 +11,8 @@
 #include "zipcache/status.hpp"
 #include "zipcache/zipcache.h"
 
-extern "C" int run_from_c(const char* policy_text, int n, const float* rows, float* out, zipcache_stats* stats);
+extern "C" int run_from_c(const char* policy_text, int n, const float* rows, float* out,
+                          zipcache_stats* stats);
 
 namespace zipcache {
 namespace {
@@ -19,15 +20,28 @@ namespace {
 TEST(CInterface, ACProgramStoresPacksAndAttends) {
   const int n = 300;
   const std::vector<float> rows = test::random_rows(n, 16, 1, 1.0f);
-  test::OracleStep oracle{1, 1, 1, 16, 16, n, {rows.begin(), rows.begin() + 16}, test::to_doubles(rows),
-                          test::to_doubles(rows), {}, 0.25, 0, 0, {}};
+  test::OracleStep oracle{1,
+                          1,
+                          1,
+                          16,
+                          16,
+                          n,
+                          {rows.begin(), rows.begin() + 16},
+                          test::to_doubles(rows),
+                          test::to_doubles(rows),
+                          {},
+                          0.25,
+                          0,
+                          0,
+                          {}};
   const auto expected = test::attention(oracle);
   for (const char* policy : {"f16", "uniform,bits=8"}) {
     std::vector<float> out(16);
     zipcache_stats stats;
     ASSERT_EQ(run_from_c(policy, n, rows.data(), out.data(), &stats), 0);
     // One attention, before anything is packed: the rows are exact.
-    for (size_t c = 0; c < 16; ++c) EXPECT_NEAR(out[c], expected.out[c], 1e-5 * (1 + expected.largest_score) * 5);
+    for (size_t c = 0; c < 16; ++c)
+      EXPECT_NEAR(out[c], expected.out[c], 1e-5 * (1 + expected.largest_score) * 5);
     EXPECT_EQ(stats.rows_live, 300u);
     EXPECT_EQ(stats.rows_packed, std::strcmp(policy, "f16") ? 256u : 0u);
     EXPECT_EQ(stats.elements, 300u * 32);
@@ -88,15 +102,19 @@ TEST(CInterface, ErrorsCarryTheirCodeAndOneLine) {
   ASSERT_NE(cache, nullptr);
   std::vector<float> rows(64, NAN);
   const int64_t cells[] = {0}, far[] = {128};
-  EXPECT_EQ(zipcache_cache_write(cache, 0, 0, ZC_SIDE_K, cells, 1, rows.data(), 64, &error), ZC_BAD_DATA);
+  EXPECT_EQ(zipcache_cache_write(cache, 0, 0, ZC_SIDE_K, cells, 1, rows.data(), 64, &error),
+            ZC_BAD_DATA);
   EXPECT_EQ(error.code, ZC_BAD_DATA);
-  EXPECT_EQ(zipcache_cache_write(cache, 0, 0, ZC_SIDE_K, far, 1, rows.data(), 64, nullptr), ZC_BAD_ARGUMENT);
+  EXPECT_EQ(zipcache_cache_write(cache, 0, 0, ZC_SIDE_K, far, 1, rows.data(), 64, nullptr),
+            ZC_BAD_ARGUMENT);
   rows.assign(64, 1.0f);
   EXPECT_EQ(zipcache_cache_write(cache, 0, 0, ZC_SIDE_K, cells, 1, rows.data(), 64, &error), ZC_OK);
   std::vector<uint16_t> half_rows(64);
-  EXPECT_EQ(zipcache_cache_read_half(cache, 0, 0, ZC_SIDE_K, 0, 1, half_rows.data(), nullptr), ZC_OK);
+  EXPECT_EQ(zipcache_cache_read_half(cache, 0, 0, ZC_SIDE_K, 0, 1, half_rows.data(), nullptr),
+            ZC_OK);
   EXPECT_EQ(half_rows[63], 0x3C00);
-  EXPECT_EQ(zipcache_cache_write_half(cache, 0, 0, ZC_SIDE_V, 0, 1, half_rows.data(), nullptr), ZC_OK);
+  EXPECT_EQ(zipcache_cache_write_half(cache, 0, 0, ZC_SIDE_V, 0, 1, half_rows.data(), nullptr),
+            ZC_OK);
   zipcache_cache_clear(cache);
   zipcache_stats stats;
   EXPECT_EQ(zipcache_cache_stats(cache, &stats, nullptr), ZC_OK);
@@ -113,9 +131,12 @@ TEST(CInterface, NullPointersAreBadArgumentsOrNothing) {
   EXPECT_EQ(zipcache_policy_text(nullptr, nullptr, 0), 0u);
   EXPECT_EQ(zipcache_cache_create(nullptr, nullptr, &error), nullptr);
   EXPECT_EQ(error.code, ZC_BAD_ARGUMENT);
-  EXPECT_EQ(zipcache_cache_write(nullptr, 0, 0, ZC_SIDE_K, nullptr, 0, nullptr, 0, nullptr), ZC_BAD_ARGUMENT);
-  EXPECT_EQ(zipcache_cache_read_half(nullptr, 0, 0, ZC_SIDE_K, 0, 0, nullptr, nullptr), ZC_BAD_ARGUMENT);
-  EXPECT_EQ(zipcache_cache_write_half(nullptr, 0, 0, ZC_SIDE_K, 0, 0, nullptr, nullptr), ZC_BAD_ARGUMENT);
+  EXPECT_EQ(zipcache_cache_write(nullptr, 0, 0, ZC_SIDE_K, nullptr, 0, nullptr, 0, nullptr),
+            ZC_BAD_ARGUMENT);
+  EXPECT_EQ(zipcache_cache_read_half(nullptr, 0, 0, ZC_SIDE_K, 0, 0, nullptr, nullptr),
+            ZC_BAD_ARGUMENT);
+  EXPECT_EQ(zipcache_cache_write_half(nullptr, 0, 0, ZC_SIDE_K, 0, 0, nullptr, nullptr),
+            ZC_BAD_ARGUMENT);
   EXPECT_EQ(zipcache_cache_attend(nullptr, nullptr, nullptr), ZC_BAD_ARGUMENT);
   EXPECT_EQ(zipcache_cache_stats(nullptr, nullptr, nullptr), ZC_BAD_ARGUMENT);
   zipcache_cache_clear(nullptr);

@@ -1,5 +1,5 @@
-// Properties 3, 4, 5 and 16 of the method on tiles: idempotence, homogeneity and shift, permutation,
-// round trip through 16-bit rows.
+// Properties 3, 4, 5 and 16 of the method on tiles: idempotence, homogeneity and shift,
+// permutation, round trip through 16-bit rows.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -49,9 +49,11 @@ TEST(Invariance, CodingAReconstructionGivesTheSameCodes) {
 TEST(Invariance, CodesSurviveTheRoundTripThrough16BitRows) {
   for (const Axis axis : kAxes) {
     for (const int bits : {2, 3, 4}) {
-      const CodedTile once = code_tile(test::random_rows(kTokens, kDim, 2), kTokens, kDim, bits, axis);
+      const CodedTile once =
+          code_tile(test::random_rows(kTokens, kDim, 2), kTokens, kDim, bits, axis);
       const std::vector<float> rows = test::to_floats(test::to_halves(once.values));
-      const CodedTile twice = code_tile(rows, kTokens, kDim, bits, axis, 32, Fit::Endpoint, once.factors);
+      const CodedTile twice =
+          code_tile(rows, kTokens, kDim, bits, axis, 32, Fit::Endpoint, once.factors);
       EXPECT_EQ(twice.codes, once.codes) << "axis " << int(axis) << " bits " << bits;
     }
   }
@@ -65,7 +67,8 @@ TEST(Invariance, ARoundTripBelowThe16BitSpacingStaysWithinTheBound) {
   const std::vector<float> rows = test::to_floats(test::to_halves(once.values));
   const CodedTile twice = code_tile(rows, kTokens, kDim, 8, Axis::Channel);
   for (size_t i = 0; i < x.size(); ++i) {
-    // Rounding the row moves it by half a spacing, coding it by the bound over a range up to one wider.
+    // Rounding the row moves it by half a spacing, coding it by the bound over a range up to one
+    // wider.
     const float bound = 0.25f + error_bound(999.5f, 1004.5f, 8, Fit::Endpoint);
     EXPECT_LE(std::fabs(twice.values[i] - once.values[i]), bound);
   }
@@ -109,7 +112,8 @@ TEST(Invariance, RescalingOneChannelChangesChannelSeparableCodes) {
   for (int t = 0; t < kTokens; ++t) x[size_t(t * kDim + 9)] *= 64;
   EXPECT_NE(code_tile(x, kTokens, kDim, 4, Axis::Cst).codes, before.codes);
   // And the channel dominates by the root of 64, not by 64 and not by 1.
-  EXPECT_NEAR(code_tile(x, kTokens, kDim, 4, Axis::Cst).factor(9), 8 * before.factor(9), 0.02 * before.factor(9));
+  EXPECT_NEAR(code_tile(x, kTokens, kDim, 4, Axis::Cst).factor(9), 8 * before.factor(9),
+              0.02 * before.factor(9));
 }
 
 TEST(Invariance, FactorsOfOneMakeChannelSeparableTokenwise) {
@@ -121,11 +125,13 @@ TEST(Invariance, FactorsOfOneMakeChannelSeparableTokenwise) {
   EXPECT_EQ(cst.params, token.params);
 }
 
-std::vector<float> permuted(const std::vector<float>& x, const std::vector<int>& order, bool tokens) {
+std::vector<float> permuted(const std::vector<float>& x, const std::vector<int>& order,
+                            bool tokens) {
   std::vector<float> out(x.size());
   for (int t = 0; t < kTokens; ++t) {
     for (int c = 0; c < kDim; ++c) {
-      const size_t from = tokens ? size_t(order[size_t(t)] * kDim + c) : size_t(t * kDim + order[size_t(c)]);
+      const size_t from =
+          tokens ? size_t(order[size_t(t)] * kDim + c) : size_t(t * kDim + order[size_t(c)]);
       out[size_t(t * kDim + c)] = x[from];
     }
   }

@@ -44,13 +44,16 @@ TEST_P(KernelSet, ExpandDecodesEveryAxisWidthAndSize) {
     for (const int bits : {2, 3, 4, 8, 16}) {
       for (const int dim : {8, 16, 24, 64, 80, 96, 128, 256}) {
         for (const int n : {0, 1, 7, 17}) {
-          const auto tile = test::code_tile(test::random_rows(n, dim, uint64_t(dim)), n, dim, bits == 16 ? 8 : bits,
-                                            axis, 8);
+          const auto tile = test::code_tile(test::random_rows(n, dim, uint64_t(dim)), n, dim,
+                                            bits == 16 ? 8 : bits, axis, 8);
           std::vector<float> out(size_t(n * dim) + 1, -7.0f);
           if (bits == 16) {
             const std::vector<half> rows = test::to_halves(tile.values);
-            kernels.expand(kernel_args({{n, dim, 16, axis, 8}, reinterpret_cast<const uint8_t*>(rows.data()),
-                                        nullptr, nullptr}), out.data());
+            kernels.expand(kernel_args({{n, dim, 16, axis, 8},
+                                        reinterpret_cast<const uint8_t*>(rows.data()),
+                                        nullptr,
+                                        nullptr}),
+                           out.data());
             for (size_t i = 0; i < rows.size(); ++i) ASSERT_EQ(out[i], to_float(rows[i]));
           } else {
             kernels.expand(kernel_args(tile.view()), out.data());
@@ -70,7 +73,8 @@ TEST_P(KernelSet, ExpandDecodesEveryAxisWidthAndSize) {
   }
 }
 
-// A sum of k products of floats, in any order, is off by at most k * 2^-24 of the sum of their sizes.
+// A sum of k products of floats, in any order, is off by at most k * 2^-24 of the sum of their
+// sizes.
 double product_error(double size, int k) { return double(k + 1) * 0x1p-24 * size; }
 
 void expect_product(const Kernels& kernels, int m, int n, int k, bool add) {
@@ -89,7 +93,8 @@ void expect_product(const Kernels& kernels, int m, int n, int k, bool add) {
         size += std::fabs(product);
       }
       if (j >= n) sum = before[at], size = 0;  // beyond the row nothing may change
-      ASSERT_NEAR(c[at], sum, product_error(size, k)) << m << " " << n << " " << k << " " << r << " " << j;
+      ASSERT_NEAR(c[at], sum, product_error(size, k))
+          << m << " " << n << " " << k << " " << r << " " << j;
     }
   }
 }
@@ -140,8 +145,10 @@ TEST_P(KernelSet, ExpRowIsAccurateOverItsRangeAndSumsItself) {
       const double x = double(in[size_t(i)]) - 2.5;
       const double expected = x < -87 ? 0.0 : std::exp(x);
       expected_sum += expected;
-      // The header states 3e-7 for the polynomial; rounding row - peak to float moves x by |x| * 2^-24.
-      ASSERT_NEAR(row[size_t(i)], expected, expected * (3e-7 + std::fabs(x) * 0x1p-24) + 1.7e-38) << x;
+      // The header states 3e-7 for the polynomial; rounding row - peak to float moves x by |x| *
+      // 2^-24.
+      ASSERT_NEAR(row[size_t(i)], expected, expected * (3e-7 + std::fabs(x) * 0x1p-24) + 1.7e-38)
+          << x;
     }
     ASSERT_EQ(row[size_t(n)], in[size_t(n)]);
     ASSERT_NEAR(sum, expected_sum, expected_sum * (1e-6 + n * 0x1p-24));
@@ -162,8 +169,10 @@ class ForcedIsa : public testing::Test {
     if (const char* before = std::getenv("ZIPCACHE_ISA")) before_ = before;
   }
   void TearDown() override {
-    if (before_.empty()) unsetenv("ZIPCACHE_ISA");
-    else setenv("ZIPCACHE_ISA", before_.c_str(), 1);
+    if (before_.empty())
+      unsetenv("ZIPCACHE_ISA");
+    else
+      setenv("ZIPCACHE_ISA", before_.c_str(), 1);
   }
   std::string before_;
 };

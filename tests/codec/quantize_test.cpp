@@ -37,12 +37,13 @@ std::vector<Scheme> all_schemes() {
 class Quantize : public testing::TestWithParam<Scheme> {};
 INSTANTIATE_TEST_SUITE_P(Schemes, Quantize, testing::ValuesIn(all_schemes()), scheme_name);
 
-// Step and floor are rounded to 16 bits (relative 2^-11, absolute 2^-25 below the normal range), so the
-// top level is off by at most L * step * 2^-11 and the floor by |floor| * 2^-11; a value just outside
-// the moved grid clamps to its end. The factor of a channel scales everything; float rounding of the
-// division and of the decoder adds 4 roundings of the largest value.
+// Step and floor are rounded to 16 bits (relative 2^-11, absolute 2^-25 below the normal range), so
+// the top level is off by at most L * step * 2^-11 and the floor by |floor| * 2^-11; a value just
+// outside the moved grid clamps to its end. The factor of a channel scales everything; float
+// rounding of the division and of the decoder adds 4 roundings of the largest value.
 double allowed_error(const CodedTile& tile, int t, int c) {
-  const double top = top_code(tile.shape.bits), step = tile.step(t, c), floor = std::fabs(tile.floor(t, c));
+  const double top = top_code(tile.shape.bits), step = tile.step(t, c),
+               floor = std::fabs(tile.floor(t, c));
   const double params = (top * step + floor) * 0x1p-11 + top * 0x1p-25;
   return tile.factor(c) * (step / 2 + params + 4 * 0x1p-24 * (floor + top * step));
 }
@@ -74,9 +75,11 @@ TEST_P(Quantize, CodesAreThoseOfTheOracle) {
       ASSERT_NEAR(tile.values[i], expected.values[i], 1e-5 * (1 + std::fabs(x[i]))) << i;
       continue;
     }
-    // Float and double may disagree on a value that lies half way between two levels, or on parameters
-    // that lie half way between two 16-bit numbers; then both answers are equally near, to 2^-10.
-    const double ours = std::fabs(tile.values[i] - x[i]), theirs = std::fabs(expected.values[i] - x[i]);
+    // Float and double may disagree on a value that lies half way between two levels, or on
+    // parameters that lie half way between two 16-bit numbers; then both answers are equally near,
+    // to 2^-10.
+    const double ours = std::fabs(tile.values[i] - x[i]),
+                 theirs = std::fabs(expected.values[i] - x[i]);
     const double step = tile.step(int(i) / dim, int(i) % dim) * tile.factor(int(i) % dim);
     ASSERT_NEAR(ours, theirs, 2e-3 * step * top_code(bits)) << i;
     ASSERT_LE(std::abs(tile.codes[i] - expected.codes[i]), 1) << i;
@@ -115,7 +118,9 @@ TEST(Quantize, StatedBoundCoversBothFitsThatKeepTheRange) {
         const SetFit chosen = fit_set(x.data(), 64, bits, fit);
         const float bound = error_bound(*lo, *hi, bits, fit);
         for (const float value : x) {
-          ASSERT_LE(std::fabs(decode(code_of(value, chosen, bits), chosen.step, chosen.floor) - value), bound);
+          ASSERT_LE(
+              std::fabs(decode(code_of(value, chosen, bits), chosen.step, chosen.floor) - value),
+              bound);
         }
       }
     }
@@ -128,7 +133,8 @@ TEST(Quantize, UnbiasedFitHasRegressionSlopeOneAndKeepsTheMean) {
     const SetFit fit = fit_set(x.data(), 256, bits, Fit::Unbiased);
     double mean = 0, mean_out = 0, cov = 0, variance = 0;
     std::vector<double> out;
-    for (const float value : x) out.push_back(decode(code_of(value, fit, bits), fit.step, fit.floor));
+    for (const float value : x)
+      out.push_back(decode(code_of(value, fit, bits), fit.step, fit.floor));
     for (size_t i = 0; i < x.size(); ++i) mean += x[i] / 256.0, mean_out += out[i] / 256.0;
     for (size_t i = 0; i < x.size(); ++i) {
       cov += (x[i] - mean) * (out[i] - mean_out);
@@ -136,7 +142,8 @@ TEST(Quantize, UnbiasedFitHasRegressionSlopeOneAndKeepsTheMean) {
     }
     // Only the rounding of step and floor to 16 bits stands between this and equality.
     EXPECT_NEAR(cov / variance, 1.0, 0x1p-10) << bits;
-    EXPECT_NEAR(mean_out, mean, (std::fabs(to_float(fit.floor)) + top_code(bits) * to_float(fit.step)) * 0x1p-10);
+    EXPECT_NEAR(mean_out, mean,
+                (std::fabs(to_float(fit.floor)) + top_code(bits) * to_float(fit.step)) * 0x1p-10);
   }
 }
 
@@ -169,10 +176,10 @@ TEST(Quantize, ExtremeRangesStayFinite) {
   }
 }
 
-// The worked example of the method: three rows of four channels at 2 bits, padded to eight channels with
-// copies, which changes no range.
-const std::vector<float> kExample = {1, -2, 64, .25f, 1, -2, 64, .25f, 4, 1, 16, -1, 4, 1, 16, -1,
-                                     -2, 4, -36, .5f, -2, 4, -36, .5f};
+// The worked example of the method: three rows of four channels at 2 bits, padded to eight channels
+// with copies, which changes no range.
+const std::vector<float> kExample = {1, -2, 64, .25f, 1,  -2, 64,  .25f, 4,  1, 16,  -1,
+                                     4, 1,  16, -1,   -2, 4,  -36, .5f,  -2, 4, -36, .5f};
 
 std::vector<int> first_four(const std::vector<uint8_t>& codes) {
   std::vector<int> out;
@@ -184,13 +191,16 @@ std::vector<int> first_four(const std::vector<uint8_t>& codes) {
 
 TEST(Quantize, ChannelSeparableExampleGivesThePublishedCodes) {
   const CodedTile tile = code_tile(kExample, 3, 8, 2, Axis::Cst);
-  for (int c = 0; c < 4; ++c) EXPECT_EQ(tile.factor(c), std::vector<float>({2, 2, 8, 1})[size_t(c)]);
+  for (int c = 0; c < 4; ++c)
+    EXPECT_EQ(tile.factor(c), std::vector<float>({2, 2, 8, 1})[size_t(c)]);
   EXPECT_EQ(first_four(tile.codes), (std::vector<int>{0, 0, 3, 0, 3, 2, 3, 0, 2, 3, 0, 2}));
   const std::vector<float> expected = {-2, -2, 64, -1, 4, 2, 16, -1, -1 / 3.0f, 4, -36, -1 / 6.0f};
   for (size_t i = 0; i < 12; ++i) {
-    // Rows 0 and 1 are exact in 16 bits; the step 13/6 of row 2 is off by 6.6e-4 a level, three levels at
-    // most, before the channel's factor.
-    EXPECT_NEAR(tile.values[i / 4 * 8 + i % 4], expected[i], i < 8 ? 1e-6 : 2e-3 * tile.factor(int(i % 4))) << i;
+    // Rows 0 and 1 are exact in 16 bits; the step 13/6 of row 2 is off by 6.6e-4 a level, three
+    // levels at most, before the channel's factor.
+    EXPECT_NEAR(tile.values[i / 4 * 8 + i % 4], expected[i],
+                i < 8 ? 1e-6 : 2e-3 * tile.factor(int(i % 4)))
+        << i;
   }
 }
 
@@ -203,7 +213,8 @@ TEST(Quantize, ExampleTokenwiseAndChannelwise) {
   const CodedTile channelwise = code_tile(kExample, 3, 8, 2, Axis::Channel);
   const std::vector<int> columns = {2, 3, 0, 0, 2, 3, 3, 2, 0, 2, 0, 3};
   for (size_t c = 0; c < 4; ++c) {
-    for (size_t t = 0; t < 3; ++t) EXPECT_EQ(channelwise.codes[t * 8 + c], columns[c * 3 + t]) << c << t;
+    for (size_t t = 0; t < 3; ++t)
+      EXPECT_EQ(channelwise.codes[t * 8 + c], columns[c * 3 + t]) << c << t;
   }
 }
 
@@ -215,7 +226,8 @@ TEST(Quantize, DeadChannelsGetFactorOne) {
   for (const float value : tile.values) EXPECT_TRUE(std::isfinite(value));
 }
 
-double error_beside_channel(const std::vector<float>& x, const std::vector<float>& values, int dim, int loud) {
+double error_beside_channel(const std::vector<float>& x, const std::vector<float>& values, int dim,
+                            int loud) {
   double sum = 0;
   for (size_t i = 0; i < x.size(); ++i) {
     if (int(i % size_t(dim)) != loud) sum += std::pow(x[i] - values[i], 2);
@@ -228,9 +240,11 @@ TEST(Quantize, ChannelSeparationProtectsChannelsBesideAnOutlier) {
   std::vector<float> x = test::random_rows(n, dim, 8, 1.0f);
   const auto calm = code_tile(x, n, dim, 4, Axis::Channel);
   for (int t = 0; t < n; ++t) x[size_t(t * dim + loud)] *= 50;
-  const double token = error_beside_channel(x, code_tile(x, n, dim, 4, Axis::Token).values, dim, loud);
+  const double token =
+      error_beside_channel(x, code_tile(x, n, dim, 4, Axis::Token).values, dim, loud);
   const double cst = error_beside_channel(x, code_tile(x, n, dim, 4, Axis::Cst).values, dim, loud);
-  // The step shrinks from about 50 s to sqrt(50) s, the squared error by about 50; a tenth leaves room.
+  // The step shrinks from about 50 s to sqrt(50) s, the squared error by about 50; a tenth leaves
+  // room.
   EXPECT_LT(cst, token / 10);
   const auto channel = code_tile(x, n, dim, 4, Axis::Channel);
   for (size_t i = 0; i < x.size(); ++i) {

@@ -29,7 +29,8 @@ TEST_P(PackingOfWidth, CodesComeBackForEveryHeadSize) {
   }
 }
 
-// With the test above: as many codes as bytes, and both ways are the identity, so packing is a bijection.
+// With the test above: as many codes as bytes, and both ways are the identity, so packing is a
+// bijection.
 TEST_P(PackingOfWidth, EveryByteValueAtEveryPlaceComesBack) {
   const int bits = GetParam(), dim = 16;
   std::vector<uint8_t> codes(dim);

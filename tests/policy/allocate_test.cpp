@@ -67,7 +67,9 @@ TEST(Ratio, UniformRatiosOfTheAppendixComeOutToThreeDecimals) {
 }
 
 TEST(Ratio, PoliciesGiveTheAppendixTheirOwnParameterCounts) {
-  const auto ratio = [](const char* text) { return rounded(paper_ratio(*parse_policy(text), 4096, 4096, 8), 3); };
+  const auto ratio = [](const char* text) {
+    return rounded(paper_ratio(*parse_policy(text), 4096, 4096, 8), 3);
+  };
   EXPECT_EQ(ratio("uniform,k_axis=group32,v_axis=group32"), 3.200);
   EXPECT_EQ(ratio("uniform,k_axis=token,v_axis=token"), 3.992);
   EXPECT_EQ(ratio("uniform,v_axis=token"), 3.996);
@@ -79,7 +81,10 @@ TEST(Ratio, TheFivePublishedMixedRatiosComeOutToTwoDecimals) {
   struct Published {
     double l, r, ratio;
   };
-  for (const auto& [l, r, ratio] : {Published{840, .6, 4.98}, {840, .7, 4.69}, {120, .6, 4.94}, {120, .8, 4.39},
+  for (const auto& [l, r, ratio] : {Published{840, .6, 4.98},
+                                    {840, .7, 4.69},
+                                    {120, .6, 4.94},
+                                    {120, .8, 4.39},
                                     {3072, .8, 4.43}}) {
     const double C = 4096, b = 8;
     EXPECT_EQ(rounded(paper_ratio(4 * r + 2 * (1 - r), 4 * C + 4 * b * l, b, C, l), 2), ratio);

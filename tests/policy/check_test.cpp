@@ -16,11 +16,17 @@ struct Change {
 
 const Change kWrong[] = {
     {"no tier", [](Policy& p) { p.tiers.clear(); }},
-    {"three tiers", [](Policy& p) { p.tiers.assign(3, {4, 4}); }},
+    {"three tiers",
+     [](Policy& p) {
+       p.tiers.assign(3, {4, 4});
+     }},
     {"5-bit keys", [](Policy& p) { p.tiers[0].k_bits = 5; }},
     {"0-bit values", [](Policy& p) { p.tiers[1].v_bits = 0; }},
     {"32-bit values", [](Policy& p) { p.tiers[0].v_bits = 32; }},
-    {"low tier wider than the high one", [](Policy& p) { p.tiers = {{2, 2}, {4, 4}}; }},
+    {"low tier wider than the high one",
+     [](Policy& p) {
+       p.tiers = {{2, 2}, {4, 4}};
+     }},
     {"ratio above 1", [](Policy& p) { p.high_permille = 1001; }},
     {"ratio below 0", [](Policy& p) { p.high_permille = -1; }},
     {"group of 0", [](Policy& p) { p.k.axis = Axis::Group, p.k.group = 0; }},
@@ -32,12 +38,30 @@ const Change kWrong[] = {
     {"negative probes", [](Policy& p) { p.saliency.recent_permille = -50; }},
     {"more probes than rows", [](Policy& p) { p.saliency.random_permille = 951; }},
     {"no probes", [](Policy& p) { p.saliency.recent_permille = p.saliency.random_permille = 0; }},
-    {"override without an equals sign", [](Policy& p) { p.overrides = {{0, 1, "k"}}; }},
-    {"override of the window", [](Policy& p) { p.overrides = {{0, 1, "recent=4"}}; }},
-    {"override of the seed", [](Policy& p) { p.overrides = {{0, 1, "seed=4"}}; }},
-    {"override backwards", [](Policy& p) { p.overrides = {{3, 1, "k=4"}}; }},
-    {"override of layer -1", [](Policy& p) { p.overrides = {{-1, 1, "k=4"}}; }},
-    {"override with a group of 12", [](Policy& p) { p.overrides = {{0, 1, "k_axis=group12"}}; }},
+    {"override without an equals sign",
+     [](Policy& p) {
+       p.overrides = {{0, 1, "k"}};
+     }},
+    {"override of the window",
+     [](Policy& p) {
+       p.overrides = {{0, 1, "recent=4"}};
+     }},
+    {"override of the seed",
+     [](Policy& p) {
+       p.overrides = {{0, 1, "seed=4"}};
+     }},
+    {"override backwards",
+     [](Policy& p) {
+       p.overrides = {{3, 1, "k=4"}};
+     }},
+    {"override of layer -1",
+     [](Policy& p) {
+       p.overrides = {{-1, 1, "k=4"}};
+     }},
+    {"override with a group of 12",
+     [](Policy& p) {
+       p.overrides = {{0, 1, "k_axis=group12"}};
+     }},
 };
 
 TEST(PolicyCheck, PoliciesThatDoNotFitTogetherAreRefused) {
@@ -58,7 +82,8 @@ TEST(PolicyCheck, NoCacheIsMadeOfAPolicyThatDoesNotCheck) {
       ADD_FAILURE() << "check accepted: " << wrong.name;
       continue;
     }
-    EXPECT_EQ(Cache::create({1, 256, {{1, 64, 64}}}, policy).status().code(), Code::BadPolicy) << wrong.name;
+    EXPECT_EQ(Cache::create({1, 256, {{1, 64, 64}}}, policy).status().code(), Code::BadPolicy)
+        << wrong.name;
   }
 }
 

@@ -34,7 +34,8 @@ TEST(PolicyJson, OverridesNameAndNumbersComeBack) {
 
 TEST(PolicyJson, AbsentFieldsKeepTheBaseRow) {
   EXPECT_EQ(*policy_from_json("{}"), Policy{});
-  const auto policy = policy_from_json(R"({"base": "zipcache", "ratio": 0.7, "k": "8/4", "replacement": true,
+  const auto policy =
+      policy_from_json(R"({"base": "zipcache", "ratio": 0.7, "k": "8/4", "replacement": true,
       "recent": 64, "layers": [{"layers": "0-3", "set": "k=8,v=4"}, {"layers": "7", "set": "v=3"}]})");
   ASSERT_TRUE(policy.ok()) << policy.status().message();
   Policy expected = *parse_policy("zipcache,ratio=0.7,k=8/4,replacement=1,recent=64");
@@ -44,18 +45,41 @@ TEST(PolicyJson, AbsentFieldsKeepTheBaseRow) {
 
 TEST(PolicyJson, WrongDocumentsAreRefusedWithTheFieldNamed) {
   const std::pair<const char*, const char*> wrong[] = {
-      {"", "JSON"}, {"{", "JSON"}, {"nonsense", "JSON"}, {"{\"k\": 4,}", "JSON"}, {"{'k': 4}", "JSON"},
-      {"{\"k\": 4} x", "JSON"}, {"{\"k\": \"\xff\"}", "JSON"}, {"{\"seed\": 1e999}", "JSON"},
-      {"[]", "object"}, {"null", "object"}, {"4", "object"}, {"\"zipcache\"", "object"},
-      {R"({"base": 4})", "base"}, {R"({"base": "nothing"})", "nothing"}, {R"({"base": "a.json"})", "base"},
-      {R"({"base": "zip,k=4"})", "base"}, {R"({"base": null})", "base"},
-      {R"({"bitz": 4})", "bitz"}, {R"({"K": 4})", "\"K\""}, {R"({"k": 5})", "field k"}, {R"({"k": null})", "field k"},
-      {R"({"k": [4]})", "field k"}, {R"({"k": {}})", "field k"}, {R"({"k": 4.5})", "field k"},
-      {R"({"ratio": 2})", "field ratio"}, {R"({"ratio": "1e9"})", "field ratio"},
-      {R"({"sinks": -1})", "field sinks"}, {R"({"seed": -1})", "field seed"}, {R"({"seed": 1.5})", "field seed"},
-      {R"({"cadence": true})", "field cadence"}, {R"({"name": 4})", "name"},
-      {R"({"k_axis": "group12", "k": 4})", "k_axis"}, {R"({"base": "zipcache", "probes": "0+0"})", "probes"},
-      {R"({"layers": {}})", "layers"}, {R"({"layers": [1]})", "layers[0]"},
+      {"", "JSON"},
+      {"{", "JSON"},
+      {"nonsense", "JSON"},
+      {"{\"k\": 4,}", "JSON"},
+      {"{'k': 4}", "JSON"},
+      {"{\"k\": 4} x", "JSON"},
+      {"{\"k\": \"\xff\"}", "JSON"},
+      {"{\"seed\": 1e999}", "JSON"},
+      {"[]", "object"},
+      {"null", "object"},
+      {"4", "object"},
+      {"\"zipcache\"", "object"},
+      {R"({"base": 4})", "base"},
+      {R"({"base": "nothing"})", "nothing"},
+      {R"({"base": "a.json"})", "base"},
+      {R"({"base": "zip,k=4"})", "base"},
+      {R"({"base": null})", "base"},
+      {R"({"bitz": 4})", "bitz"},
+      {R"({"K": 4})", "\"K\""},
+      {R"({"k": 5})", "field k"},
+      {R"({"k": null})", "field k"},
+      {R"({"k": [4]})", "field k"},
+      {R"({"k": {}})", "field k"},
+      {R"({"k": 4.5})", "field k"},
+      {R"({"ratio": 2})", "field ratio"},
+      {R"({"ratio": "1e9"})", "field ratio"},
+      {R"({"sinks": -1})", "field sinks"},
+      {R"({"seed": -1})", "field seed"},
+      {R"({"seed": 1.5})", "field seed"},
+      {R"({"cadence": true})", "field cadence"},
+      {R"({"name": 4})", "name"},
+      {R"({"k_axis": "group12", "k": 4})", "k_axis"},
+      {R"({"base": "zipcache", "probes": "0+0"})", "probes"},
+      {R"({"layers": {}})", "layers"},
+      {R"({"layers": [1]})", "layers[0]"},
       {R"({"layers": [{"layers": "0-3"}]})", "layers[0]"},
       {R"({"layers": [{"layers": "0-3", "set": "k=4", "more": 1}]})", "layers[0]"},
       {R"({"layers": [{"layers": 3, "set": "k=4"}]})", "layers[0]"},
@@ -86,7 +110,8 @@ TEST(PolicyJson, DeepNestingIsRefusedWithoutOverflow) {
   EXPECT_EQ(policy_from_json(open).status().code(), Code::BadPolicy);
   EXPECT_EQ(policy_from_json(open + close).status().code(), Code::BadPolicy);
   EXPECT_EQ(policy_from_json("{\"k\": " + open + close + "}").status().code(), Code::BadPolicy);
-  EXPECT_EQ(policy_from_json("{\"layers\": " + open + close + "}").status().code(), Code::BadPolicy);
+  EXPECT_EQ(policy_from_json("{\"layers\": " + open + close + "}").status().code(),
+            Code::BadPolicy);
 }
 
 TEST(PolicyFile, AFileIsABaseThatTextMayChange) {

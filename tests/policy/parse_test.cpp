@@ -43,13 +43,25 @@ TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
 }
 
 TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
-  const char* const texts[] = {
-      "zipcache,ratio=0.7", "zipcache,ratio=0", "zipcache,ratio=1", "zipcache,ratio=0.001",
-      "uniform,k=8,v=3", "uniform,k=16", "uniform,bits=2", "f16,k=4/2,v=8/3", "zipcache,k=16/4",
-      "zip,v_axis=group32,k_axis=token", "zip,fit=midpoint,rotate=none", "zip,k_fit=endpoint,v_fit=midpoint",
-      "zipcache,probes=2.5+7.5,norm=none", "zipcache,norm=full_causal,replacement=1,decode_probes=last",
-      "zipcache,scope=layer,score=recency", "zip,sinks=0,recent=0", "zip,sinks=128,recent=1048576",
-      "zipcache,cadence=prompt,seed=18446744073709551615", "zipcache,k_rotate=hadamard,v_rotate=hadamard"};
+  const char* const texts[] = {"zipcache,ratio=0.7",
+                               "zipcache,ratio=0",
+                               "zipcache,ratio=1",
+                               "zipcache,ratio=0.001",
+                               "uniform,k=8,v=3",
+                               "uniform,k=16",
+                               "uniform,bits=2",
+                               "f16,k=4/2,v=8/3",
+                               "zipcache,k=16/4",
+                               "zip,v_axis=group32,k_axis=token",
+                               "zip,fit=midpoint,rotate=none",
+                               "zip,k_fit=endpoint,v_fit=midpoint",
+                               "zipcache,probes=2.5+7.5,norm=none",
+                               "zipcache,norm=full_causal,replacement=1,decode_probes=last",
+                               "zipcache,scope=layer,score=recency",
+                               "zip,sinks=0,recent=0",
+                               "zip,sinks=128,recent=1048576",
+                               "zipcache,cadence=prompt,seed=18446744073709551615",
+                               "zipcache,k_rotate=hadamard,v_rotate=hadamard"};
   for (const char* text : texts) {
     const auto once = parse_policy(text);
     ASSERT_TRUE(once.ok()) << text << ": " << once.status().message();
@@ -63,7 +75,8 @@ TEST(PolicyText, TwoSpellingsOfOnePolicyAreEqual) {
   EXPECT_EQ(*parse_policy("uniform,bits=3"), *parse_policy("uniform,k=3,v=3"));
   EXPECT_EQ(*parse_policy("zip,rotate=hadamard"), *parse_policy("zip,k_rotate=hadamard"));
   EXPECT_EQ(parse_policy("zipcache,bits=4/4")->tiers.size(), 1u);
-  EXPECT_EQ(parse_policy("zipcache,ratio=0.29")->high_permille, 290);  // not 289 by a binary fraction
+  EXPECT_EQ(parse_policy("zipcache,ratio=0.29")->high_permille,
+            290);  // not 289 by a binary fraction
 }
 
 struct Wrong {
@@ -179,7 +192,8 @@ TEST(PolicyText, HostileBytesAreEscapedAndCutInTheMessage) {
 
 TEST(PolicyText, EveryAcceptedTextIsAPolicyThatChecks) {
   // Single-character changes of good texts: whatever is accepted must check, and come back.
-  const std::string good[] = {"zipcache,k=4/2,ratio=0.6,probes=5+5", "zip,v_axis=group32,sinks=4,recent=128"};
+  const std::string good[] = {"zipcache,k=4/2,ratio=0.6,probes=5+5",
+                              "zip,v_axis=group32,sinks=4,recent=128"};
   int accepted = 0;
   for (const std::string& text : good) {
     for (size_t at = 0; at < text.size(); ++at) {

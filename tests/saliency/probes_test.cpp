@@ -16,9 +16,11 @@ TEST(Probes, CountsAreCeilOfTheNewestAndFloorOfTheRandomShare) {
     const int recent = (n + 19) / 20, random = n / 20;
     ASSERT_EQ(rows.size(), size_t(recent + random)) << n;
     ASSERT_TRUE(std::is_sorted(rows.begin(), rows.end()));
-    ASSERT_EQ(std::set<int>(rows.begin(), rows.end()).size(), rows.size()) << "a row drawn twice at " << n;
+    ASSERT_EQ(std::set<int>(rows.begin(), rows.end()).size(), rows.size())
+        << "a row drawn twice at " << n;
     for (int i = 0; i < recent; ++i) ASSERT_EQ(rows[rows.size() - 1 - size_t(i)], n - 1 - i);
-    for (int i = 0; i < random; ++i) ASSERT_TRUE(rows[size_t(i)] >= 0 && rows[size_t(i)] < n - recent);
+    for (int i = 0; i < random; ++i)
+      ASSERT_TRUE(rows[size_t(i)] >= 0 && rows[size_t(i)] < n - recent);
   }
   EXPECT_EQ(choose_probes(840, saliency, Random(1)).size(), 84u);
   EXPECT_EQ(choose_probes(512, saliency, Random(1)).size(), 51u);
@@ -27,9 +29,12 @@ TEST(Probes, CountsAreCeilOfTheNewestAndFloorOfTheRandomShare) {
 
 TEST(Probes, DependOnTheirKeyOnly) {
   const Saliency saliency;
-  EXPECT_EQ(choose_probes(512, saliency, Random(1, 2, 3, 4)), choose_probes(512, saliency, Random(1, 2, 3, 4)));
-  EXPECT_NE(choose_probes(512, saliency, Random(1, 2, 3, 4)), choose_probes(512, saliency, Random(1, 2, 3, 5)));
-  EXPECT_NE(choose_probes(512, saliency, Random(1, 2, 3, 4)), choose_probes(512, saliency, Random(2, 2, 3, 4)));
+  EXPECT_EQ(choose_probes(512, saliency, Random(1, 2, 3, 4)),
+            choose_probes(512, saliency, Random(1, 2, 3, 4)));
+  EXPECT_NE(choose_probes(512, saliency, Random(1, 2, 3, 4)),
+            choose_probes(512, saliency, Random(1, 2, 3, 5)));
+  EXPECT_NE(choose_probes(512, saliency, Random(1, 2, 3, 4)),
+            choose_probes(512, saliency, Random(2, 2, 3, 4)));
 }
 
 TEST(Probes, DrawsWithReplacementMayRepeat) {

@@ -4,6 +4,10 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "support/random_rows.hpp"
+#include "support/tiles.hpp"
+#include "transform/hadamard.hpp"
+
 namespace zipcache::test {
 
 BlockRig::BlockRig(const LayerShape& shape, const Policy& policy, int n_cells)
@@ -41,12 +45,13 @@ void BlockRig::pack(bool shared) {
   }
   for (size_t i = 0; i < due.size(); i += shared ? due.size() : 1) {
     const std::span slots = std::span(due).subspan(i, shared ? due.size() : 1);
-    if (!pack_blocks({0, 0, slots, shared, 1}, log, store, arena).ok()) throw std::runtime_error("pack");
+    if (!pack_blocks({0, 0, slots, shared, 1}, log, store, arena).ok())
+      throw std::runtime_error("pack");
   }
 }
 
-std::vector<float> BlockRig::attend(const std::vector<float>& q, int n_queries, int n_heads, int last_visible,
-                                    const Kernels& kernels, int n_threads) {
+std::vector<float> BlockRig::attend(const std::vector<float>& q, int n_queries, int n_heads,
+                                    int last_visible, const Kernels& kernels, int n_threads) {
   const LayerShape& shape = store.raw.shape;
   std::vector<float> out(size_t(n_queries * n_heads * shape.v_dim));
   q_ = q;
@@ -76,19 +81,59 @@ void BlockRig::score(const std::vector<int>& probes) {
   score_raw_blocks(step_, log, store, *runnable_kernels().front(), probes, log_mass);
 }
 
+// Codes, parameters and factors put together one number at a time, without the kernels.
+std::vector<float> BlockRig::packed_rows(int slot, SideId side, int head_index) const {
+  const PackedHead head = store.head(slot, head_index);
+  const PackedSide& packed = side == SideId::K ? head.k : head.v;
+  const BlockBits& sinks = store.block(slot).sinks;
+  const int dim = packed.tiers[0].shape.dim;
+  std::vector<float> coded, rows(size_t(kBlockTokens * dim));
+  for (size_t tier = 0; tier < store.packed.policy().tiers.size(); ++tier) {
+    CodedTile tile;
+    const TileView& view = packed.tiers[tier];
+    tile.shape = view.shape;
+    tile.params.assign(view.params, view.params + 2 * n_sets(view.shape));
+    if (view.factors) tile.factors.assign(view.factors, view.factors + dim);
+    tile.packed.assign(view.codes, view.codes + code_bytes(view.shape));
+    tile.decode_all();
+    coded.insert(coded.end(), tile.values.begin(), tile.values.end());
+  }
+  const Side& spec = side == SideId::K ? store.packed.policy().k : store.packed.policy().v;
+  if (spec.rotation == Rotation::Hadamard)
+    hadamard(coded.data(), int(coded.size()) / dim, dim, dim);
+  int high = 0, low = head.n_high, sink = 0;
+  for (int row = 0; row < kBlockTokens; ++row) {
+    float* out = &rows[size_t(row * dim)];
+    if (sinks.test(size_t(row))) {
+      const half* from = (side == SideId::K ? head.k_sinks : head.v_sinks) + sink++ * dim;
+      std::transform(from, from + dim, out, to_float);
+      continue;
+    }
+    const bool in_low = head.tags && !((head.tags[row / 8] >> (row % 8)) & 1);
+    std::copy_n(&coded[size_t((in_low ? low++ : high++) * dim)], dim, out);
+  }
+  return rows;
+}
+
 std::vector<double> BlockRig::decoded(SideId side) const {
   const LayerShape& shape = store.raw.shape;
   const int dim = side == SideId::K ? shape.k_dim : shape.v_dim;
   std::vector<double> out(size_t(log.n_cells() * shape.n_heads * dim));
-  std::vector<float> rows(size_t(kBlockTokens * dim));
   for (const int slot : log.order()) {
     const LogBlock& block = log.block(slot);
     for (int head = 0; head < shape.n_heads; ++head) {
-      decode_rows(store, slot, side, head, block.n_rows, rows.data());
+      std::vector<float> rows;
+      if (store.block(slot).packed) {
+        rows = packed_rows(slot, side, head);
+      } else {
+        const half* raw = store.raw.rows(store.block(slot).raw, side, head);
+        rows = to_floats({raw, raw + block.n_rows * dim});
+      }
       for (int row = 0; row < block.n_rows; ++row) {
         const int32_t cell = block.cells[size_t(row)];
         if (cell < 0) continue;
-        std::copy_n(&rows[size_t(row * dim)], dim, &out[size_t((cell * shape.n_heads + head) * dim)]);
+        std::copy_n(&rows[size_t(row * dim)], dim,
+                    &out[size_t((cell * shape.n_heads + head) * dim)]);
       }
     }
   }

@@ -19,11 +19,11 @@ class BlockRig {
   // Packs all full blocks that are raw, in one job when `shared`.
   void pack(bool shared = false);
   // Attends to queries [n_queries, n_heads, k_dim] where query i sees cells 0 .. last_visible + i.
-  std::vector<float> attend(const std::vector<float>& q, int n_queries, int n_heads, int last_visible,
-                            const Kernels& kernels, int n_threads = 1);
+  std::vector<float> attend(const std::vector<float>& q, int n_queries, int n_heads,
+                            int last_visible, const Kernels& kernels, int n_threads = 1);
   // Scores with the queries of the last attend().
   void score(const std::vector<int>& probes);
-  // What attention sees, in float exactly: [n_cells, n_heads, dim].
+  // What attention should see, decoded without the kernels: [n_cells, n_heads, dim].
   std::vector<double> decoded(SideId side) const;
 
   float sum(int cell, int head) const;
@@ -37,6 +37,8 @@ class BlockRig {
   float scale = 1;
 
  private:
+  std::vector<float> packed_rows(int slot, SideId side, int head) const;
+
   Attention step_;
   std::vector<float> q_;
   std::vector<half> mask_;

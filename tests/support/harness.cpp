@@ -10,7 +10,9 @@
 namespace zipcache::test {
 
 Harness::Harness(CacheShape shape, const Policy& policy, int group)
-    : shape_(std::move(shape)), group_(group), cache_(Cache::create(shape_, policy).value_or_throw()) {
+    : shape_(std::move(shape)),
+      group_(group),
+      cache_(Cache::create(shape_, policy).value_or_throw()) {
   forget();
   outputs_.resize(shape_.layers.size());
   queries_.resize(shape_.layers.size());
@@ -67,8 +69,9 @@ Status Harness::step(int stream, int sequence, int first_token, const std::vecto
     last_n_ = int(cells.size());
     const LayerShape& shape = shape_.layers[size_t(layer)];
     const int n_heads = shape.n_heads * group_;
-    queries_[size_t(layer)] = random_rows(last_n_, n_heads * shape.k_dim,
-                                          data_seed * 7919 + uint64_t(layer * 100000 + first_token), 1.0f);
+    queries_[size_t(layer)] =
+        random_rows(last_n_, n_heads * shape.k_dim,
+                    data_seed * 7919 + uint64_t(layer * 100000 + first_token), 1.0f);
     auto& out = outputs_[size_t(layer)];
     out.assign(size_t(last_n_) * size_t(n_heads * shape.v_dim), NAN);
     Attention attention;
@@ -133,16 +136,28 @@ std::vector<half> Harness::written(int layer, SideId side, int first, int n, int
 
 OracleOut Harness::expected(int layer, bool over_written) const {
   const LayerShape& shape = shape_.layers[size_t(layer)];
-  OracleStep step{last_n_, shape.n_heads * group_, shape.n_heads, shape.k_dim, shape.v_dim, shape_.n_cells,
-                  to_doubles(queries_[size_t(layer)]), {}, {}, {}, 1.0 / std::sqrt(shape.k_dim), max_bias,
-                  soft_cap, to_doubles(sinks)};
+  OracleStep step{last_n_,
+                  shape.n_heads * group_,
+                  shape.n_heads,
+                  shape.k_dim,
+                  shape.v_dim,
+                  shape_.n_cells,
+                  to_doubles(queries_[size_t(layer)]),
+                  {},
+                  {},
+                  {},
+                  1.0 / std::sqrt(shape.k_dim),
+                  max_bias,
+                  soft_cap,
+                  to_doubles(sinks)};
   const auto rows = [&](SideId side) {
     return to_doubles(to_floats(over_written ? written(layer, side, 0, shape_.n_cells, last_stream_)
                                              : read(layer, side, 0, shape_.n_cells, last_stream_)));
   };
   step.keys = rows(SideId::K);
   step.values = rows(SideId::V);
-  for (const half value : mask_) step.mask.push_back(value == kHalfNegInf ? kHidden : double(to_float(value)));
+  for (const half value : mask_)
+    step.mask.push_back(value == kHalfNegInf ? kHidden : double(to_float(value)));
   return attention(step);
 }
 

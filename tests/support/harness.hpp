@@ -23,8 +23,8 @@ class Harness {
   Harness(CacheShape shape, const Policy& policy, int group = 2);
   Harness(CacheShape shape, std::string_view policy, int group = 2);
 
-  // One step: writes tokens first .. first + cells.size() - 1 of a sequence to `cells` in every layer and
-  // attends to them, each seeing its own sequence up to itself. Keeps the outputs.
+  // One step: writes tokens first .. first + cells.size() - 1 of a sequence to `cells` in every
+  // layer and attends to them, each seeing its own sequence up to itself. Keeps the outputs.
   Status step(int stream, int sequence, int first_token, const std::vector<int64_t>& cells);
   // The next `n` tokens of sequence 0 in the next cells of stream 0, as one step.
   Status feed(int n, int stream = 0);
@@ -33,7 +33,8 @@ class Harness {
 
   // 16-bit rows as the cache gives them, and as they were written: [n, n_heads * dim].
   std::vector<half> read(int layer, SideId side, int first = 0, int n = -1, int stream = 0) const;
-  std::vector<half> written(int layer, SideId side, int first = 0, int n = -1, int stream = 0) const;
+  std::vector<half> written(int layer, SideId side, int first = 0, int n = -1,
+                            int stream = 0) const;
 
   // Last step's outputs of a layer, [n_queries, n_heads, v_dim].
   const std::vector<float>& out(int layer) const { return outputs_[size_t(layer)]; }
@@ -59,15 +60,15 @@ class Harness {
   CacheShape shape_;
   int group_;
   std::unique_ptr<Cache> cache_;
-  std::vector<std::vector<Place>> places_;  // [n_streams][n_cells]
-  std::vector<int> fed_;                    // [n_streams]
+  std::vector<std::vector<Place>> places_;             // [n_streams][n_cells]
+  std::vector<int> fed_;                               // [n_streams]
   std::vector<std::vector<float>> outputs_, queries_;  // [n_layers]
   std::vector<half> mask_;
   int last_stream_ = 0, last_n_ = 0;
 };
 
-// Attention's error over decoded rows that were rounded to 16 bits: values move by 2^-11 of themselves,
-// scores by 2^-11 of their terms, probabilities by twice that; float adds 1e-5 of both.
+// Attention's error over decoded rows that were rounded to 16 bits: values move by 2^-11 of
+// themselves, scores by 2^-11 of their terms, probabilities by twice that; float adds 1e-5 of both.
 double rounded_rows_error(const OracleOut& expected);
 
 }  // namespace zipcache::test

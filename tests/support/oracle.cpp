@@ -7,7 +7,8 @@ namespace zipcache::test {
 
 double half_rounded(double value) {
   if (value == 0) return value;
-  const int exponent = std::max(std::ilogb(value), -14);  // -14 and below share the subnormal spacing
+  const int exponent =
+      std::max(std::ilogb(value), -14);  // -14 and below share the subnormal spacing
   const double spacing = std::ldexp(1.0, exponent - 10);
   const double rounded = std::nearbyint(value / spacing) * spacing;
   if (std::fabs(rounded) > 65504.0) return std::copysign(INFINITY, value);
@@ -32,8 +33,8 @@ OracleSet quantize_set(const std::vector<double>& x, int bits, bool half_params)
   return set;
 }
 
-OracleTile quantize_tile(const std::vector<double>& x, int n, int dim, int bits, Axis axis, int group,
-                         bool half_params) {
+OracleTile quantize_tile(const std::vector<double>& x, int n, int dim, int bits, Axis axis,
+                         int group, bool half_params) {
   std::vector<double> factors(size_t(dim), 1.0);
   if (axis == Axis::Cst) {
     for (int c = 0; c < dim; ++c) {
@@ -67,8 +68,9 @@ OracleTile quantize_tile(const std::vector<double>& x, int n, int dim, int bits,
 
 double alibi_slope(int head, int n_heads, double max_bias) {
   if (max_bias <= 0) return 1.0;
-  // n heads, n a power of two: 2^(-max_bias * 1/n), 2^(-max_bias * 2/n) and so on. Otherwise the largest
-  // power of two below n, and for the heads beyond it every other slope of twice that power.
+  // n heads, n a power of two: 2^(-max_bias * 1/n), 2^(-max_bias * 2/n) and so on. Otherwise the
+  // largest power of two below n, and for the heads beyond it every other slope of twice that
+  // power.
   int power = 1;
   while (power * 2 <= n_heads) power *= 2;
   if (head < power) return std::exp2(-max_bias * (head + 1) / power);
@@ -80,7 +82,9 @@ namespace {
 struct RowView {
   const OracleStep& step;
   int query, head;
-  size_t cell_at(int cell) const { return size_t(cell * step.n_kv_heads + head / (step.n_heads / step.n_kv_heads)); }
+  size_t cell_at(int cell) const {
+    return size_t(cell * step.n_kv_heads + head / (step.n_heads / step.n_kv_heads));
+  }
 };
 
 double logit(const RowView& row, int cell, double& largest) {
@@ -90,7 +94,8 @@ double logit(const RowView& row, int cell, double& largest) {
   double dot = 0, size = 0;
   for (int c = 0; c < step.k_dim; ++c) {
     const double product = step.q[size_t((row.query * step.n_heads + row.head) * step.k_dim + c)] *
-                           step.keys[row.cell_at(cell) * size_t(step.k_dim) + size_t(c)] * step.scale;
+                           step.keys[row.cell_at(cell) * size_t(step.k_dim) + size_t(c)] *
+                           step.scale;
     dot += product;
     size += std::fabs(product);
   }
@@ -153,7 +158,8 @@ std::vector<double> causal_softmax(const std::vector<double>& logits, int n) {
   for (int row = 0; row < n; ++row) {
     double mass = 0;
     for (int i = 0; i <= row; ++i) mass += std::exp(logits[size_t(row * n + i)]);
-    for (int i = 0; i <= row; ++i) a[size_t(row * n + i)] = std::exp(logits[size_t(row * n + i)]) / mass;
+    for (int i = 0; i <= row; ++i)
+      a[size_t(row * n + i)] = std::exp(logits[size_t(row * n + i)]) / mass;
   }
   return a;
 }

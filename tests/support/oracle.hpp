@@ -1,5 +1,5 @@
-// The slow, obvious forms of what the library computes, in double precision and sharing no code with it:
-// what tests compare against.
+// The slow, obvious forms of what the library computes, in double precision and sharing no code
+// with it: what tests compare against.
 #pragma once
 
 #include <limits>
@@ -23,15 +23,15 @@ struct OracleSet {
 // `half_params` rounds step and floor to 16 bits before coding.
 OracleSet quantize_set(const std::vector<double>& x, int bits, bool half_params);
 
-// A whole tile x [n, dim] by an axis; `group` channels per set for Axis::Group. For Axis::Cst the factors
-// are sqrt(max|x|) of x itself.
+// A whole tile x [n, dim] by an axis; `group` channels per set for Axis::Group. For Axis::Cst the
+// factors are sqrt(max|x|) of x itself.
 struct OracleTile {
   std::vector<int> codes;      // [n, dim]
   std::vector<double> values;  // [n, dim]
   std::vector<double> steps;   // in the order of sets
 };
-OracleTile quantize_tile(const std::vector<double>& x, int n, int dim, int bits, Axis axis, int group,
-                         bool half_params);
+OracleTile quantize_tile(const std::vector<double>& x, int n, int dim, int bits, Axis axis,
+                         int group, bool half_params);
 
 // Softmax attention of one step.
 struct OracleStep {
@@ -41,7 +41,7 @@ struct OracleStep {
   std::vector<double> values;  // [n_cells, n_kv_heads, v_dim]
   std::vector<double> mask;    // [n_queries, n_cells], kHidden hides; empty: all visible
   double scale = 1, max_bias = 0, soft_cap = 0;
-  std::vector<double> sinks;   // [n_heads] or empty
+  std::vector<double> sinks;  // [n_heads] or empty
 };
 struct OracleOut {
   std::vector<double> out;      // [n_queries, n_heads, v_dim]
@@ -54,7 +54,8 @@ OracleOut attention(const OracleStep& step);
 // Slope of a head under ALiBi, from the definition in the paper of that name.
 double alibi_slope(int head, int n_heads, double max_bias);
 
-// Sums of A [n_rows, n] over chosen rows, and how many of the rows can see each column (column <= row).
+// Sums of A [n_rows, n] over chosen rows, and how many of the rows can see each column (column <=
+// row).
 struct ColumnScores {
   std::vector<double> sums;
   std::vector<int> seen;

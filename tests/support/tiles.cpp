@@ -1,22 +1,48 @@
 #include "support/tiles.hpp"
 
+#include <algorithm>
+
 namespace zipcache::test {
 
 size_t CodedTile::set_of(int t, int c) const {
   switch (shape.axis) {
-    case Axis::Channel: return size_t(c);
-    case Axis::Group: return size_t(t * (shape.dim / shape.group) + c / shape.group);
+    case Axis::Channel:
+      return size_t(c);
+    case Axis::Group:
+      return size_t(t * (shape.dim / shape.group) + c / shape.group);
     case Axis::Token:
-    case Axis::Cst: break;
+    case Axis::Cst:
+      break;
   }
   return size_t(t);
 }
 
 float CodedTile::step(int t, int c) const { return to_float(params[set_of(t, c)]); }
-float CodedTile::floor(int t, int c) const { return to_float(params[params.size() / 2 + set_of(t, c)]); }
+float CodedTile::floor(int t, int c) const {
+  return to_float(params[params.size() / 2 + set_of(t, c)]);
+}
 
-CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis axis, int group, Fit fit,
-                    const std::vector<half>& factors) {
+void CodedTile::decode_all() {
+  const size_t dim = size_t(shape.dim), row_bytes = dim * size_t(shape.bits) / 8;
+  codes.resize(size_t(shape.n_tokens) * dim);
+  values.resize(codes.size());
+  if (shape.bits == 16) {
+    const half* raw = reinterpret_cast<const half*>(packed.data());
+    std::transform(raw, raw + values.size(), values.begin(), to_float);
+    return;
+  }
+  for (int t = 0; t < shape.n_tokens; ++t) {
+    unpack_row(packed.data() + size_t(t) * row_bytes, shape.dim, shape.bits,
+               &codes[size_t(t) * dim]);
+    for (int c = 0; c < shape.dim; ++c) {
+      const size_t i = size_t(t) * dim + size_t(c);
+      values[i] = decode(codes[i], to_half(step(t, c)), to_half(floor(t, c))) * factor(c);
+    }
+  }
+}
+
+CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis axis, int group,
+                    Fit fit, const std::vector<half>& factors) {
   CodedTile tile;
   tile.shape = {n, dim, bits, axis, axis == Axis::Group ? group : 0};
   tile.packed.resize(code_bytes(tile.shape));
@@ -31,16 +57,7 @@ CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis 
     for (size_t i = 0; i < x.size(); ++i) scaled[i] /= tile.factor(int(i % size_t(dim)));
   }
   encode_tile(tile.shape, fit, scaled.data(), tile.packed.data(), tile.params.data());
-  tile.codes.resize(x.size());
-  tile.values.resize(x.size());
-  for (int t = 0; t < n; ++t) {
-    const size_t row = size_t(t) * size_t(dim);
-    unpack_row(tile.packed.data() + size_t(t) * size_t(dim * bits / 8), dim, bits, &tile.codes[row]);
-    for (int c = 0; c < dim; ++c) {
-      const size_t i = row + size_t(c);
-      tile.values[i] = decode(tile.codes[i], to_half(tile.step(t, c)), to_half(tile.floor(t, c))) * tile.factor(c);
-    }
-  }
+  tile.decode_all();
   return tile;
 }
 

@@ -11,14 +11,16 @@ namespace zipcache::test {
 struct CodedTile {
   TileShape shape;
   std::vector<uint8_t> packed;
-  std::vector<half> params;   // steps, then floors
-  std::vector<half> factors;  // [dim] of Axis::Cst, else empty
-  std::vector<uint8_t> codes;   // [n, dim], unpacked
-  std::vector<float> values;    // [n, dim], decoded one by one
+  std::vector<half> params;    // steps, then floors
+  std::vector<half> factors;   // [dim] of Axis::Cst, else empty
+  std::vector<uint8_t> codes;  // [n, dim], unpacked
+  std::vector<float> values;   // [n, dim], decoded one by one
 
   float step(int t, int c) const;
   float floor(int t, int c) const;
   float factor(int c) const { return factors.empty() ? 1.0f : to_float(factors[size_t(c)]); }
+  // Fills codes and values from the packed form.
+  void decode_all();
   TileView view() const {
     return {shape, packed.data(), params.data(), factors.empty() ? nullptr : factors.data()};
   }
@@ -28,7 +30,7 @@ struct CodedTile {
 };
 
 // `factors` keeps given channel factors (Axis::Cst) instead of computing them from x.
-CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis axis, int group = 32,
-                    Fit fit = Fit::Endpoint, const std::vector<half>& factors = {});
+CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis axis,
+                    int group = 32, Fit fit = Fit::Endpoint, const std::vector<half>& factors = {});
 
 }  // namespace zipcache::test

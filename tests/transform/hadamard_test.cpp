@@ -26,8 +26,10 @@ TEST_P(HadamardOfSize, EqualsTheMatrixOfSignsInBlocks) {
         expected += std::popcount(unsigned(c % size & i)) % 2 ? -value : value;
         magnitude += std::fabs(value);
       }
-      // Each of log2(size) <= 8 additions and the final product rounds once: 9 * 2^-24 of the sum of sizes.
-      EXPECT_NEAR(after[size_t(r * dim + c)], expected / std::sqrt(size), 9 * 0x1p-24 * magnitude / std::sqrt(size));
+      // Each of log2(size) <= 8 additions and the final product rounds once: 9 * 2^-24 of the sum
+      // of sizes.
+      EXPECT_NEAR(after[size_t(r * dim + c)], expected / std::sqrt(size),
+                  9 * 0x1p-24 * magnitude / std::sqrt(size));
     }
   }
 }
@@ -52,7 +54,8 @@ TEST_P(HadamardOfSize, TwiceIsTheIdentityAndLengthsStay) {
 INSTANTIATE_TEST_SUITE_P(Transform, HadamardOfSize, testing::Values(16, 24, 64, 80, 96, 128, 256));
 
 TEST(Hadamard, ProductsStayTheSameWhenBothSidesAreRotated) {
-  const std::vector<float> keys = test::random_rows(1, 128, 1), queries = test::random_rows(1, 128, 2);
+  const std::vector<float> keys = test::random_rows(1, 128, 1),
+                           queries = test::random_rows(1, 128, 2);
   std::vector<float> k = keys, q = queries;
   hadamard(k.data(), 1, 128, 128);
   hadamard(q.data(), 1, 128, 128);
