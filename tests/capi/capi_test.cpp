@@ -105,6 +105,7 @@ TEST(CInterface, ErrorsCarryTheirCodeAndOneLine) {
   EXPECT_EQ(zipcache_cache_write(cache, 0, 0, ZC_SIDE_K, cells, 1, rows.data(), 64, &error),
             ZC_BAD_DATA);
   EXPECT_EQ(error.code, ZC_BAD_DATA);
+  EXPECT_NE(std::string(error.message).find("K channel 0"), std::string::npos) << error.message;
   EXPECT_EQ(zipcache_cache_write(cache, 0, 0, ZC_SIDE_K, far, 1, rows.data(), 64, nullptr),
             ZC_BAD_ARGUMENT);
   rows.assign(64, 1.0f);
