@@ -12,6 +12,7 @@
 #include "interrupt.hpp"
 #include "llama_log.hpp"
 #include "places.hpp"
+#include "waiting.hpp"
 #include "zipcache/policy.hpp"
 
 namespace zipcache::cli {
@@ -193,6 +194,7 @@ RunFacts facts_of(const Options& options, const Prepared& p, const ChunkPlan& pl
           options.seed_given ? options.seed : Policy{}.seed,
           llama_version_text(),
           processor_name(),
+          wait_policy(),
           options.f32_weights ? "expanded to 32 bits" : llama_ftype_name(weights),
           rounds_activations(weights)};
 }

@@ -14,6 +14,7 @@
 #include "places.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
+#include "waiting.hpp"
 #include "zipcache/cache.hpp"
 
 namespace zipcache::cli {
@@ -122,7 +123,10 @@ Status doctor(const Options& options) {
       {"zipcache", version(), ok()},
       {"llama.cpp", llama_version_text(), ok()},
       {"llama.cpp library", llama_library(), ok()},
-      {"processor", fmt::format("{}, {} threads", processor_name(), available_threads()), ok()},
+      {"processor",
+       fmt::format("{}, {} threads, idle ones wait {}", processor_name(), available_threads(),
+                   wait_policy()),
+       ok()},
       check_kernel(),
   };
   for (Check& check : check_backend(settings)) checks.push_back(std::move(check));

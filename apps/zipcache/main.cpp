@@ -14,6 +14,7 @@
 #include "interrupt.hpp"
 #include "model.hpp"
 #include "terminal.hpp"
+#include "waiting.hpp"
 #include "zipcache/cache.hpp"
 
 namespace zipcache::cli {
@@ -125,6 +126,7 @@ int run(int argc, char** argv) {
 }  // namespace zipcache::cli
 
 int main(int argc, char** argv) {
+  zipcache::cli::wait_asleep(argv);
   // Exceptions come only from third-party code and from exhausted memory; this is their one edge.
   try {
     return zipcache::cli::run(argc, argv);

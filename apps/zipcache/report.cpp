@@ -125,6 +125,7 @@ Json to_json(const CompareRow& row, const RunFacts& facts) {
       {"kernel", row.kernel},
       {"weights", facts.weights},
       {"threads", facts.threads},
+      {"wait_policy", facts.wait_policy},
       {"seed", facts.seed},
       {"llama_cpp", facts.llama_cpp},
       {"cpu", facts.cpu},

@@ -44,6 +44,7 @@ struct RunFacts {
   int threads = 0;
   uint64_t seed = 0;
   std::string llama_cpp, cpu;
+  std::string wait_policy;          // of idle threads, as OpenMP was told
   std::string weights;              // type of the model's weights
   bool rounds_activations = false;  // which puts a floor under every divergence
 };

@@ -204,7 +204,7 @@ Status print_summary(const Session& session, const Timing& timing) {
   fmt::print(stderr, "\nprompt {}\ndecode {}\n", speed(timing.prompt_tokens, timing.prompt_seconds),
              speed(timing.decoded_tokens, timing.decode_seconds));
   fmt::print(stderr,
-             "cache  {} tokens in {}, {} at 16 bits: {:.2f}x smaller, {:.2f} bits per element\n",
+             "cache  {} tokens in {}, {} at 16 bits: ratio {:.2f}, {:.2f} bits per element\n",
              timing.prompt_tokens + timing.decoded_tokens, bytes_text(bytes), bytes_text(raw),
              cache->value("ratio_resident", 0.0), cache->value("bits_per_element", 0.0));
   std::string kinds;
