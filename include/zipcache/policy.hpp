@@ -152,7 +152,8 @@ Result<Policy> policy_from_json(std::string_view json);
 std::string policy_to_json(const Policy& policy);
 Result<Policy> load_policy(const std::string& path);
 
-// The short text form; parse_policy(to_text(p)) == p for policies without layer overrides.
+// The short text form; parsing it gives the same policy again, but for layer overrides and for the
+// name of a policy that is not a row.
 std::string to_text(const Policy& policy);
 
 // Checks that fields fit together; every parser above ends with it.

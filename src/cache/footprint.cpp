@@ -94,6 +94,14 @@ Status check(const CacheShape& shape) {
   if (shape.n_cells < 1 || shape.n_cells > (1 << 28)) {
     return wrong(fmt::format("{} cells, expected 1 to {}", shape.n_cells, 1 << 28));
   }
+  // Tables of cells are made before any storage is reserved; this bounds them to a few GiB.
+  if (int64_t{shape.n_cells} * shape.n_streams > (1 << 28)) {
+    return Status{
+        Code::OverLimit,
+        fmt::format("cache shape: {} streams of {} cells, expected at most {} cells in all; use a "
+                    "shorter context or fewer slots",
+                    shape.n_streams, shape.n_cells, 1 << 28)};
+  }
   if (shape.layers.empty() || shape.layers.size() > 4096) {
     return wrong(fmt::format("{} layers, expected 1 to 4096", shape.layers.size()));
   }
