@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "llama_log.hpp"
+#include "zipcache/cache.hpp"
 
 namespace zipcache::cli {
 
@@ -37,6 +38,9 @@ Function find(ggml_backend_reg_t registry, const char* name) {
 }  // namespace
 
 Result<Backend> Backend::load(const std::filesystem::path& path) {
+  // A wrong ZIPCACHE_ISA makes the backend refuse to load; asked here, the reason is ours to tell.
+  const Result<std::string> kernel = kernel_name();
+  if (!kernel.ok()) return kernel.status();
   ggml_backend_reg_t registry = ggml_backend_reg_by_name(kRegistry);
   if (registry == nullptr) registry = ggml_backend_load(path.c_str());
   if (registry == nullptr) return refused(path, "llama.cpp gave no reason");
