@@ -31,6 +31,7 @@ std::string version_text() {
 }
 
 void set_up(CLI::App& program, Action& action) {
+  program.name("zipcache");
   program.description(
       "ZipCache: a key-value cache under 4 bits for llama.cpp, and the proof of what it costs on "
       "your model.");
