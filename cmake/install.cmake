@@ -16,8 +16,11 @@ if(TARGET ggml-zipcache)
   install(TARGETS ggml-zipcache LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()
 if(TARGET zipcache_cli)
-  # The program keeps using the llama.cpp that it was linked with.
-  set_target_properties(zipcache_cli PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+  # The program keeps using the llama.cpp that it was linked with. By name, because CMake leaves folders
+  # inside the project, as .venv is, out of INSTALL_RPATH_USE_LINK_PATH.
+  get_target_property(zipcache_llama_library llama LOCATION)
+  cmake_path(GET zipcache_llama_library PARENT_PATH zipcache_llama_folder)
+  set_target_properties(zipcache_cli PROPERTIES INSTALL_RPATH ${zipcache_llama_folder})
   install(TARGETS zipcache_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 
