@@ -235,6 +235,8 @@ CacheBuffer::CacheBuffer() {
 }
 
 CacheBuffer::~CacheBuffer() {
+  // A refusal that no allocation has met yet was about this cache only.
+  if (!poison_.empty()) t_refuse = false;
   const std::lock_guard<std::mutex> guard(g_lock);
   std::erase(g_live, this);
 }
