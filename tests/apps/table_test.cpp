@@ -9,11 +9,11 @@ namespace zipcache::cli {
 namespace {
 
 TEST(Table, MarkdownColumnsAreAsWideAsTheirWidestCell) {
-  EXPECT_EQ(markdown({{"policy", false}, {"x"}}, {{"f16", "1"}, {"zipcache", "12.5"}}),
+  EXPECT_EQ(markdown({{"policy", false}, {"x"}}, {{"zipcache", "1"}, {"f16", "12.5"}}),
             "| policy   |    x |\n"
             "|:---------|-----:|\n"
-            "| f16      |    1 |\n"
-            "| zipcache | 12.5 |\n");
+            "| zipcache |    1 |\n"
+            "| f16      | 12.5 |\n");
 }
 
 TEST(Table, AWideCharacterCountsOnce) {
