@@ -56,8 +56,9 @@ struct Bytes {
 };
 
 struct CacheStats {
-  std::string policy;  // short text form
-  std::string kernel;  // instruction set of the tile kernels in use
+  std::string policy;     // short text form
+  std::string kernel;     // instruction set of the tile kernels in use
+  std::string precision;  // in use: exact, k2 or fast
   int n_layers = 0;
   int n_streams = 0;
   int n_cells = 0;              // per stream

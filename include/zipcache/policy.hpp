@@ -68,6 +68,16 @@ enum class Cadence : uint8_t {
            // set
 };
 
+// How queries and probabilities meet packed codes while decoding (docs/method.md).
+enum class Precision : uint8_t {
+  Auto,   // what the instruction set in use does best: k2 with AVX2, exact otherwise
+  Exact,  // both at 16 bits
+  K2,     // queries at 16 bits, probabilities at 8
+  Fast,   // both at 8 bits: 1 to 8 % error of the output; for keys without outlier channels only
+};
+
+std::string precision_name(Precision precision);
+
 // Tokens of one block, the unit that is packed.
 inline constexpr int kBlockTokens = 128;
 // A step with fewer query rows than this is a decode step (decision A3).
@@ -122,6 +132,7 @@ struct Policy {
   Saliency saliency;
   Window window;
   Cadence cadence = Cadence::Stream;
+  Precision precision = Precision::Auto;
   uint64_t seed = 1;
   std::vector<LayerOverride> overrides;
   bool operator==(const Policy&) const = default;
@@ -163,9 +174,15 @@ Status check(const Policy& policy);
 // cache and cannot be overridden.
 Result<Policy> policy_for_layer(const Policy& policy, int layer);
 
-// Tiers from scores: `scores` [n] ranks n tokens; the floor((1000 - high_permille) * n / 1000)
-// lowest get tier 1, the others tier 0 (decisions A12 and A19: of equal scores the later token is
-// salient). Pure; integer arithmetic, so no binary fraction changes a count.
-std::vector<uint8_t> allocate(std::span<const float> scores, int high_permille);
+// How many of n ranked tokens get the high tier: all but the floor((1000 - high_permille) * n /
+// 1000) lowest (decision A12). Integer arithmetic, so no binary fraction changes a count.
+int high_share(int n, int high_permille);
+// The same for one packed block, the `block`-th of its log, in portions of 16 tokens: any number of
+// blocks from the first on holds the policy's share to within half a portion, but for sinks.
+int high_of_block(uint64_t block, int n_coded, int high_permille);
+
+// Tiers from scores [n]: the n_high highest get tier 0, the others tier 1 (decision A19: of equal
+// scores the later token is salient). Pure.
+std::vector<uint8_t> allocate(std::span<const float> scores, int n_high);
 
 }  // namespace zipcache

@@ -1,7 +1,6 @@
-// Attention of one layer's queries over raw and packed blocks, in plain C++ over the kernel table:
-// tiles are expanded once per group of query rows, scores and weighted sums are small matrix
-// products, softmax is online. Folding of parameters into queries is left to faster kernels;
-// results agree.
+// Attention of one layer's queries over raw and packed blocks. Few query rows of a KV head multiply
+// codes as they are stored, parameters folded into the query and the probabilities; many work on a
+// block expanded into a tile that stays in cache. Softmax is online in both.
 #pragma once
 
 #include <vector>
@@ -10,6 +9,9 @@
 #include "codec/kernels.hpp"
 
 namespace zipcache {
+
+// What the policy's precision comes to with a kernel set.
+Precision precision_in_use(const Policy& policy, const Kernels& kernels);
 
 // Computes step.out and, for scoring, log_mass [n_queries, n_heads]: the log of each row's softmax
 // sum. Rows that see nothing give zeros. Aborted when the caller's poll says so.

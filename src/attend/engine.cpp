@@ -514,6 +514,7 @@ CacheStats Engine::stats() const {
   CacheStats stats;
   stats.policy = to_text(policy_);
   stats.kernel = kernels_.name;
+  stats.precision = precision_name(precision_in_use(policy_, kernels_));
   stats.n_layers = int(shape_.layers.size());
   stats.n_streams = shape_.n_streams;
   stats.n_cells = shape_.n_cells;

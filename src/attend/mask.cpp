@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "base/half.hpp"
+#include "cache/block_layout.hpp"
 
 namespace zipcache {
 
@@ -19,7 +20,7 @@ Visible mask_tile(const Attention& step, const LogBlock& block, int first_query,
     const half* mask = step.mask ? step.mask + (first_query + q) * step.mask_stride : nullptr;
     float* out = bias + q * n_columns;
     for (int i = 0; i < n_columns; ++i) {
-      const int32_t cell = block.cells[order[i]];
+      const int32_t cell = order[i] == kNoRow ? -1 : block.cells[order[i]];
       const bool covered = cell >= 0 && cell < step.n_cells;
       const half value = !covered ? kHalfNegInf : mask ? mask[cell] : half{0};
       out[i] = value == 0 ? 0.0f : value == kHalfNegInf ? kHidden : to_float(value);
@@ -28,6 +29,23 @@ Visible mask_tile(const Attention& step, const LogBlock& block, int first_query,
     }
   }
   return !any_seen ? Visible::None : any_bias ? Visible::Some : Visible::All;
+}
+
+Visible view_of(const Attention& step, const LogBlock& block, int first_query, int n_queries) {
+  const int32_t first = block.cells[0];
+  int apart = 0;
+  for (int i = 0; i < block.n_rows; ++i) apart |= block.cells[size_t(i)] - first - i;
+  if (apart != 0 || first < 0 || first + block.n_rows > step.n_cells) return Visible::Some;
+  if (!step.mask) return Visible::All;
+  unsigned any_set = 0, any_seen = 0;
+  for (int q = 0; q < n_queries; ++q) {
+    const half* mask = step.mask + (first_query + q) * step.mask_stride + first;
+    for (int i = 0; i < block.n_rows; ++i) {
+      any_set |= mask[i];
+      any_seen |= unsigned(mask[i] ^ kHalfNegInf);
+    }
+  }
+  return any_set == 0 ? Visible::All : any_seen == 0 ? Visible::None : Visible::Some;
 }
 
 int visible_cells(const Attention& step, int query, int limit) {

@@ -11,12 +11,11 @@ namespace {
 
 // Adds one probe's attention to `sums` [n], given the log of each of its rows' softmax sums.
 void add_probe(const Attention& step, const QueryTile& probe, const Kernels& kernels,
-               Visible visible, const std::vector<float>& bias, const std::vector<float>& keys,
-               int n, const float* log_mass, std::vector<float>& scratch,
-               std::vector<float>& scores, float* sums) {
+               Visible visible, const std::vector<float>& bias, const half* keys, int n,
+               const float* log_mass, std::vector<float>& scratch, std::vector<float>& scores,
+               float* sums) {
   scores.resize(size_t(probe.group) * size_t(n));
-  raw_scores(kernels, probe.rows.data(), probe.group, probe.dim, keys.data(), n, scratch,
-             scores.data());
+  half_scores(kernels, probe, keys, n, scratch, scores.data());
   finish_scores(step, probe, visible, bias.data(), n, scores.data());
   for (int h = 0; h < probe.group; ++h) {
     float* row = scores.data() + h * n;
@@ -34,20 +33,19 @@ void score_head(const Attention& step, const StreamLog& log, LayerStore& store,
   std::vector<QueryTile> tiles;
   for (const int row : probes)
     tiles.push_back(gather_queries(step, row, 1, head, group, shape.k_dim, false));
-  std::vector<float> keys(size_t(kBlockTokens) * size_t(shape.k_dim)), bias(kBlockTokens), scratch,
-      scores;
+  std::vector<float> bias(kBlockTokens), scratch, scores;
   uint8_t order[kBlockTokens];
   std::iota(order, order + kBlockTokens, uint8_t{0});
   for (const int slot : log.order()) {
     uint8_t* raw = store.block(slot).raw;
     if (!raw) continue;
     const LogBlock& block = log.block(slot);
-    kernels.halves(store.raw.k(raw, head), keys.data(), block.n_rows * shape.k_dim);
     for (const QueryTile& probe : tiles) {
-      const Visible visible =
-          mask_tile(step, block, probe.first_query, 1, order, block.n_rows, bias.data());
+      Visible visible = view_of(step, block, probe.first_query, 1);
+      if (visible == Visible::Some)
+        visible = mask_tile(step, block, probe.first_query, 1, order, block.n_rows, bias.data());
       if (visible == Visible::None) continue;
-      add_probe(step, probe, kernels, visible, bias, keys, block.n_rows,
+      add_probe(step, probe, kernels, visible, bias, store.raw.k(raw, head), block.n_rows,
                 &log_mass[size_t(probe.first_query) * size_t(step.n_heads)], scratch, scores,
                 store.raw.sums(raw, head));
     }

@@ -23,33 +23,40 @@ float alibi_slope(const Attention& step, int head) {
 
 QueryTile gather_queries(const Attention& step, int first_query, int n_queries, int kv_head,
                          int group, int dim, bool rotate) {
-  QueryTile tile{first_query, n_queries, kv_head * group, group, dim, {}, {}};
+  const int ld = padded_to(dim, kUnitRows);
+  QueryTile tile{first_query, n_queries, kv_head * group, group, dim, ld, {}, {}};
   // With a soft cap the product is capped in units of cap: cap * tanh(q . k * scale / cap).
   const float scale = step.soft_cap > 0 ? step.scale / step.soft_cap : step.scale;
-  tile.rows.resize(size_t(tile.n_rows()) * size_t(dim));
+  tile.rows.assign(size_t(tile.n_rows()) * size_t(ld), 0.0f);
   float* out = tile.rows.data();
   for (int q = first_query; q < first_query + n_queries; ++q) {
     for (int head = tile.first_head; head < tile.first_head + group; ++head) {
       const float* in = step.q + q * step.q_row_stride + head * step.q_head_stride;
-      for (int c = 0; c < dim; ++c) *out++ = in[c] * scale;
+      for (int c = 0; c < dim; ++c) out[c] = in[c] * scale;
+      out += ld;
     }
   }
   if (rotate) {
     tile.rotated = tile.rows;
-    hadamard(tile.rotated.data(), tile.n_rows(), dim, dim);
+    hadamard(tile.rotated.data(), tile.n_rows(), dim, ld);
   }
   return tile;
 }
 
-void raw_scores(const Kernels& kernels, const float* queries, int n_rows, int dim,
-                const float* keys, int n, std::vector<float>& scratch, float* scores) {
+void half_scores(const Kernels& kernels, const QueryTile& queries, const half* keys, int n,
+                 std::vector<float>& scratch, float* scores) {
+  const int dim = queries.dim, rows = queries.n_rows();
   // Few rows: row products. Many: turn the keys once, then a register-tiled product.
-  if (n_rows < 8) return kernels.dots(n_rows, n, dim, queries, dim, keys, dim, scores, n);
-  scratch.resize(size_t(n) * size_t(dim));
-  for (int t = 0; t < n; ++t) {
-    for (int c = 0; c < dim; ++c) scratch[size_t(c) * size_t(n) + size_t(t)] = keys[t * dim + c];
+  if (rows <= kDecodeRows) {
+    return kernels.half_dots(rows, n, dim, queries.rows.data(), queries.ld, keys, scores, n);
   }
-  kernels.gemm(n_rows, n, dim, queries, dim, scratch.data(), n, scores, n, false);
+  scratch.resize(2 * size_t(n) * size_t(dim));
+  float* keys_turned = scratch.data() + size_t(n) * size_t(dim);
+  kernels.halves(keys, scratch.data(), n * dim);
+  for (int t = 0; t < n; ++t) {
+    for (int c = 0; c < dim; ++c) keys_turned[c * n + t] = scratch[size_t(t * dim + c)];
+  }
+  kernels.gemm(rows, n, dim, queries.rows.data(), queries.ld, keys_turned, n, scores, n, false);
 }
 
 void finish_scores(const Attention& step, const QueryTile& tile, Visible visible, const float* bias,

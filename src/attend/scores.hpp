@@ -9,6 +9,9 @@
 
 namespace zipcache {
 
+// Up to so many query rows of a KV head work on codes; more work on an expanded tile.
+inline constexpr int kDecodeRows = 16;
+
 // Query rows of one KV head: rows are query-major, row = query * group + head inside the group.
 struct QueryTile {
   int first_query = 0;
@@ -16,7 +19,8 @@ struct QueryTile {
   int first_head = 0;  // first query head of the group
   int group = 1;       // query heads per KV head
   int dim = 0;
-  std::vector<float> rows;     // [n_queries * group, dim], scaled
+  int ld = 0;                  // dim filled up to whole vectors with zeros
+  std::vector<float> rows;     // [n_queries * group, ld], scaled
   std::vector<float> rotated;  // the same times the key rotation, or empty
 
   int n_rows() const { return n_queries * group; }
@@ -27,9 +31,9 @@ struct QueryTile {
 QueryTile gather_queries(const Attention& step, int first_query, int n_queries, int kv_head,
                          int group, int dim, bool rotate);
 
-// Scores [n_rows, n] of `queries` [n_rows, dim] against keys [n, dim]; `scratch` is reused memory.
-void raw_scores(const Kernels& kernels, const float* queries, int n_rows, int dim,
-                const float* keys, int n, std::vector<float>& scratch, float* scores);
+// Scores [n_rows, n] of the queries against 16-bit keys [n, dim]; `scratch` is reused memory.
+void half_scores(const Kernels& kernels, const QueryTile& queries, const half* keys, int n,
+                 std::vector<float>& scratch, float* scores);
 
 // Soft cap, then slope * bias (bias [n_queries, n], unused when visible is All).
 void finish_scores(const Attention& step, const QueryTile& tile, Visible visible, const float* bias,

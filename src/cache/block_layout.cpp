@@ -6,6 +6,7 @@ namespace zipcache {
 namespace {
 
 constexpr size_t align8(size_t bytes) { return (bytes + 7) / 8 * 8; }
+constexpr size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 enum class Part { Counts, Tags, KSinks, VSinks, Factors, Params, Codes };
 
@@ -17,7 +18,7 @@ struct Cursor {
   size_t take(size_t bytes, bool from_shared) {
     size_t& at = from_shared ? shared : block;
     const size_t begin = at;
-    at += align8(bytes);
+    at += align64(bytes);
     return begin;
   }
 };
@@ -46,146 +47,141 @@ uint32_t* RawLayout::probes_seen(uint8_t* block) const {
 }
 uint32_t* RawLayout::rows_seen(uint8_t* block) const { return probes_seen(block) + kBlockTokens; }
 
-// Calls visit(part, head, side, tier, shape_of_tile, bytes) for every part in the order of the
-// layout.
+// Calls visit(part, bytes) for what stands before the heads, in the order of the layout.
 template <class Visit>
-void PackedLayout::walk(std::span<const int> n_high, int n_coded, int n_sinks,
-                        Visit&& visit) const {
+void PackedLayout::walk_front(int n_sinks, Visit&& visit) const {
   const size_t heads = size_t(shape_.n_heads);
-  const TileShape none;
-  visit(Part::Counts, 0, 0, 0, none, heads * sizeof(uint16_t));
-  visit(Part::Tags, 0, 0, 0, none, two_tiers() ? heads * 16 : 0);
-  visit(Part::KSinks, 0, 0, 0, none, heads * size_t(n_sinks) * size_t(shape_.k_dim) * sizeof(half));
-  visit(Part::VSinks, 0, 1, 0, none, heads * size_t(n_sinks) * size_t(shape_.v_dim) * sizeof(half));
-  for (int head = 0; head < shape_.n_heads; ++head) {
-    for (int side = 0; side < 2; ++side) {
-      const Side& spec = side == 0 ? policy_.k : policy_.v;
-      const int dim = side == 0 ? shape_.k_dim : shape_.v_dim;
-      visit(Part::Factors, head, side, 0, none,
-            spec.axis == Axis::Cst ? size_t(dim) * sizeof(half) : 0);
-      for (size_t tier = 0; tier < policy_.tiers.size(); ++tier) {
-        const int high = n_high[size_t(head)];
-        TileShape tile{tier == 0 ? high : n_coded - high, dim,
-                       side == 0 ? policy_.tiers[tier].k_bits : policy_.tiers[tier].v_bits,
-                       spec.axis, spec.group};
-        visit(Part::Params, head, side, int(tier), tile, param_bytes(tile));
-        visit(Part::Codes, head, side, int(tier), tile, code_bytes(tile));
-      }
+  visit(Part::Counts, heads * (sizeof(uint32_t) + sizeof(uint16_t)));
+  visit(Part::Tags, two_tiers() ? heads * 16 : 0);
+  visit(Part::KSinks, heads * size_t(n_sinks) * size_t(shape_.k_dim) * sizeof(half));
+  visit(Part::VSinks, heads * size_t(n_sinks) * size_t(shape_.v_dim) * sizeof(half));
+}
+
+// Calls visit(part, side, tier, shape_of_tile, bytes) for every part of one head.
+template <class Visit>
+void PackedLayout::walk_head(int n_high, int n_coded, Visit&& visit) const {
+  for (int side = 0; side < 2; ++side) {
+    const Side& spec = side == 0 ? policy_.k : policy_.v;
+    const int dim = side == 0 ? shape_.k_dim : shape_.v_dim;
+    const TileShape none;
+    visit(Part::Factors, side, 0, none,
+          spec.axis == Axis::Cst ? size_t(padded_to(dim, kUnitRows)) * sizeof(half) : 0);
+    for (size_t tier = 0; tier < policy_.tiers.size(); ++tier) {
+      const TileShape tile{tier == 0 ? n_high : n_coded - n_high,
+                           dim,
+                           side == 0 ? policy_.tiers[tier].k_bits : policy_.tiers[tier].v_bits,
+                           spec.axis,
+                           spec.group,
+                           side == 0 ? Lanes::Tokens : Lanes::Channels};
+      visit(Part::Params, side, int(tier), tile, param_bytes(tile));
+      visit(Part::Codes, side, int(tier), tile, code_bytes(tile));
     }
   }
 }
 
+namespace {
+
+// Parts that blocks with shared parameters do not hold themselves.
+bool belongs_to_set(Part part, const TileShape& tile) {
+  return part == Part::Factors || (part == Part::Params && tile.axis == Axis::Channel);
+}
+
+}  // namespace
+
 PackedBytes PackedLayout::bytes(std::span<const int> n_high, int n_coded, int n_sinks,
                                 bool shared) const {
   PackedBytes sum;
-  walk(n_high, n_coded, n_sinks, [&](Part part, int, int, int, const TileShape& tile, size_t size) {
-    const bool elsewhere =
-        shared && (part == Part::Factors || (part == Part::Params && tile.axis == Axis::Channel));
-    if (elsewhere) return;
-    switch (part) {
-      case Part::Counts:
-      case Part::Tags:
-        sum.tags += size;
-        break;
-      case Part::KSinks:
-      case Part::VSinks:
-        sum.sinks += size;
-        break;
-      case Part::Factors:
-      case Part::Params:
-        sum.params += size;
-        break;
-      case Part::Codes:
-        sum.codes += size;
-        break;
-    }
-    sum.total += align8(size);
+  walk_front(n_sinks, [&](Part part, size_t size) {
+    (part == Part::KSinks || part == Part::VSinks ? sum.sinks : sum.tags) += size;
+    sum.total += align64(size);
   });
+  for (const int count : n_high) {
+    walk_head(count, n_coded, [&](Part part, int, int, const TileShape& tile, size_t size) {
+      if (shared && belongs_to_set(part, tile)) return;
+      (part == Part::Codes ? sum.codes : sum.params) += size;
+      sum.total += align64(size);
+    });
+  }
   return sum;
 }
 
-size_t PackedLayout::shared_bytes() const {
-  // Every tier of a shared set has parameters, empty in one block or not.
-  const std::vector<int> n_high(size_t(shape_.n_heads), 1);
+// Every tier of a shared set has parameters, empty in one block or not.
+size_t PackedLayout::shared_head_bytes() const {
   size_t total = 0;
-  walk(n_high, int(policy_.tiers.size()), 0,
-       [&](Part part, int, int, int, const TileShape& tile, size_t size) {
-         if (part == Part::Factors || (part == Part::Params && tile.axis == Axis::Channel))
-           total += align8(size);
-       });
+  walk_head(1, int(policy_.tiers.size()),
+            [&](Part part, int, int, const TileShape& tile, size_t size) {
+              if (belongs_to_set(part, tile)) total += align64(size);
+            });
   return total;
 }
 
-void PackedLayout::begin(uint8_t* block, std::span<const int> n_high) const {
-  auto* counts = reinterpret_cast<uint16_t*>(block);
-  for (size_t head = 0; head < n_high.size(); ++head) counts[head] = uint16_t(n_high[head]);
-}
+size_t PackedLayout::shared_bytes() const { return shared_head_bytes() * size_t(shape_.n_heads); }
 
-int PackedLayout::n_high(const uint8_t* block, int head) const {
-  return reinterpret_cast<const uint16_t*>(block)[head];
+void PackedLayout::begin(uint8_t* block, std::span<const int> n_high, int n_coded, int n_sinks,
+                         bool shared) const {
+  auto* offsets = reinterpret_cast<uint32_t*>(block);
+  auto* counts = reinterpret_cast<uint16_t*>(offsets + n_high.size());
+  size_t at = 0;
+  walk_front(n_sinks, [&](Part, size_t size) { at += align64(size); });
+  for (size_t head = 0; head < n_high.size(); ++head) {
+    offsets[head] = uint32_t(at);
+    counts[head] = uint16_t(n_high[head]);
+    walk_head(n_high[head], n_coded, [&](Part part, int, int, const TileShape& tile, size_t size) {
+      if (!shared || !belongs_to_set(part, tile)) at += align64(size);
+    });
+  }
 }
 
 PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sinks,
                               uint8_t* shared_set) const {
-  std::vector<int> counts(size_t(shape_.n_heads));
-  for (int h = 0; h < shape_.n_heads; ++h) counts[size_t(h)] = n_high(block, h);
+  const auto* offsets = reinterpret_cast<const uint32_t*>(block);
   PackedHead found;
-  found.n_high = counts[size_t(wanted)];
+  found.n_high = reinterpret_cast<const uint16_t*>(offsets + shape_.n_heads)[wanted];
   found.n_low = n_coded - found.n_high;
-  Cursor cursor;
-  walk(counts, n_coded, n_sinks,
-       [&](Part part, int head, int side, int tier, const TileShape& tile, size_t size) {
-         const bool own_set =
-             part == Part::Factors || (part == Part::Params && tile.axis == Axis::Channel);
-         const bool from_shared = shared_set && own_set;
-         // A shared set holds every tier's channel parameters, also those that this block has no
-         // token for.
-         if (from_shared && part == Part::Params && size == 0 && tile.bits != 16) {
-           size = 2 * sizeof(half) * size_t(tile.dim);
-         }
-         const size_t at = cursor.take(size, from_shared);
-         uint8_t* here = (from_shared ? shared_set : block) + at;
-         PackedSide& out = side == 0 ? found.k : found.v;
-         switch (part) {
-           case Part::Counts:
-             break;
-           case Part::Tags:
-             found.tags = size ? here + 16 * wanted : nullptr;
-             break;
-           case Part::KSinks:
-             found.k_sinks = reinterpret_cast<half*>(here) +
-                             size_t(wanted) * size_t(n_sinks) * size_t(shape_.k_dim);
-             break;
-           case Part::VSinks:
-             found.v_sinks = reinterpret_cast<half*>(here) +
-                             size_t(wanted) * size_t(n_sinks) * size_t(shape_.v_dim);
-             break;
-           case Part::Factors:
-             if (head == wanted && size) out.factors = reinterpret_cast<half*>(here);
-             break;
-           case Part::Params:
-             if (head == wanted) {
-               out.tiers[tier].shape = tile;
-               out.tiers[tier].params = reinterpret_cast<half*>(here);
-               out.tiers[tier].factors = out.factors;
-             }
-             break;
-           case Part::Codes:
-             if (head == wanted) out.tiers[tier].codes = here;
-             break;
-         }
-       });
+  Cursor front;
+  walk_front(n_sinks, [&](Part part, size_t size) {
+    uint8_t* here = block + front.take(size, false);
+    const size_t sink_rows = size_t(wanted) * size_t(n_sinks);
+    if (part == Part::Tags && size) found.tags = here + 16 * wanted;
+    if (part == Part::KSinks)
+      found.k_sinks = reinterpret_cast<half*>(here) + sink_rows * size_t(shape_.k_dim);
+    if (part == Part::VSinks)
+      found.v_sinks = reinterpret_cast<half*>(here) + sink_rows * size_t(shape_.v_dim);
+  });
+  Cursor cursor{offsets[wanted], shared_set ? shared_head_bytes() * size_t(wanted) : 0};
+  walk_head(found.n_high, n_coded,
+            [&](Part part, int side, int tier, const TileShape& tile, size_t size) {
+              const bool from_shared = shared_set && belongs_to_set(part, tile);
+              // A shared set holds every tier's channel parameters, also those that this block has
+              // no token for.
+              if (from_shared && part == Part::Params && size == 0 && tile.bits != 16) {
+                size = 2 * sizeof(half) * size_t(padded_to(tile.dim, kUnitRows));
+              }
+              uint8_t* here = (from_shared ? shared_set : block) + cursor.take(size, from_shared);
+              PackedSide& out = side == 0 ? found.k : found.v;
+              TileView& view = out.tiers[tier];
+              if (part == Part::Factors) {
+                if (size) out.factors = reinterpret_cast<half*>(here);
+              } else if (part == Part::Params) {
+                view = {tile, nullptr, reinterpret_cast<half*>(here), out.factors};
+              } else {
+                view.codes = here;
+              }
+            });
   return found;
 }
 
-void packed_order(const uint8_t* tags, const BlockBits& sinks, int n_rows, uint8_t* order) {
-  int n = 0;
-  for (int tier = 0; tier < (tags ? 2 : 1); ++tier) {
-    for (int row = 0; row < n_rows; ++row) {
-      if (sinks.test(size_t(row))) continue;
-      const bool high = !tags || ((tags[row / 8] >> (row % 8)) & 1);
-      if (high == (tier == 0)) order[n++] = uint8_t(row);
-    }
+int tier_columns(const PackedHead& head) {
+  return padded_to(head.n_high, kUnitRows) + padded_to(head.n_low, kUnitRows);
+}
+
+void packed_order(const PackedHead& head, const BlockBits& sinks, uint8_t* order) {
+  std::memset(order, kNoRow, size_t(tier_columns(head)));
+  int high = 0, low = padded_to(head.n_high, kUnitRows);
+  for (int row = 0; row < kBlockTokens; ++row) {
+    if (sinks.test(size_t(row))) continue;
+    const bool is_high = !head.tags || ((head.tags[row / 8] >> (row % 8)) & 1);
+    order[is_high ? high++ : low++] = uint8_t(row);
   }
 }
 

@@ -7,14 +7,16 @@
 //   sums      f32  [head, token]   attention received from probes      } only when the policy
 //   scores seen      u32  [2, token]      probe rows, then all rows, that could see the token
 //
-// Packed block (in memory only; it has no version because it never leaves it):
+// Packed block (docs/formats.md):
+//   offsets   u32  [head]          where the head's own parts begin
 //   n_high    u16  [head]          tokens in the high tier
 //   tags      u8   [head, 16]      bit t of byte t/8: token t is in the high tier; only with two
 //   tiers sinks     f16  [head, n_sinks, k_dim] then [head, n_sinks, v_dim] per head, for K and
-//   then V: factors (Axis::Cst), then for each tier params and codes (codec/tile.hpp)
+//   then V: factors (Axis::Cst), then for each tier params and codes (codec/tile.hpp); K has tokens
+//   in its lanes, V channels
 // Parameters shared by several blocks (Cadence::Prompt) stand in a piece of their own:
 //   per head, for K and then V: factors, then each tier's params
-// Every part begins at a multiple of 8 bytes.
+// Every part of a packed block begins at a multiple of 64 bytes.
 //
 // Inside a tier tokens keep their order, so a token's place is its rank among the tier's tag bits.
 #pragma once
@@ -75,11 +77,11 @@ class PackedLayout {
   PackedBytes bytes(std::span<const int> n_high, int n_coded, int n_sinks, bool shared) const;
   size_t shared_bytes() const;
 
-  // Writes the head counts, after which head() finds its way.
-  void begin(uint8_t* block, std::span<const int> n_high) const;
+  // Writes the head of the block, after which head() finds its way.
+  void begin(uint8_t* block, std::span<const int> n_high, int n_coded, int n_sinks,
+             bool shared) const;
   // `shared_set` is the piece of shared parameters, or null.
   PackedHead head(uint8_t* block, int head, int n_coded, int n_sinks, uint8_t* shared_set) const;
-  int n_high(const uint8_t* block, int head) const;
 
   bool two_tiers() const { return policy_.tiers.size() == 2; }
   const Policy& policy() const { return policy_; }
@@ -87,14 +89,20 @@ class PackedLayout {
 
  private:
   template <class Visit>
-  void walk(std::span<const int> n_high, int n_coded, int n_sinks, Visit&& visit) const;
+  void walk_front(int n_sinks, Visit&& visit) const;
+  template <class Visit>
+  void walk_head(int n_high, int n_coded, Visit&& visit) const;
+  size_t shared_head_bytes() const;
 
   LayerShape shape_;
   Policy policy_;
 };
 
-// Rows of a block in the order of its packed regions: first the high tier, then the low one, sinks
-// left out. `order` receives n_coded row numbers.
-void packed_order(const uint8_t* tags, const BlockBits& sinks, int n_rows, uint8_t* order);
+// Attention works on the columns of both tiers side by side, each filled up to whole units.
+inline constexpr uint8_t kNoRow = 255;  // a column that only fills up
+inline constexpr int kMaxTierColumns = kBlockTokens + kUnitRows;
+int tier_columns(const PackedHead& head);
+// The block's row behind each column: order [tier_columns], kNoRow where there is none.
+void packed_order(const PackedHead& head, const BlockBits& sinks, uint8_t* order);
 
 }  // namespace zipcache

@@ -11,18 +11,21 @@ namespace zipcache {
 namespace {
 
 struct LayerCost {
+  PackedLayout packed;
   RawLayout raw;
-  PackedBytes block;       // an ordinary packed block
-  PackedBytes with_sinks;  // the one that holds the sequence's sinks
-};
 
-PackedBytes block_cost(const PackedLayout& layout, int n_sinks) {
-  const Policy& policy = layout.policy();
-  const int n_coded = kBlockTokens - n_sinks;
-  const int n_low = policy.tiers.size() < 2 ? 0 : (1000 - policy.high_permille) * n_coded / 1000;
-  const std::vector<int> n_high(size_t(layout.shape().n_heads), n_coded - n_low);
-  return layout.bytes(n_high, n_coded, n_sinks, false);
-}
+  // The `index`-th packed block of a log, with sinks when it is the first.
+  PackedBytes block(int index) const {
+    const Policy& policy = packed.policy();
+    const int n_sinks = index == 0 ? std::min(policy.window.sinks, kBlockTokens) : 0;
+    const int n_coded = kBlockTokens - n_sinks;
+    const int n_high = policy.tiers.size() < 2
+                           ? n_coded
+                           : high_of_block(uint64_t(index), n_coded, policy.high_permille);
+    const std::vector<int> counts(size_t(packed.shape().n_heads), n_high);
+    return packed.bytes(counts, n_coded, n_sinks, false);
+  }
+};
 
 Result<std::vector<LayerCost>> layer_costs(const Policy& policy,
                                            const std::vector<LayerShape>& layers) {
@@ -30,11 +33,22 @@ Result<std::vector<LayerCost>> layer_costs(const Policy& policy,
   for (size_t layer = 0; layer < layers.size(); ++layer) {
     Result<Policy> own = policy_for_layer(policy, int(layer));
     if (!own.ok()) return own.status();
-    const PackedLayout layout(layers[layer], *own);
-    costs.push_back({RawLayout(layers[layer], own->needs_scores()), block_cost(layout, 0),
-                     block_cost(layout, std::min(policy.window.sinks, kBlockTokens))});
+    costs.push_back(
+        {PackedLayout(layers[layer], *own), RawLayout(layers[layer], own->needs_scores())});
   }
   return costs;
+}
+
+// Bytes of the first n packed blocks. Shares in 1/1000 repeat after 125 blocks at most.
+size_t packed_total(const LayerCost& cost, size_t n) {
+  constexpr size_t kPeriod = 125;
+  size_t total = 0;
+  for (size_t b = 0; b < std::min(n, kPeriod + 1); ++b) {
+    const size_t bytes = Arena::rounded(cost.block(int(b)).total);
+    // Block b + 125 costs what block b does, and so on.
+    total += b == 0 ? bytes : bytes * ((n - 1 - b) / kPeriod + 1);
+  }
+  return total;
 }
 
 // Blocks of a log of `n` rows: how many are packed and how many raw after a step.
@@ -136,7 +150,7 @@ Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& lay
   size_t committed = raw_high_water(policy, *costs, n_tokens, ubatch);
   for (const LayerCost& cost : *costs) {
     for (int b = 0; b < counts.packed; ++b) {
-      const PackedBytes& block = b == 0 ? cost.with_sinks : cost.block;
+      const PackedBytes block = cost.block(b);
       bytes.codes += block.codes;
       bytes.params += block.params;
       bytes.tags += block.tags;
@@ -163,7 +177,7 @@ Result<size_t> planned_bytes(const Policy& policy, const CacheShape& shape, int 
   size_t per_stream = 0, largest_raw = 0;
   for (const LayerCost& cost : *costs) {
     const size_t raw_piece = Arena::rounded(cost.raw.bytes);
-    if (!policy.raw()) per_stream += cell_blocks * Arena::rounded(cost.with_sinks.total);
+    if (!policy.raw()) per_stream += packed_total(cost, cell_blocks);
     per_stream += std::min(window_blocks, cell_blocks) * raw_piece;
     largest_raw = std::max(largest_raw, raw_piece);
   }

@@ -73,6 +73,24 @@ void LayerStore::count(const StreamLog& log, Bytes& bytes) const {
 
 namespace {
 
+// One tier's rows in the order of tokens: out [n_tokens, dim].
+void decode_tile(const TileView& tile, float* out) {
+  const Kernels& kernels = best_kernels();
+  const TileShape& shape = tile.shape;
+  if (shape.bits == 16) {
+    kernels.halves(reinterpret_cast<const half*>(tile.codes), out, shape.n_tokens * shape.dim);
+    return;
+  }
+  const int ld = padded_to(shape.n_rows(), kUnitRows);
+  std::vector<float> lanes(size_t(shape.n_columns()) * size_t(ld));
+  expand_tile(kernels, tile, lanes.data(), ld);
+  const bool tokens_in_rows = shape.lanes == Lanes::Tokens;
+  for (int t = 0; t < shape.n_tokens; ++t) {
+    for (int c = 0; c < shape.dim; ++c)
+      out[t * shape.dim + c] = lanes[size_t(tokens_in_rows ? c * ld + t : t * ld + c)];
+  }
+}
+
 void decode_packed(const LayerStore& store, int slot, SideId side, int head_index, int n_rows,
                    float* out) {
   const StoredBlock& stored = store.block(slot);
@@ -80,25 +98,22 @@ void decode_packed(const LayerStore& store, int slot, SideId side, int head_inde
   const PackedSide& packed = side == SideId::K ? head.k : head.v;
   const Side& spec = side == SideId::K ? store.packed.policy().k : store.packed.policy().v;
   const int dim = packed.tiers[0].shape.dim;
-  std::vector<float> rows(size_t(kBlockTokens) * size_t(dim));
-  const Kernels& kernels = *runnable_kernels().front();
-  int at = 0;
+  std::vector<float> rows(size_t(kMaxTierColumns) * size_t(dim));
   for (size_t tier = 0; tier < store.packed.policy().tiers.size(); ++tier) {
-    const TileView& tile = packed.tiers[tier];
-    kernels.expand(kernel_args(tile), rows.data() + size_t(at) * size_t(dim));
-    at += tile.shape.n_tokens;
+    const int at = tier == 0 ? 0 : padded_to(head.n_high, kUnitRows);
+    decode_tile(packed.tiers[tier], rows.data() + size_t(at) * size_t(dim));
   }
-  if (spec.rotation == Rotation::Hadamard) hadamard(rows.data(), stored.n_coded, dim, dim);
-  uint8_t order[kBlockTokens];
-  packed_order(head.tags, stored.sinks, kBlockTokens, order);
-  for (int i = 0; i < stored.n_coded; ++i) {
+  if (spec.rotation == Rotation::Hadamard) hadamard(rows.data(), tier_columns(head), dim, dim);
+  uint8_t order[kMaxTierColumns];
+  packed_order(head, stored.sinks, order);
+  for (int i = 0; i < tier_columns(head); ++i) {
     if (order[i] >= n_rows) continue;
     std::copy_n(&rows[size_t(i) * size_t(dim)], dim, out + order[i] * dim);
   }
   const half* sinks = side == SideId::K ? head.k_sinks : head.v_sinks;
   for (int row = 0, sink = 0; row < n_rows; ++row) {
     if (!stored.sinks.test(size_t(row))) continue;
-    kernels.halves(sinks + sink++ * dim, out + row * dim, dim);
+    best_kernels().halves(sinks + sink++ * dim, out + row * dim, dim);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/parallel.hpp"
+#include "codec/kernels.hpp"
 #include "saliency/probes.hpp"
 #include "transform/hadamard.hpp"
 
@@ -66,6 +67,16 @@ void hand_out(const std::vector<uint8_t>& tiers, const std::vector<Plan*>& ranke
   }
 }
 
+// Tokens of the high tier: the policy's share of one ranking over many blocks, or a block's portion
+// of it in whole units (decision 19).
+int high_count(const PackJob& job, const StreamLog& log, const Policy& policy,
+               const std::vector<Plan*>& ranked) {
+  int n = 0;
+  for (const Plan* plan : ranked) n += plan->n_coded;
+  if (job.shared) return high_share(n, policy.high_permille);
+  return high_of_block(log.block(ranked[0]->slot).first / kBlockTokens, n, policy.high_permille);
+}
+
 // Decides every head's tiers. Blocks without any score stay out of the ranking, at the best tier.
 int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& store,
                  std::vector<Plan>& plans) {
@@ -82,18 +93,19 @@ int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& sto
       ranked.push_back(&plan);
   }
   if (!ranked.empty()) {
+    const int n_high = high_count(job, log, policy, ranked);
     std::vector<float> sum;
     for (int head = 0; head < n_heads; ++head) {
       std::vector<float> scores = head_scores(job, log, store, ranked, head);
       if (policy.saliency.scope == Scope::Head) {
-        hand_out(allocate(scores, policy.high_permille), ranked, head);
+        hand_out(allocate(scores, n_high), ranked, head);
         continue;
       }
       if (sum.empty()) sum.assign(scores.size(), 0.0f);
       for (size_t i = 0; i < scores.size(); ++i) sum[i] += scores[i];
     }
     if (policy.saliency.scope == Scope::Layer) {
-      const auto tiers = allocate(sum, policy.high_permille);
+      const auto tiers = allocate(sum, n_high);
       for (int head = 0; head < n_heads; ++head) hand_out(tiers, ranked, head);
     }
   }
@@ -112,18 +124,29 @@ std::vector<float> coded_rows(const LayerStore& store, const Plan& plan, SideId 
   const int dim = is_k ? store.raw.shape.k_dim : store.raw.shape.v_dim;
   const Side& spec = is_k ? store.packed.policy().k : store.packed.policy().v;
   const half* rows = store.raw.rows(store.block(plan.slot).raw, side, head);
-  std::vector<float> x;
-  x.reserve(size_t(plan.n_coded) * size_t(dim));
+  std::vector<float> x(size_t(plan.n_coded) * size_t(dim));
+  float* out = x.data();
   for (int row = 0; row < kBlockTokens; ++row) {
     if (plan.sinks.test(size_t(row))) continue;
-    for (int c = 0; c < dim; ++c) x.push_back(to_float(rows[row * dim + c]));
+    best_kernels().halves(rows + row * dim, out, dim);
+    out += dim;
   }
   if (spec.rotation == Rotation::Hadamard) hadamard(x.data(), plan.n_coded, dim, dim);
   return x;
 }
 
+// Channel factors with their filling.
+void store_factors(const float* x, int n, int dim, half* factors) {
+  cst_factors(x, n, dim, factors);
+  std::fill(factors + dim, factors + padded_to(dim, kUnitRows), half{0});
+}
+
 void divide_by(std::vector<float>& x, int dim, const half* factors) {
-  for (size_t i = 0; i < x.size(); ++i) x[i] /= to_float(factors[i % size_t(dim)]);
+  std::vector<float> divisors(static_cast<size_t>(dim));
+  best_kernels().halves(factors, divisors.data(), dim);
+  for (size_t row = 0; row < x.size(); row += size_t(dim)) {
+    for (size_t c = 0; c < size_t(dim); ++c) x[row + c] /= divisors[c];
+  }
 }
 
 std::vector<float> rows_of_tier(const std::vector<float>& x, int dim,
@@ -140,7 +163,7 @@ void encode_side(const Side& spec, const PackedSide& out, size_t n_tiers, std::v
                  const std::vector<uint8_t>& tiers) {
   const int dim = out.tiers[0].shape.dim;
   if (out.factors) {
-    cst_factors(x.data(), int(tiers.size()), dim, out.factors);
+    store_factors(x.data(), int(tiers.size()), dim, out.factors);
     divide_by(x, dim, out.factors);
   }
   for (size_t tier = 0; tier < n_tiers; ++tier) {
@@ -168,7 +191,7 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
   }
   const int dim = out[0].tiers[0].shape.dim;
   if (out[0].factors) {
-    cst_factors(all.data(), int(all.size()) / dim, dim, out[0].factors);
+    store_factors(all.data(), int(all.size()) / dim, dim, out[0].factors);
     for (auto& rows : x) divide_by(rows, dim, out[0].factors);
   }
   for (size_t tier = 0; tier < policy.tiers.size(); ++tier) {
@@ -257,7 +280,10 @@ Status take_storage(const PackJob& job, LayerStore& store, Arena& arena, std::ve
         store.packed.bytes(plan.n_high, plan.n_coded, int(plan.sinks.count()), job.shared);
     result.packed = complete ? arena.take(result.bytes.total) : nullptr;
     complete = complete && result.packed;
-    if (result.packed) store.packed.begin(result.packed, plan.n_high);
+    if (result.packed) {
+      store.packed.begin(result.packed, plan.n_high, plan.n_coded, int(plan.sinks.count()),
+                         job.shared);
+    }
   }
   if (complete) return ok();
   for (Plan& plan : plans) arena.give(plan.result.packed, plan.result.bytes.total);

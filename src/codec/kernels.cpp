@@ -5,12 +5,16 @@
 
 #include <cstdlib>
 #include <cstring>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 namespace zipcache {
 
 extern const Kernels kKernelsPlain;
 #ifdef __x86_64__
 extern const Kernels kKernelsAvx2;
+extern const Kernels kKernelsAvxVnni;
 extern const Kernels kKernelsAvx512;
 #endif
 
@@ -21,16 +25,31 @@ struct Row {
   bool (*runs_here)();
 };
 
+#ifdef __x86_64__
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+// Leaf 7, subleaf 1, EAX bit 4; this compiler's __builtin_cpu_supports does not know it.
+bool has_avxvnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
 // Best first, the portable one last.
 const Row kRows[] = {
 #ifdef __x86_64__
-    {&kKernelsAvx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("fma");
-     }},
-    {&kKernelsAvx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {&kKernelsAvx512, has_avx512},
+    {&kKernelsAvxVnni, has_avxvnni},
+    {&kKernelsAvx2, has_avx2},
 #endif
     {&kKernelsPlain, [] { return true; }},
 };
@@ -43,6 +62,11 @@ std::vector<const Kernels*> runnable_kernels() {
     if (row.runs_here()) found.push_back(row.kernels);
   }
   return found;
+}
+
+const Kernels& best_kernels() {
+  static const Kernels& best = *runnable_kernels().front();
+  return best;
 }
 
 Result<const Kernels*> pick_kernels() {

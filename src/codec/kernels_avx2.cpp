@@ -1,7 +1,15 @@
-// The kernels for machines with avx2.
+// The kernels for machines with AVX2, FMA and F16C.
+#include <immintrin.h>
+
 #include "codec/kernels.hpp"
 
-#define ZC_VECTOR_BYTES 32
-#define ZC_KERNELS kKernelsAvx2
-#define ZC_KERNELS_NAME "avx2"
+namespace zipcache {
+namespace {
 #include "codec/kernels_body.inc"
+#include "codec/lanes_avx2.inc"
+}  // namespace
+
+extern const Kernels kKernelsAvx2;
+const Kernels kKernelsAvx2 = ZC_KERNEL_TABLE("avx2", Precision::K2);
+
+}  // namespace zipcache

@@ -1,7 +1,15 @@
-// The kernels for machines with avx512.
+// The kernels for machines with AVX-512 and VNNI.
+#include <immintrin.h>
+
 #include "codec/kernels.hpp"
 
-#define ZC_VECTOR_BYTES 64
-#define ZC_KERNELS kKernelsAvx512
-#define ZC_KERNELS_NAME "avx512"
+namespace zipcache {
+namespace {
 #include "codec/kernels_body.inc"
+#include "codec/lanes_avx512.inc"
+}  // namespace
+
+extern const Kernels kKernelsAvx512;
+const Kernels kKernelsAvx512 = ZC_KERNEL_TABLE("avx512", Precision::Exact);
+
+}  // namespace zipcache

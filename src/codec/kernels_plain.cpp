@@ -1,7 +1,13 @@
 // The kernels for any machine.
 #include "codec/kernels.hpp"
 
-#define ZC_VECTOR_BYTES 16
-#define ZC_KERNELS kKernelsPlain
-#define ZC_KERNELS_NAME "plain"
+namespace zipcache {
+namespace {
 #include "codec/kernels_body.inc"
+#include "codec/lanes_plain.inc"
+}  // namespace
+
+extern const Kernels kKernelsPlain;
+const Kernels kKernelsPlain = ZC_KERNEL_TABLE("plain", Precision::Exact);
+
+}  // namespace zipcache

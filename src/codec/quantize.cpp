@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "codec/kernels.hpp"
+
 namespace zipcache {
 namespace {
 
@@ -109,6 +111,18 @@ SetFit fit_set(const float* x, int n, int bits, Fit fit) {
       break;
   }
   return same_grid(span / static_cast<float>(top_code(bits)), range.lo);
+}
+
+SetFit finish_fit(const SetSearch& found, int lane, int bits, Fit fit) {
+  const float lo = found.lo[lane], span = found.hi[lane] - lo;
+  const float top = static_cast<float>(top_code(bits));
+  if (!(span > 0)) return same_grid(0, lo);
+  if (fit == Fit::Midpoint) return same_grid(span / (top + 1), lo + 0.5f * (span / (top + 1)));
+  if (fit == Fit::Unbiased && found.slope[lane] > 0) {
+    return {found.step[lane], found.floor[lane], finite_half(found.slope[lane]),
+            finite_half(found.offset[lane])};
+  }
+  return same_grid(span / top, lo);
 }
 
 uint8_t code_of(float x, const SetFit& fit, int bits) {

@@ -27,6 +27,10 @@ constexpr Word<DecodeProbes> kDecodeProbes[] = {{"spread", DecodeProbes::Spread}
                                                 {"last", DecodeProbes::Last}};
 constexpr Word<Scope> kScopes[] = {{"head", Scope::Head}, {"layer", Scope::Layer}};
 constexpr Word<Cadence> kCadences[] = {{"stream", Cadence::Stream}, {"prompt", Cadence::Prompt}};
+constexpr Word<Precision> kPrecisions[] = {{"auto", Precision::Auto},
+                                           {"exact", Precision::Exact},
+                                           {"k2", Precision::K2},
+                                           {"fast", Precision::Fast}};
 
 template <class T, size_t N>
 bool parse_word(const Word<T> (&words)[N], std::string_view text, T& value) {
@@ -109,7 +113,7 @@ std::string bits_text(const Policy& policy, int Tier::*side) {
 bool parse_axis(std::string_view text, Side& side) {
   if (text.starts_with("group")) {
     side.axis = Axis::Group;
-    return parse_int(text.substr(5), 8, 256, side.group);
+    return parse_int(text.substr(5), 16, 256, side.group);
   }
   side.group = Side{}.group;
   if (text == "channel") return side.axis = Axis::Channel, true;
@@ -140,7 +144,7 @@ bool parse_probes(std::string_view text, Saliency& saliency) {
 }
 
 constexpr std::string_view kBits = "2, 3, 4, 8 or 16, or two of them as high/low such as 4/2";
-constexpr std::string_view kAxes = "channel, token, cst or groupN with N from 8 to 256";
+constexpr std::string_view kAxes = "channel, token, cst or groupN with N from 16 to 256";
 constexpr std::string_view kFitWords = "endpoint, midpoint or unbiased";
 constexpr std::string_view kRotationWords = "none or hadamard";
 
@@ -210,6 +214,9 @@ const Field kFields[] = {
      [](const P& p) { return fmt::format("{}", p.window.recent); }, false},
     {"cadence", "stream or prompt", [](P& p, V v) { return parse_word(kCadences, v, p.cadence); },
      [](const P& p) { return word_of(kCadences, p.cadence); }, false},
+    {"precision", "auto, exact, k2 or fast",
+     [](P& p, V v) { return parse_word(kPrecisions, v, p.precision); },
+     [](const P& p) { return word_of(kPrecisions, p.precision); }, false},
     {"seed", "a whole number from 0 to 2^64 - 1", [](P& p, V v) { return parse_number(v, p.seed); },
      [](const P& p) { return fmt::format("{}", p.seed); }, false},
 };
@@ -224,6 +231,8 @@ std::string field_names(bool per_layer_only) {
 }
 
 }  // namespace
+
+std::string precision_name(Precision precision) { return word_of(kPrecisions, precision); }
 
 std::span<const Field> policy_fields() { return kFields; }
 

@@ -41,13 +41,15 @@ Status check_range(const char* field, int value, int lo, int hi) {
           fmt::format("policy, {}: found {}, expected {} to {}", field, value, lo, hi)};
 }
 
-Status check_group(const Side& side, const char* which) {
+Status check_group(const Side& side, bool three_bits, const char* which) {
   if (side.axis != Axis::Group) return ok();
-  if (side.group >= 8 && side.group <= 256 && side.group % 8 == 0) return ok();
+  // Whole steps of a packed tile: 32 columns at 3 bits, at most 16 otherwise.
+  const int unit = three_bits ? 32 : 16;
+  if (side.group >= unit && side.group <= 256 && side.group % unit == 0) return ok();
   return {Code::BadPolicy,
-          fmt::format("policy, {}_axis: found group{}, expected a group from 8 to 256 that "
-                      "is a multiple of 8 and divides the head size",
-                      which, side.group)};
+          fmt::format("policy, {}_axis: found group{}, expected a group from {} to 256 that "
+                      "is a multiple of {} and divides the head size",
+                      which, side.group, unit, unit)};
 }
 
 bool is_width(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8 || bits == 16; }
@@ -73,8 +75,11 @@ Status check_tiers(const Policy& policy) {
 // All fields but the overrides.
 Status check_fields(const Policy& policy) {
   ZC_TRY(check_tiers(policy));
-  ZC_TRY(check_group(policy.k, "k"));
-  ZC_TRY(check_group(policy.v, "v"));
+  const auto has_three = [&](int Tier::*bits) {
+    return policy.tiers.front().*bits == 3 || policy.tiers.back().*bits == 3;
+  };
+  ZC_TRY(check_group(policy.k, has_three(&Tier::k_bits), "k"));
+  ZC_TRY(check_group(policy.v, has_three(&Tier::v_bits), "v"));
   ZC_TRY(check_range("ratio in 1/1000", policy.high_permille, 0, 1000));
   ZC_TRY(check_range("sinks", policy.window.sinks, 0, kBlockTokens));
   ZC_TRY(check_range("recent", policy.window.recent, 0, 1 << 20));

@@ -28,7 +28,7 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
                                   "zip",
                                   "recency-tiers",
                                   "zipcache,sinks=5,recent=40",
-                                  "uniform,bits=3,k_axis=group16",
+                                  "uniform,bits=3,k_axis=group32",
                                   "zip,sinks=128,recent=0",
                                   "zipcache,ratio=0.7"};
   const std::pair<int, int> lengths[] = {
@@ -63,7 +63,7 @@ TEST(Footprint, DecodingOneByOneKeepsThePrediction) {
 }
 
 TEST(Footprint, KindsSumToWhatTheArenaHolds) {
-  for (const char* text : {"f16", "zipcache", "uniform,k_axis=group8", "zip"}) {
+  for (const char* text : {"f16", "zipcache", "uniform,k_axis=group16", "zip"}) {
     for (const bool shared : {false, true}) {
       test::BlockRig rig({2, 80, 96}, *parse_policy(text), 300);
       rig.append(300, test::random_rows(300, 160, 1), test::random_rows(300, 192, 2));
@@ -117,15 +117,15 @@ TEST(Footprint, StatsAddUpAndStayBelowThePlan) {
 
 TEST(Footprint, BitsOfABlockAreThoseOfTheFormula) {
   // Two regions, own K parameters each, channel-separable V: avg + 40/T + 16/d + 0.5/d bits per
-  // element, with the low share rounded down to whole tokens, and 2 bytes of head count per block.
+  // element, with tiers of whole units, and 6 bytes of count and offset for a head.
   for (const int dim : {64, 128}) {
     const PackedLayout layout({1, dim, dim}, *parse_policy("zipcache"));
-    const int low = 51, high = 77;
+    const int low = 48, high = 80;
     const PackedBytes bytes = layout.bytes(std::vector<int>{high}, 128, 0, false);
     const double elements = 2.0 * 128 * dim;
     const double average = (4.0 * high + 2.0 * low) / 128;
     const double expected = average + 40.0 / 128 + 16.0 / dim + 0.5 / dim;
-    const double bits = 8.0 * double(bytes.codes + bytes.params + bytes.tags - 2) / elements;
+    const double bits = 8.0 * double(bytes.codes + bytes.params + bytes.tags - 6) / elements;
     EXPECT_NEAR(bits, expected, 1e-12);
   }
 }

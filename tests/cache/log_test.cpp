@@ -97,18 +97,24 @@ TEST(BlockLayout, RegionsListEveryCodedRowOnceHighTierFirst) {
     tags[size_t(row / 8)] |= uint8_t(1 << (row % 8));
     high.insert(row);
   }
-  uint8_t order[kBlockTokens];
-  packed_order(tags.data(), sinks, kBlockTokens, order);
+  PackedHead head;
+  head.tags = tags.data();
+  head.n_high = int(high.size());
+  head.n_low = kBlockTokens - 3 - head.n_high;
+  uint8_t order[kMaxTierColumns];
+  packed_order(head, sinks, order);
   std::vector<int> expected(high.begin(), high.end());
+  expected.resize(size_t(padded_to(head.n_high, kUnitRows)), kNoRow);
   for (int row = 0; row < kBlockTokens; ++row) {
     if (!high.count(row) && !sinks.test(size_t(row))) expected.push_back(row);
   }
-  EXPECT_EQ(std::vector<int>(order, order + expected.size()), expected);
+  expected.resize(size_t(tier_columns(head)), kNoRow);
+  EXPECT_EQ(std::vector<int>(order, order + tier_columns(head)), expected);
 }
 
 TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
   for (const char* text :
-       {"zipcache", "zip", "uniform,k_axis=group8,v_axis=channel,bits=3", "zipcache,k=16/4"}) {
+       {"zipcache", "zip", "uniform,k_axis=group16,v_axis=channel", "zipcache,k=16/4"}) {
     for (const int n_sinks : {0, 5, 128}) {
       const LayerShape shape{3, 80, 96};
       const PackedLayout layout(shape, *parse_policy(text));
@@ -117,7 +123,7 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
       const std::vector<int> n_high = {n_coded, two ? n_coded / 2 : n_coded, two ? 0 : n_coded};
       const PackedBytes bytes = layout.bytes(n_high, n_coded, n_sinks, false);
       std::vector<uint8_t> block(bytes.total + 8);
-      layout.begin(block.data(), n_high);
+      layout.begin(block.data(), n_high, n_coded, n_sinks, false);
       std::vector<int> owner(bytes.total, 0);
       const auto claim = [&](const void* at, size_t size) {
         const size_t begin = size_t(static_cast<const uint8_t*>(at) - block.data());
@@ -125,8 +131,8 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
         for (size_t i = begin; i < begin + size; ++i)
           ASSERT_EQ(owner[i]++, 0) << text << " byte " << i;
       };
-      claim(block.data(), 3 * sizeof(uint16_t));
-      size_t claimed = 3 * sizeof(uint16_t);
+      claim(block.data(), 3 * (sizeof(uint32_t) + sizeof(uint16_t)));
+      size_t claimed = 3 * (sizeof(uint32_t) + sizeof(uint16_t));
       for (int head = 0; head < 3; ++head) {
         const PackedHead found = layout.head(block.data(), head, n_coded, n_sinks, nullptr);
         EXPECT_EQ(found.n_high, n_high[size_t(head)]);
@@ -139,8 +145,10 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
           if (side->factors) claim(side->factors, dim * 2), claimed += dim * 2;
           for (int tier = 0; tier < (two ? 2 : 1); ++tier) {
             const TileView& tile = side->tiers[tier];
-            EXPECT_EQ(reinterpret_cast<uintptr_t>(tile.params) % 8,
-                      reinterpret_cast<uintptr_t>(block.data()) % 8);
+            EXPECT_EQ((reinterpret_cast<uintptr_t>(tile.params) -
+                       reinterpret_cast<uintptr_t>(block.data())) %
+                          64,
+                      0u);
             claim(tile.codes, code_bytes(tile.shape));
             claim(tile.params, param_bytes(tile.shape));
             claimed += code_bytes(tile.shape) + param_bytes(tile.shape);

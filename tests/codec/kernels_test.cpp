@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 
@@ -39,37 +40,231 @@ TEST_P(KernelSet, HalvesBecomeFloatsForEveryPatternAndLength) {
   }
 }
 
-TEST_P(KernelSet, ExpandDecodesEveryAxisWidthAndSize) {
-  for (const Axis axis : {Axis::Channel, Axis::Token, Axis::Group, Axis::Cst}) {
-    for (const int bits : {2, 3, 4, 8, 16}) {
-      for (const int dim : {8, 16, 24, 64, 80, 96, 128, 256}) {
-        for (const int n : {0, 1, 7, 17}) {
-          const auto tile = test::code_tile(test::random_rows(n, dim, uint64_t(dim)), n, dim,
-                                            bits == 16 ? 8 : bits, axis, 8);
-          std::vector<float> out(size_t(n * dim) + 1, -7.0f);
-          if (bits == 16) {
-            const std::vector<half> rows = test::to_halves(tile.values);
-            kernels.expand(kernel_args({{n, dim, 16, axis, 8},
-                                        reinterpret_cast<const uint8_t*>(rows.data()),
-                                        nullptr,
-                                        nullptr}),
-                           out.data());
-            for (size_t i = 0; i < rows.size(); ++i) ASSERT_EQ(out[i], to_float(rows[i]));
-          } else {
-            kernels.expand(kernel_args(tile.view()), out.data());
-            for (int i = 0; i < n * dim; ++i) {
-              const int t = i / dim, c = i % dim;
-              const double product = double(tile.step(t, c)) * tile.codes[size_t(i)];
-              const double exact = (product + tile.floor(t, c)) * tile.factor(c);
-              // Product, sum and factor round once each, relative to the larger of their operands.
-              const double size = (product + std::fabs(tile.floor(t, c))) * tile.factor(c);
-              ASSERT_NEAR(out[size_t(i)], exact, 3 * 0x1p-24 * size) << int(axis) << bits << dim;
-            }
+TEST_P(KernelSet, FloatsBecomeTheNearestHalves) {
+  std::vector<float> in;
+  for (int i = 0; i < 0x7C00; ++i) {
+    const float low = to_float(half(i)), high = to_float(half(i + 1 < 0x7C00 ? i + 1 : i));
+    for (const float value : {low, -low, 0.5f * (low + high), 0.25f * low + 0.75f * high}) {
+      in.push_back(value);
+    }
+  }
+  in.push_back(1.0f);  // an odd count
+  std::vector<half> out(in.size() + 1, 0x1234);
+  kernels.to_halves(in.data(), out.data(), int(in.size()));
+  for (size_t i = 0; i < in.size(); ++i) ASSERT_EQ(out[i], to_half(in[i])) << in[i];
+  EXPECT_EQ(out.back(), 0x1234);
+}
+
+constexpr Axis kAxes[] = {Axis::Channel, Axis::Token, Axis::Group, Axis::Cst};
+
+// Calls check(tile) for tiles of every axis, width, lane order and awkward size.
+template <class Check>
+void for_tiles(Check&& check) {
+  for (const Axis axis : kAxes) {
+    for (const int bits : {2, 3, 4, 8}) {
+      for (const Lanes lanes : {Lanes::Tokens, Lanes::Channels}) {
+        for (const int dim : {24, 64, 80, 96, 128, 256}) {
+          if (axis == Axis::Group && dim % 32 != 0) continue;
+          for (const int n : {1, 7, 17, 48, 128}) {
+            check(test::code_tile(test::random_rows(n, dim, uint64_t(dim + n)), n, dim, bits, axis,
+                                  32, Fit::Endpoint, {}, lanes));
           }
-          ASSERT_EQ(out.back(), -7.0f);
         }
       }
     }
+  }
+}
+
+std::string name_of(const TileShape& s) {
+  return std::to_string(int(s.axis)) + " axis, " + std::to_string(s.bits) + " bits, lanes " +
+         std::to_string(int(s.lanes)) + ", " + std::to_string(s.n_tokens) + " x " +
+         std::to_string(s.dim);
+}
+
+TEST_P(KernelSet, ExpandDecodesEveryAxisWidthAndSize) {
+  for_tiles([&](const test::CodedTile& tile) {
+    const TileShape& shape = tile.shape;
+    const int ld = padded_to(shape.n_rows(), kUnitRows);
+    std::vector<float> out(size_t(shape.n_columns() * ld) + 1, -7.0f);
+    expand_tile(kernels, tile.view(), out.data(), ld);
+    for (int i = 0; i < shape.n_tokens * shape.dim; ++i) {
+      const int t = i / shape.dim, c = i % shape.dim;
+      const double product = double(tile.step(t, c)) * tile.codes[size_t(i)];
+      const double exact = (product + tile.floor(t, c)) * tile.factor(c);
+      // Product, sum and factor round once each, relative to the larger of their operands.
+      const double size = (product + std::fabs(tile.floor(t, c))) * tile.factor(c);
+      const size_t at = size_t(shape.lanes == Lanes::Tokens ? c * ld + t : t * ld + c);
+      ASSERT_NEAR(out[at], exact, 3 * 0x1p-24 * size) << name_of(shape);
+    }
+    ASSERT_EQ(out.back(), -7.0f);
+  });
+}
+
+// Rounding a weight to a multiple of s moves a row's sum by s/2 for each code beyond the middle
+// one.
+double folding_error(const test::CodedTile& tile, int row, const std::vector<float>& x,
+                     Weighting weighting) {
+  const TileShape& shape = tile.shape;
+  const double limit = weighting == Weighting::Words         ? 32512
+                       : weighting == Weighting::SignedBytes ? 127
+                                                             : 255;
+  double largest = 0, error = 0;
+  for (const bool measure : {true, false}) {
+    for (int i = 0; i < shape.n_columns(); ++i) {
+      const int t = shape.lanes == Lanes::Tokens ? row : i;
+      const int c = shape.lanes == Lanes::Tokens ? i : row;
+      // A step that belongs to the row multiplies the sum, not the weight: same bound either way.
+      const double weight = std::fabs(double(x[size_t(i)]) * tile.factor(c)) * tile.step(t, c);
+      if (measure)
+        largest = std::max(largest, weight);
+      else
+        error += 0.5 * largest / limit * 0.5 * top_code(shape.bits) * 1.001;
+    }
+  }
+  return error;
+}
+
+TEST_P(KernelSet, ProductsOfCodesEqualTheSumOfProducts) {
+  for (const Weighting weighting :
+       {Weighting::Words, Weighting::SignedBytes, Weighting::UnsignedBytes}) {
+    for_tiles([&](const test::CodedTile& tile) {
+      const TileShape& shape = tile.shape;
+      if (shape.bits == 8 && weighting != Weighting::Words) return;
+      const int n_rows = shape.n_rows(), n_columns = shape.n_columns();
+      const int ld = padded_to(n_rows, kUnitRows), ldx = padded_to(n_columns, kUnitRows);
+      for (int n = 1; n <= kMaxRows; ++n) {
+        std::vector<float> x(size_t(n * ldx), 0.0f);
+        for (int r = 0; r < n; ++r) {
+          const auto row = test::random_rows(1, n_columns, uint64_t(r + 9));
+          for (int i = 0; i < n_columns; ++i) {
+            x[size_t(r * ldx + i)] =
+                weighting == Weighting::UnsignedBytes ? std::fabs(row[size_t(i)]) : row[size_t(i)];
+          }
+        }
+        std::vector<float> out(size_t(n * ld) + 1, -7.0f);
+        std::vector<FoldedRow> folded(kMaxRows);
+        for (int i = 0; i < n_parts(shape); ++i) {
+          const PlacedPart placed = part_of(tile.view(), i);
+          for (int r = 0; r < n; ++r)
+            kernels.fold(placed.part, weighting, &x[size_t(r * ldx + placed.first_column)],
+                         folded[size_t(r)]);
+          kernels.products(placed.part, weighting, folded.data(), n, &out[size_t(placed.first_row)],
+                           ld, placed.first_column > 0);
+        }
+        ASSERT_EQ(out.back(), -7.0f);
+        for (int r = 0; r < n; ++r) {
+          const std::vector<float> weights(x.begin() + r * ldx, x.begin() + r * ldx + n_columns);
+          for (int row = 0; row < n_rows; ++row) {
+            double sum = 0, size = 0;
+            for (int i = 0; i < n_columns; ++i) {
+              const int t = shape.lanes == Lanes::Tokens ? row : i;
+              const int c = shape.lanes == Lanes::Tokens ? i : row;
+              const double step = tile.step(t, c), floor = tile.floor(t, c);
+              const double weight = double(weights[size_t(i)]) * tile.factor(c);
+              sum += weight * (floor + step * tile.codes[size_t(t * shape.dim + c)]);
+              size += std::fabs(weight) * (std::fabs(floor) + step * top_code(shape.bits));
+            }
+            ASSERT_NEAR(out[size_t(r * ld + row)], sum,
+                        folding_error(tile, row, weights, weighting) + 1e-5 * size)
+                << name_of(shape) << " weighting " << int(weighting) << " row " << row;
+          }
+        }
+      }
+    });
+  }
+}
+
+TEST_P(KernelSet, HalfProductsEqualTheSumOfProducts) {
+  for (const int dim : {8, 24, 64, 80, 128, 256}) {
+    for (const int n : {1, 5, 16, 128}) {
+      for (const int rows : {1, 2, 3, 4, 6, 16}) {
+        const auto q = test::random_rows(rows, dim, 1), b = test::random_rows(n, dim, 2);
+        const auto keys = test::to_halves(b);
+        std::vector<float> scores(size_t(rows * (n + 1)), -7.0f);
+        kernels.half_dots(rows, n, dim, q.data(), dim, keys.data(), scores.data(), n + 1);
+        const auto p = test::random_rows(rows, n, 3);
+        auto sums = test::random_rows(rows, dim, 4);
+        const auto before = sums;
+        kernels.half_sums(rows, n, dim, p.data(), n, keys.data(), sums.data(), dim);
+        for (int r = 0; r < rows; ++r) {
+          for (int t = 0; t < n; ++t) {
+            double sum = 0, size = 0;
+            for (int c = 0; c < dim; ++c) {
+              const double product = double(q[size_t(r * dim + c)]) * b[size_t(t * dim + c)];
+              sum += product, size += std::fabs(product);
+            }
+            ASSERT_NEAR(scores[size_t(r * (n + 1) + t)], sum, (dim + 1) * 0x1p-24 * size);
+          }
+          ASSERT_EQ(scores[size_t(r * (n + 1) + n)], -7.0f);
+          for (int c = 0; c < dim; ++c) {
+            double sum = before[size_t(r * dim + c)], size = std::fabs(sum);
+            for (int t = 0; t < n; ++t) {
+              const double product = double(p[size_t(r * n + t)]) * b[size_t(t * dim + c)];
+              sum += product, size += std::fabs(product);
+            }
+            ASSERT_NEAR(sums[size_t(r * dim + c)], sum, (n + 1) * 0x1p-24 * size);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Packed bytes must not depend on the machine: every set finds what the portable reference finds.
+TEST_P(KernelSet, SearchFindsTheFitOfTheReferenceBitForBit) {
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const int n : {1, 5, 64, 128}) {
+      auto x = test::random_rows(n, kUnitRows, uint64_t(bits * n));
+      for (int i = 0; i < n; ++i) x[size_t(i * kUnitRows + 3)] = 2.5f;  // a constant set
+      SetSearch found;
+      kernels.search_sets({x.data(), n, kUnitRows, bits, true}, found);
+      for (int lane = 0; lane < kUnitRows; ++lane) {
+        std::vector<float> set;
+        for (int i = 0; i < n; ++i) set.push_back(x[size_t(i * kUnitRows + lane)]);
+        for (const Fit fit : {Fit::Endpoint, Fit::Midpoint, Fit::Unbiased}) {
+          const SetFit expected = fit_set(set.data(), n, bits, fit);
+          const SetFit is = finish_fit(found, lane, bits, fit);
+          ASSERT_EQ(is.code_step, expected.code_step) << int(fit) << " lane " << lane;
+          ASSERT_EQ(is.code_floor, expected.code_floor);
+          ASSERT_EQ(is.step, expected.step);
+          ASSERT_EQ(is.floor, expected.floor);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelSet, EncodeWritesTheCodesOfTheReferenceBitForBit) {
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const bool by_column : {true, false}) {
+      const int rows = 23, columns = 37, ld = 32;
+      const TileShape shape{rows, columns, bits, Axis::Channel, 0, Lanes::Tokens};
+      const auto x = test::random_rows(columns, ld, uint64_t(bits));
+      std::vector<float> inverses(48), floors(48);
+      for (size_t i = 0; i < 48; ++i)
+        inverses[i] = i == 5 ? 0.0f : 1 + 0.1f * float(i), floors[i] = -1;
+      std::vector<uint8_t> packed(code_bytes(shape), 0), expected(packed);
+      kernels.encode({x.data(), ld, rows, columns, bits, by_column, inverses.data(), floors.data()},
+                     packed.data(), shape.unit_bytes());
+      for (int row = 0; row < rows; ++row) {
+        for (int column = 0; column < columns; ++column) {
+          const size_t grid = size_t(by_column ? column : row);
+          const float scaled = (x[size_t(column * ld + row)] - floors[grid]) * inverses[grid];
+          const float code = std::nearbyint(std::clamp(scaled, 0.0f, float(top_code(bits))));
+          write_code(shape, expected.data(), row, column, uint8_t(code));
+        }
+      }
+      ASSERT_EQ(packed, expected) << bits;
+    }
+  }
+}
+
+TEST_P(KernelSet, MaxRowIsTheLargest) {
+  for (const int n : kSizes) {
+    auto row = test::random_rows(1, n + 1, 8);
+    row[size_t(n)] = 1e9f;  // beyond the row
+    const float expected = n == 0 ? -INFINITY : *std::max_element(row.begin(), row.begin() + n);
+    EXPECT_EQ(kernels.max_row(row.data(), n), expected);
   }
 }
 
@@ -104,31 +299,6 @@ TEST_P(KernelSet, GemmEqualsTheSumOfProducts) {
     for (const int m : {0, 1, 3, 4, 5, 8, 9}) {
       for (const int k : {0, 1, 7, 17, 96}) {
         for (const int n : kSizes) expect_product(kernels, m, n, k, add);
-      }
-    }
-  }
-}
-
-TEST_P(KernelSet, DotsEqualTheSumOfProducts) {
-  for (const int dim : kSizes) {
-    for (const int rows_a : {1, 3, 7}) {
-      for (const int rows_b : {0, 1, 9, 17}) {
-        const int lda = dim + 1, ldb = dim + 2, ld_out = rows_b + 1;
-        const auto a = test::random_rows(rows_a, lda, 4), b = test::random_rows(rows_b, ldb, 5);
-        std::vector<float> out(size_t(rows_a * ld_out), -7.0f);
-        kernels.dots(rows_a, rows_b, dim, a.data(), lda, b.data(), ldb, out.data(), ld_out);
-        for (int i = 0; i < rows_a; ++i) {
-          ASSERT_EQ(out[size_t(i * ld_out + rows_b)], -7.0f);
-          for (int j = 0; j < rows_b; ++j) {
-            double sum = 0, size = 0;
-            for (int c = 0; c < dim; ++c) {
-              const double product = double(a[size_t(i * lda + c)]) * b[size_t(j * ldb + c)];
-              sum += product;
-              size += std::fabs(product);
-            }
-            ASSERT_NEAR(out[size_t(i * ld_out + j)], sum, product_error(size, dim)) << dim;
-          }
-        }
       }
     }
   }

@@ -4,108 +4,152 @@
 
 #include <algorithm>
 #include <random>
+#include <tuple>
 
 namespace zipcache {
 namespace {
 
-class PackingOfWidth : public testing::TestWithParam<int> {};
+class PackingOfWidth : public testing::TestWithParam<std::tuple<int, Lanes>> {
+ protected:
+  int bits = std::get<0>(GetParam());
+  TileShape shape(int n_tokens, int dim) const {
+    return {n_tokens, dim, bits, Axis::Channel, 0, std::get<1>(GetParam())};
+  }
+};
 
-std::vector<uint8_t> random_codes(int dim, int bits, uint32_t seed) {
+std::vector<uint8_t> random_codes(int n, int bits, uint32_t seed) {
   std::mt19937 engine(seed);
-  std::vector<uint8_t> codes(size_t(dim), 0);
+  std::vector<uint8_t> codes(size_t(n), 0);
   for (auto& code : codes) code = uint8_t(engine() % (1u << bits));
   return codes;
 }
 
-TEST_P(PackingOfWidth, CodesComeBackForEveryHeadSize) {
-  const int bits = GetParam();
-  for (int dim = 8; dim <= 256; dim += 8) {
-    const auto codes = random_codes(dim, bits, uint32_t(dim));
-    std::vector<uint8_t> packed(size_t(dim * bits / 8) + 1, 0xA5), back(codes.size());
-    pack_row(codes.data(), dim, bits, packed.data());
-    unpack_row(packed.data(), dim, bits, back.data());
-    EXPECT_EQ(back, codes) << dim;
-    EXPECT_EQ(packed.back(), 0xA5) << "wrote past a row of " << dim;
-  }
+std::vector<uint8_t> packed_codes(const TileShape& shape, const std::vector<uint8_t>& codes) {
+  std::vector<uint8_t> packed(code_bytes(shape), 0);
+  for (size_t i = 0; i < codes.size(); ++i)
+    write_code(shape, packed.data(), int(i) / shape.dim, int(i) % shape.dim, codes[i]);
+  return packed;
 }
 
-// With the test above: as many codes as bytes, and both ways are the identity, so packing is a
-// bijection.
-TEST_P(PackingOfWidth, EveryByteValueAtEveryPlaceComesBack) {
-  const int bits = GetParam(), dim = 16;
-  std::vector<uint8_t> codes(dim);
-  for (int place = 0; place < dim * bits / 8; ++place) {
-    for (int value = 0; value < 256; ++value) {
-      std::vector<uint8_t> packed(size_t(dim * bits / 8), 0x3C), again(packed.size());
-      packed[size_t(place)] = uint8_t(value);
-      unpack_row(packed.data(), dim, bits, codes.data());
-      EXPECT_LE(*std::max_element(codes.begin(), codes.end()), top_code(bits));
-      pack_row(codes.data(), dim, bits, again.data());
-      ASSERT_EQ(again, packed);
+// A grid of whole numbers: values are their codes.
+std::vector<SetFit> unit_grid(int dim) {
+  SetFit fit;
+  fit.code_step = 1;
+  fit.code_floor = 0;
+  return std::vector<SetFit>(size_t(dim), fit);
+}
+
+TEST_P(PackingOfWidth, EveryCodeComesBackFromItsPlace) {
+  for (const int dim : {8, 16, 24, 64, 80, 128, 256}) {
+    for (const int n : {1, 7, 16, 17, 128}) {
+      const TileShape tile = shape(n, dim);
+      const auto codes = random_codes(n * dim, bits, uint32_t(dim + n));
+      const auto packed = packed_codes(tile, codes);
+      for (int i = 0; i < n * dim; ++i)
+        ASSERT_EQ(read_code(tile, packed.data(), i / dim, i % dim), codes[size_t(i)]) << dim;
     }
   }
 }
 
-TEST_P(PackingOfWidth, NoCodeAltersItsNeighbour) {
-  const int bits = GetParam(), dim = 24;
-  const auto codes = random_codes(dim, bits, 99);
-  std::vector<uint8_t> packed(size_t(dim * bits / 8)), back(codes.size());
-  for (int c = 0; c < dim; ++c) {
-    for (const int value : {0, top_code(bits)}) {
-      auto changed = codes;
-      changed[size_t(c)] = uint8_t(value);
-      pack_row(changed.data(), dim, bits, packed.data());
-      unpack_row(packed.data(), dim, bits, back.data());
-      ASSERT_EQ(back, changed) << "channel " << c;
+// No two codes share a bit, and none is unused where rows and columns fill whole units.
+TEST_P(PackingOfWidth, EveryBitBelongsToOneCode) {
+  const TileShape tile = shape(32, 32);
+  std::vector<uint8_t> seen(code_bytes(tile), 0);
+  EXPECT_EQ(seen.size(), size_t(32 * 32 * bits / 8));
+  for (int i = 0; i < 32 * 32; ++i) {
+    std::vector<uint8_t> one(seen.size(), 0);
+    write_code(tile, one.data(), i / 32, i % 32, uint8_t(top_code(bits)));
+    for (size_t b = 0; b < one.size(); ++b) {
+      ASSERT_EQ(seen[b] & one[b], 0);
+      seen[b] |= one[b];
+    }
+  }
+  for (const uint8_t byte : seen) ASSERT_EQ(byte, 0xFF);
+}
+
+TEST_P(PackingOfWidth, EncodingWritesTheSameBytesAsTheReference) {
+  for (const int dim : {8, 24, 64, 128}) {
+    for (const int n : {1, 16, 33, 128}) {
+      const TileShape tile = shape(n, dim);
+      const auto codes = random_codes(n * dim, bits, uint32_t(3 * dim + n));
+      const std::vector<float> x(codes.begin(), codes.end());
+      std::vector<uint8_t> packed(code_bytes(tile) + 1, 0xA5);
+      encode_with(tile, unit_grid(dim), x.data(), packed.data());
+      EXPECT_EQ(packed.back(), 0xA5) << "wrote past a tile of " << n << " x " << dim;
+      packed.pop_back();
+      ASSERT_EQ(packed, packed_codes(tile, codes)) << n << " x " << dim;
     }
   }
 }
 
 TEST_P(PackingOfWidth, ValuesBeyondTheRangeClampAndLeaveNeighboursAlone) {
-  const int bits = GetParam();
-  SetFit fit;  // a grid that cannot reach the values
-  fit.code_step = 1;
-  fit.code_floor = 0;
-  const std::vector<SetFit> fits(16, fit);
   std::vector<float> x(16);
   for (size_t c = 0; c < 16; ++c) x[c] = c % 2 ? 1e6f : -1e6f;
-  std::vector<uint8_t> packed(size_t(16 * bits / 8)), codes(16);
-  encode_with({1, 16, bits, Axis::Channel, 0}, fits, x.data(), packed.data());
-  unpack_row(packed.data(), 16, bits, codes.data());
-  for (size_t c = 0; c < 16; ++c) EXPECT_EQ(codes[c], c % 2 ? top_code(bits) : 0);
+  const TileShape tile = shape(1, 16);
+  std::vector<uint8_t> packed(code_bytes(tile));
+  encode_with(tile, unit_grid(16), x.data(), packed.data());
+  for (int c = 0; c < 16; ++c)
+    EXPECT_EQ(read_code(tile, packed.data(), 0, c), c % 2 ? top_code(bits) : 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tile, PackingOfWidth, testing::Values(2, 3, 4, 8));
+INSTANTIATE_TEST_SUITE_P(Tile, PackingOfWidth,
+                         testing::Combine(testing::Values(2, 3, 4, 8),
+                                          testing::Values(Lanes::Tokens, Lanes::Channels)));
 
 TEST(Tile, BytesOfCodesAndParametersAreThoseOfTheHeader) {
   EXPECT_EQ(code_bytes({128, 64, 4, Axis::Channel, 0}), 4096u);
-  EXPECT_EQ(code_bytes({51, 128, 3, Axis::Cst, 0}), 51u * 48);
-  EXPECT_EQ(code_bytes({1, 24, 2, Axis::Token, 0}), 6u);
+  EXPECT_EQ(code_bytes({48, 128, 3, Axis::Cst, 0}), 48u * 48);
+  EXPECT_EQ(code_bytes({1, 24, 2, Axis::Token, 0}), 128u);                   // 16 rows, 32 columns
+  EXPECT_EQ(code_bytes({1, 24, 2, Axis::Token, 0, Lanes::Channels}), 128u);  // 32 rows, 16 columns
   EXPECT_EQ(code_bytes({2, 64, 16, Axis::Channel, 0}), 256u);
   EXPECT_EQ(n_sets({128, 64, 4, Axis::Channel, 0}), 64);
+  EXPECT_EQ(n_sets({128, 24, 4, Axis::Channel, 0}), 32);
   EXPECT_EQ(n_sets({128, 64, 4, Axis::Token, 0}), 128);
-  EXPECT_EQ(n_sets({128, 64, 4, Axis::Cst, 0}), 128);
+  EXPECT_EQ(n_sets({100, 64, 4, Axis::Cst, 0}), 112);
   EXPECT_EQ(n_sets({128, 64, 4, Axis::Group, 16}), 512);
   EXPECT_EQ(n_sets({128, 64, 16, Axis::Token, 0}), 0);
   EXPECT_EQ(n_sets({0, 64, 4, Axis::Channel, 0}), 0);
   EXPECT_EQ(param_bytes({128, 64, 4, Axis::Channel, 0}), 256u);
 }
 
-// Golden bytes: the layout that codec/tile.hpp states, written out by hand.
-TEST(Tile, PackedBytesAreThoseOfTheHeader) {
-  const std::vector<uint8_t> codes = {1, 2, 3, 0, 2, 1, 0, 3};
-  std::vector<uint8_t> packed(8);
-  pack_row(codes.data(), 8, 2, packed.data());
-  EXPECT_EQ(packed[0], 1 | 3 << 2 | 2 << 4 | 0 << 6);
-  EXPECT_EQ(packed[1], 2 | 0 << 2 | 1 << 4 | 3 << 6);
-  pack_row(codes.data(), 8, 4, packed.data());
-  EXPECT_EQ(packed[0], 1 | 2 << 4);
-  EXPECT_EQ(packed[3], 0 | 3 << 4);
-  const std::vector<uint8_t> wide = {7, 0, 4, 1, 2, 6, 3, 5};
-  pack_row(wide.data(), 8, 3, packed.data());
-  EXPECT_EQ(packed[0], 3 | 0 << 2 | 2 << 4 | 3 << 6);
-  EXPECT_EQ(packed[1], 0 | 1 << 2 | 2 << 4 | 1 << 6);
-  EXPECT_EQ(packed[2], 0b10100101);
+// Golden bytes of format 1 (docs/formats.md), written out by hand: 17 tokens of 16 channels, code =
+// (3 * token + channel) mod 2^bits, tokens in lanes.
+TEST(Tile, PackedBytesAreThoseOfTheFormat) {
+  const auto golden = [](int bits, Lanes lanes) {
+    const TileShape tile{17, 16, bits, Axis::Channel, 0, lanes};
+    std::vector<float> x(17 * 16);
+    for (int i = 0; i < 17 * 16; ++i) x[size_t(i)] = float((3 * (i / 16) + i % 16) % (1 << bits));
+    std::vector<uint8_t> packed(code_bytes(tile));
+    encode_with(tile, unit_grid(16), x.data(), packed.data());
+    return packed;
+  };
+  const auto tokens4 = golden(4, Lanes::Tokens);
+  ASSERT_EQ(tokens4.size(), 256u);  // 2 units of 2 steps
+  EXPECT_EQ(tokens4[0], 0x40);      // token 0, channels 0 and 4
+  EXPECT_EQ(tokens4[3], 0x73);      // token 0, channels 3 and 7
+  EXPECT_EQ(tokens4[4], 0x73);      // token 1, channels 0 and 4
+  EXPECT_EQ(tokens4[64], 0xC8);     // token 0, channels 8 and 12
+  EXPECT_EQ(tokens4[128], 0x40);    // token 16: 48 + channel
+  EXPECT_EQ(tokens4[132], 0x00);    // there is no token 17
+  const auto channels4 = golden(4, Lanes::Channels);
+  ASSERT_EQ(channels4.size(), 192u);       // 1 unit of 3 steps
+  EXPECT_EQ(channels4[0], 0xC0);           // channel 0, tokens 0 and 4
+  EXPECT_EQ(channels4[1], 0xF3);           // channel 0, tokens 1 and 5
+  EXPECT_EQ(channels4[4 * 15 + 0], 0xBF);  // channel 15, tokens 0 and 4
+  EXPECT_EQ(channels4[128], 0x00);         // channel 0, tokens 16 and none: 48 mod 16
+  EXPECT_EQ(channels4[132], 0x01);         // channel 1
+  const auto tokens2 = golden(2, Lanes::Tokens);
+  ASSERT_EQ(tokens2.size(), 128u);
+  EXPECT_EQ(tokens2[0], 0x00);  // channels 0, 4, 8, 12 of token 0: all 0
+  EXPECT_EQ(tokens2[1], 0x55);  // channels 1, 5, 9, 13: all 1
+  EXPECT_EQ(tokens2[4], 0xFF);  // token 1, channel 0 ..: all 3
+  const auto tokens3 = golden(3, Lanes::Tokens);
+  ASSERT_EQ(tokens3.size(), 384u);  // 2 units of one step, half of it filling
+  EXPECT_EQ(tokens3[0], 0x00);      // channels 0, 4, 8, 12 are 0, 4, 0, 4: low bits 0
+  EXPECT_EQ(tokens3[128], 0x0A);    // and their top bits 0, 1, 0, 1
+  EXPECT_EQ(tokens3[4], 0xFF);      // token 1: 3, 7, 3, 7
+  EXPECT_EQ(tokens3[132], 0x0A);
+  EXPECT_EQ(golden(8, Lanes::Tokens)[4], 3);
 }
 
 TEST(Tile, EmptyTilesNeedNothing) {

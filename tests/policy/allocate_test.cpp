@@ -18,21 +18,21 @@ TEST(Allocate, LowTierHasExactlyItsShareForEveryRatioAndLength) {
     for (int n = 1; n <= 300; ++n) {
       std::vector<float> scores(size_t(n), 0.0f);
       for (float& score : scores) score = float(engine() % 1000) / 999.0f;
-      const std::vector<uint8_t> tiers = allocate(scores, permille);
+      const std::vector<uint8_t> tiers = allocate(scores, high_share(n, permille));
       ASSERT_EQ(tiers.size(), size_t(n));
       const auto low = std::count(tiers.begin(), tiers.end(), 1);
       ASSERT_EQ(low, (1000 - permille) * n / 1000) << permille << " of " << n;
       ASSERT_EQ(std::count(tiers.begin(), tiers.end(), 0), n - low);
     }
   }
-  EXPECT_TRUE(allocate({}, 600).empty());
+  EXPECT_TRUE(allocate({}, 0).empty());
 }
 
 TEST(Allocate, TheLowestScoresGetTheLowTier) {
   std::mt19937 engine(2);
   std::vector<float> scores(128);
   for (float& score : scores) score = float(engine() % 40);  // many ties
-  const std::vector<uint8_t> tiers = allocate(scores, 600);
+  const std::vector<uint8_t> tiers = allocate(scores, high_share(int(scores.size()), 600));
   for (size_t a = 0; a < 128; ++a) {
     for (size_t b = 0; b < 128; ++b) {
       if (tiers[a] == 0 && tiers[b] == 1) {
@@ -44,13 +44,27 @@ TEST(Allocate, TheLowestScoresGetTheLowTier) {
 }
 
 TEST(Allocate, EqualScoresMakeTheNewestSalient) {
-  const std::vector<uint8_t> tiers = allocate(std::vector<float>(10, 0.5f), 600);
+  const std::vector<uint8_t> tiers = allocate(std::vector<float>(10, 0.5f), high_share(10, 600));
   EXPECT_EQ(tiers, (std::vector<uint8_t>{1, 1, 1, 1, 0, 0, 0, 0, 0, 0}));
 }
 
 TEST(Allocate, TokensWithoutEvidenceAreTheLastToBeDemoted) {
   std::vector<float> scores = {INFINITY, 0.1f, INFINITY, 0.3f, 0.2f};
-  EXPECT_EQ(allocate(scores, 400), (std::vector<uint8_t>{0, 1, 0, 1, 1}));
+  EXPECT_EQ(allocate(scores, 2), (std::vector<uint8_t>{0, 1, 0, 1, 1}));
+}
+
+TEST(Allocate, BlocksHoldTheShareInPortionsOf16) {
+  for (int permille = 0; permille <= 1000; permille += 25) {
+    int64_t high = 0;
+    for (uint64_t block = 0; block < 400; ++block) {
+      const int here = high_of_block(block, kBlockTokens, permille);
+      ASSERT_EQ(here % 16, 0);
+      high += here;
+      const double share = double(int64_t(block) + 1) * kBlockTokens * permille / 1000;
+      ASSERT_LE(std::fabs(double(high) - share), 8) << permille << " after " << block;
+    }
+  }
+  EXPECT_EQ(high_of_block(0, 60, 1000), 60);  // no more than there are
 }
 
 double rounded(double value, int decimals) {

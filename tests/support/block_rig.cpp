@@ -93,7 +93,7 @@ std::vector<float> BlockRig::packed_rows(int slot, SideId side, int head_index) 
     const TileView& view = packed.tiers[tier];
     tile.shape = view.shape;
     tile.params.assign(view.params, view.params + 2 * n_sets(view.shape));
-    if (view.factors) tile.factors.assign(view.factors, view.factors + dim);
+    if (view.factors) tile.factors.assign(view.factors, view.factors + padded_to(dim, kUnitRows));
     tile.packed.assign(view.codes, view.codes + code_bytes(view.shape));
     tile.decode_all();
     coded.insert(coded.end(), tile.values.begin(), tile.values.end());

@@ -4,26 +4,13 @@
 
 namespace zipcache::test {
 
-size_t CodedTile::set_of(int t, int c) const {
-  switch (shape.axis) {
-    case Axis::Channel:
-      return size_t(c);
-    case Axis::Group:
-      return size_t(t * (shape.dim / shape.group) + c / shape.group);
-    case Axis::Token:
-    case Axis::Cst:
-      break;
-  }
-  return size_t(t);
-}
-
-float CodedTile::step(int t, int c) const { return to_float(params[set_of(t, c)]); }
+float CodedTile::step(int t, int c) const { return to_float(params[size_t(set_of(shape, t, c))]); }
 float CodedTile::floor(int t, int c) const {
-  return to_float(params[params.size() / 2 + set_of(t, c)]);
+  return to_float(params[params.size() / 2 + size_t(set_of(shape, t, c))]);
 }
 
 void CodedTile::decode_all() {
-  const size_t dim = size_t(shape.dim), row_bytes = dim * size_t(shape.bits) / 8;
+  const size_t dim = size_t(shape.dim);
   codes.resize(size_t(shape.n_tokens) * dim);
   values.resize(codes.size());
   if (shape.bits == 16) {
@@ -32,19 +19,18 @@ void CodedTile::decode_all() {
     return;
   }
   for (int t = 0; t < shape.n_tokens; ++t) {
-    unpack_row(packed.data() + size_t(t) * row_bytes, shape.dim, shape.bits,
-               &codes[size_t(t) * dim]);
     for (int c = 0; c < shape.dim; ++c) {
       const size_t i = size_t(t) * dim + size_t(c);
+      codes[i] = read_code(shape, packed.data(), t, c);
       values[i] = decode(codes[i], to_half(step(t, c)), to_half(floor(t, c))) * factor(c);
     }
   }
 }
 
 CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis axis, int group,
-                    Fit fit, const std::vector<half>& factors) {
+                    Fit fit, const std::vector<half>& factors, Lanes lanes) {
   CodedTile tile;
-  tile.shape = {n, dim, bits, axis, axis == Axis::Group ? group : 0};
+  tile.shape = {n, dim, bits, axis, axis == Axis::Group ? group : 0, lanes};
   tile.packed.resize(code_bytes(tile.shape));
   tile.params.resize(2 * size_t(n_sets(tile.shape)));
   std::vector<float> scaled = x;
@@ -54,6 +40,7 @@ CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis 
       tile.factors.resize(size_t(dim));
       cst_factors(x.data(), n, dim, tile.factors.data());
     }
+    tile.factors.resize(size_t(padded_to(dim, kUnitRows)), half{0});
     for (size_t i = 0; i < x.size(); ++i) scaled[i] /= tile.factor(int(i % size_t(dim)));
   }
   encode_tile(tile.shape, fit, scaled.data(), tile.packed.data(), tile.params.data());

@@ -12,7 +12,7 @@ struct CodedTile {
   TileShape shape;
   std::vector<uint8_t> packed;
   std::vector<half> params;    // steps, then floors
-  std::vector<half> factors;   // [dim] of Axis::Cst, else empty
+  std::vector<half> factors;   // [dim, filled to 16] of Axis::Cst
   std::vector<uint8_t> codes;  // [n, dim], unpacked
   std::vector<float> values;   // [n, dim], decoded one by one
 
@@ -24,13 +24,11 @@ struct CodedTile {
   TileView view() const {
     return {shape, packed.data(), params.data(), factors.empty() ? nullptr : factors.data()};
   }
-
- private:
-  size_t set_of(int t, int c) const;
 };
 
 // `factors` keeps given channel factors (Axis::Cst) instead of computing them from x.
 CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis axis,
-                    int group = 32, Fit fit = Fit::Endpoint, const std::vector<half>& factors = {});
+                    int group = 32, Fit fit = Fit::Endpoint, const std::vector<half>& factors = {},
+                    Lanes lanes = Lanes::Tokens);
 
 }  // namespace zipcache::test
