@@ -17,5 +17,6 @@ void add_compare(CLI::App& program, Action& action);
 void add_inspect(CLI::App& program, Action& action);
 void add_policies(CLI::App& program, Action& action);
 void add_doctor(CLI::App& program, Action& action);
+void add_bench(CLI::App& program, Action& action);
 
 }  // namespace zipcache::cli

@@ -50,6 +50,7 @@ void set_up(CLI::App& program, Action& action) {
   add_inspect(program, action);
   add_policies(program, action);
   add_doctor(program, action);
+  add_bench(program, action);
 }
 
 void print_error(const std::string& message) {

@@ -139,6 +139,10 @@ class Cache {
   virtual Status read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                            uint16_t* rows) const = 0;
 
+  // The same rows as attention sees them, not rounded to 16 bits: [n_cells, n_heads * dim].
+  virtual Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
+                      float* rows) const = 0;
+
   // Rewrites the keys of all cells whose `shift` [n_cells] is not 0 through `rotate(head_rows, dim,
   // shift)`, in place; packed blocks are decoded, rotated and coded again with the same tiers.
   virtual Status rotate_keys(int layer, int stream, std::span<const int32_t> shift,

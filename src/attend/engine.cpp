@@ -37,6 +37,8 @@ class Engine final : public Cache {
                     const uint16_t* rows) override;
   Status read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                    uint16_t* rows) const override;
+  Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
+              float* rows) const override;
   Status rotate_keys(int layer, int stream, std::span<const int32_t> shift,
                      const std::function<void(float*, int32_t)>& rotate) override;
   Status attend(const Attention& step) override;
@@ -70,6 +72,7 @@ class Engine final : public Cache {
                     Fill&& fill);
   void free_block(int stream, int slot);
   Status compact(int stream, int slot);
+  std::vector<float> block_values(int layer, int stream, SideId side, int slot, int n_rows) const;
   std::vector<half> block_rows(int layer, int stream, SideId side, int slot, int n_rows) const;
   void mark_sinks(const Attention& step);
   std::vector<int> probes_of(const Attention& step) const;
@@ -148,20 +151,29 @@ void Engine::free_block(int stream, int slot) {
   logs_[size_t(stream)].free_slot(slot);
 }
 
-// Rows of a block as 16-bit numbers, token by token: [n_rows, n_heads * dim].
-std::vector<half> Engine::block_rows(int layer, int stream, SideId side, int slot,
-                                     int n_rows) const {
+// Rows of a block, token by token: [n_rows, n_heads * dim].
+std::vector<float> Engine::block_values(int layer, int stream, SideId side, int slot,
+                                        int n_rows) const {
   const int n_heads = shape_.layers[size_t(layer)].n_heads, width = dim(layer, side);
-  std::vector<half> rows(size_t(n_rows) * size_t(n_heads) * size_t(width));
+  std::vector<float> rows(size_t(n_rows) * size_t(n_heads) * size_t(width));
   std::vector<float> head_rows(size_t(kBlockTokens) * size_t(width));
   for (int head = 0; head < n_heads; ++head) {
     decode_rows(store(layer, stream), slot, side, head, n_rows, head_rows.data());
     for (int t = 0; t < n_rows; ++t) {
-      half* out = &rows[(size_t(t) * size_t(n_heads) + size_t(head)) * size_t(width)];
-      for (int c = 0; c < width; ++c)
-        out[c] = to_half(std::clamp(head_rows[size_t(t * width + c)], -kHalfMax, kHalfMax));
+      std::copy_n(&head_rows[size_t(t * width)], width,
+                  &rows[(size_t(t) * size_t(n_heads) + size_t(head)) * size_t(width)]);
     }
   }
+  return rows;
+}
+
+// The same as 16-bit numbers.
+std::vector<half> Engine::block_rows(int layer, int stream, SideId side, int slot,
+                                     int n_rows) const {
+  const std::vector<float> values = block_values(layer, stream, side, slot, n_rows);
+  std::vector<half> rows(values.size());
+  for (size_t i = 0; i < values.size(); ++i)
+    rows[i] = to_half(std::clamp(values[i], -kHalfMax, kHalfMax));
   return rows;
 }
 
@@ -306,8 +318,8 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
   });
 }
 
-Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
-                         uint16_t* rows) const {
+Status Engine::read(int layer, int stream, SideId side, int first_cell, int n_cells,
+                    float* rows) const {
   ZC_TRY(check_place("read", layer, stream));
   if (first_cell < 0 || n_cells < 0 || first_cell > shape_.n_cells - n_cells) {
     return {Code::BadArgument, fmt::format("read: cells {} to {}, expected 0 to {}", first_cell,
@@ -315,19 +327,30 @@ Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int
   }
   const StreamLog& log = logs_[size_t(stream)];
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
-  std::vector<half> block;
+  std::vector<float> block;
   int decoded = -1;
   for (int i = 0; i < n_cells; ++i) {
     const RowId id = log.find(first_cell + i);
     if (id.slot < 0) {
-      std::fill_n(rows + size_t(i) * width, width, half{0});
+      std::fill_n(rows + size_t(i) * width, width, 0.0f);
       continue;
     }
     if (id.slot != decoded)
-      block = block_rows(layer, stream, side, id.slot, log.block(id.slot).n_rows);
+      block = block_values(layer, stream, side, id.slot, log.block(id.slot).n_rows);
     decoded = id.slot;
     std::copy_n(&block[size_t(id.row) * width], width, rows + size_t(i) * width);
   }
+  return ok();
+}
+
+Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
+                         uint16_t* rows) const {
+  ZC_TRY(check_place("read", layer, stream));
+  const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
+  std::vector<float> values(size_t(std::max(n_cells, 0)) * width);
+  ZC_TRY(read(layer, stream, side, first_cell, n_cells, values.data()));
+  for (size_t i = 0; i < values.size(); ++i)
+    rows[i] = to_half(std::clamp(values[i], -kHalfMax, kHalfMax));
   return ok();
 }
 

@@ -5,8 +5,9 @@
 
 namespace zipcache {
 namespace {
-#include "codec/kernels_body.inc"
 #include "codec/lanes_avx2.inc"
+// The primitives come first.
+#include "codec/kernels_body.inc"
 }  // namespace
 
 extern const Kernels kKernelsAvx2;

@@ -6,8 +6,9 @@
 #define ZC_VNNI
 namespace zipcache {
 namespace {
-#include "codec/kernels_body.inc"
 #include "codec/lanes_avx2.inc"
+// The primitives come first.
+#include "codec/kernels_body.inc"
 }  // namespace
 
 extern const Kernels kKernelsAvxVnni;

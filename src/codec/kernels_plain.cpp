@@ -3,8 +3,9 @@
 
 namespace zipcache {
 namespace {
-#include "codec/kernels_body.inc"
 #include "codec/lanes_plain.inc"
+// The primitives come first.
+#include "codec/kernels_body.inc"
 }  // namespace
 
 extern const Kernels kKernelsPlain;
