@@ -23,7 +23,7 @@ def main():
     nm, objects = sys.argv[1], sys.argv[2:]
     stems = {pathlib.Path(path).name.split(".")[0] for path in objects}
     faults = []
-    for needed in ("kernels_plain", "kernels_avx2", "kernels_avx512"):
+    for needed in ("kernels_plain", "kernels_avx2", "kernels_avxvnni", "kernels_avx512"):
         if needed not in stems:
             faults.append(f"object of {needed} was not given; found {sorted(stems)}")
     for path in objects:
