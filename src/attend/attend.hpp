@@ -1,8 +1,8 @@
-// Attention of one layer's queries over raw and packed blocks. Few query rows of a KV head multiply
-// codes as they are stored, parameters folded into the query and the probabilities; many work on a
-// block expanded into a tile that stays in cache. Softmax is online in both.
+// Attention of one layer's queries over raw and packed blocks, and the scores that probe rows give.
+// Softmax is online: blocks may be split over threads in any way.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "cache/layer_store.hpp"
@@ -10,18 +10,29 @@
 
 namespace zipcache {
 
-// What the policy's precision comes to with a kernel set.
-Precision precision_in_use(const Policy& policy, const Kernels& kernels);
+struct Workspace;
 
-// Computes step.out and, for scoring, log_mass [n_queries, n_heads]: the log of each row's softmax
-// sum. Rows that see nothing give zeros. Aborted when the caller's poll says so.
-Status attend_blocks(const Attention& step, const StreamLog& log, const LayerStore& store,
-                     const Kernels& kernels, std::vector<float>& log_mass);
+// Attention over blocks, with the working memory that it keeps from one operation to the next.
+// Not thread-safe; an operation runs on the threads that its step names.
+class Attender {
+ public:
+  explicit Attender(const Kernels& kernels);
+  ~Attender();
 
-// Adds the attention that the step's probe rows gave to raw rows (paper, Eq. 8 and 9), and what
-// could see them. `probes` are query rows, ascending; a row that stands twice counts twice.
-void score_raw_blocks(const Attention& step, const StreamLog& log, LayerStore& store,
-                      const Kernels& kernels, const std::vector<int>& probes,
-                      const std::vector<float>& log_mass);
+  // Computes step.out. Rows that see nothing give zeros. With `keep_log_mass` the log of each row's
+  // softmax sum is kept for score(). Aborted when the caller's poll says so.
+  Status attend(const Attention& step, const StreamLog& log, const LayerStore& store,
+                bool keep_log_mass);
+
+  // Adds the attention that the step's probe rows gave to raw rows (paper, Eq. 8 and 9), and what
+  // could see them, after an attend() of the same step that kept the log mass. `probes` are query
+  // rows, ascending; a row that stands twice counts twice.
+  void score(const Attention& step, const StreamLog& log, LayerStore& store,
+             const std::vector<int>& probes);
+
+ private:
+  const Kernels& kernels_;
+  std::unique_ptr<Workspace> space_;
+};
 
 }  // namespace zipcache

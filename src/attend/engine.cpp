@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "attend/attend.hpp"
+#include "attend/block_attention.hpp"
 #include "attend/mask.hpp"
 #include "cache/pack.hpp"
 #include "codec/kernels.hpp"
@@ -27,7 +28,10 @@ uint64_t live_coded_rows(const LogBlock& block, const StoredBlock& stored) {
 class Engine final : public Cache {
  public:
   Engine(CacheShape shape, Policy policy, const Kernels& kernels)
-      : shape_(std::move(shape)), policy_(std::move(policy)), kernels_(kernels) {}
+      : shape_(std::move(shape)),
+        policy_(std::move(policy)),
+        kernels_(kernels),
+        attender_(kernels) {}
 
   Status open();
 
@@ -82,6 +86,7 @@ class Engine final : public Cache {
   CacheShape shape_;
   Policy policy_;
   const Kernels& kernels_;
+  Attender attender_;
   Arena arena_;
   std::vector<StreamLog> logs_;                      // [n_streams]
   std::vector<std::unique_ptr<LayerStore>> stores_;  // [n_streams, n_layers]
@@ -455,7 +460,7 @@ Status Engine::check_step(const Attention& step) const {
 // The first tokens of a sequence: query rows that see no more cells than there are sinks.
 void Engine::mark_sinks(const Attention& step) {
   StreamLog& log = logs_[size_t(step.stream)];
-  const std::vector<RowId> rows = log.step_rows();
+  const std::vector<RowId>& rows = log.step_rows();
   const int limit = policy_.window.sinks + 1;
   if (limit == 1 || rows.size() != size_t(step.n_queries)) return;
   for (int q = 0; q < step.n_queries; ++q) {
@@ -514,11 +519,10 @@ Status Engine::attend(const Attention& step) {
   mark_sinks(step);
   const StreamLog& log = logs_[size_t(step.stream)];
   LayerStore& target = store(step.layer, step.stream);
-  std::vector<float> log_mass;
-  ZC_TRY(attend_blocks(step, log, target, kernels_, log_mass));
-  if (target.packed.policy().needs_scores()) {
-    score_raw_blocks(step, log, target, kernels_, probes_of(step), log_mass);
-  }
+  const bool scored = target.packed.policy().needs_scores();
+  const std::vector<int> probes = scored ? probes_of(step) : std::vector<int>{};
+  ZC_TRY(attender_.attend(step, log, target, !probes.empty()));
+  if (scored) attender_.score(step, log, target, probes);
   if (policy_.cadence == Cadence::Stream || decode_step) ZC_TRY(pack_due(step, false));
   return ok();
 }

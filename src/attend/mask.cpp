@@ -33,17 +33,18 @@ Visible mask_tile(const Attention& step, const LogBlock& block, int first_query,
 
 Visible view_of(const Attention& step, const LogBlock& block, int first_query, int n_queries) {
   const int32_t first = block.cells[0];
-  int apart = 0;
-  for (int i = 0; i < block.n_rows; ++i) apart |= block.cells[size_t(i)] - first - i;
-  if (apart != 0 || first < 0 || first + block.n_rows > step.n_cells) return Visible::Some;
+  if (!block.consecutive || first + block.n_rows > step.n_cells) return Visible::Some;
   if (!step.mask) return Visible::All;
   unsigned any_set = 0, any_seen = 0;
   for (int q = 0; q < n_queries; ++q) {
     const half* mask = step.mask + (first_query + q) * step.mask_stride + first;
+    half set = 0, seen = 0;
     for (int i = 0; i < block.n_rows; ++i) {
-      any_set |= mask[i];
-      any_seen |= unsigned(mask[i] ^ kHalfNegInf);
+      set |= mask[i];
+      seen |= half(mask[i] ^ kHalfNegInf);
     }
+    any_set |= set, any_seen |= seen;
+    if (any_set && any_seen) return Visible::Some;
   }
   return any_set == 0 ? Visible::All : any_seen == 0 ? Visible::None : Visible::Some;
 }

@@ -29,6 +29,12 @@ struct Partial {
   float* row(int r) { return out.data() + size_t(r) * size_t(dim); }
   const float* row(int r) const { return out.data() + size_t(r) * size_t(dim); }
 
+  // Multiplies what a row has summed.
+  void rescale(int r, float factor) {
+    if (factor == 1.0f) return;
+    for (int c = 0; c < dim; ++c) row(r)[c] *= factor;
+  }
+
   // Raises a row's peak to at least `score` and rescales what was summed.
   void raise(int r, float score) {
     float& top = peak[size_t(r)];
@@ -36,7 +42,7 @@ struct Partial {
     if (mass[size_t(r)] > 0) {
       const float factor = std::exp(top - score);
       mass[size_t(r)] *= factor;
-      for (int c = 0; c < dim; ++c) row(r)[c] *= factor;
+      rescale(r, factor);
     }
     top = score;
   }

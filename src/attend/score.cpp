@@ -3,81 +3,105 @@
 #include <numeric>
 
 #include "attend/attend.hpp"
-#include "attend/scores.hpp"
+#include "attend/workspace.hpp"
 #include "base/parallel.hpp"
 
 namespace zipcache {
 namespace {
 
-// Adds one probe's attention to `sums` [n], given the log of each of its rows' softmax sums.
-void add_probe(const Attention& step, const QueryTile& probe, const Kernels& kernels,
-               Visible visible, const std::vector<float>& bias, const half* keys, int n,
-               const float* log_mass, std::vector<float>& scratch, std::vector<float>& scores,
-               float* sums) {
-  scores.resize(size_t(probe.group) * size_t(n));
-  half_scores(kernels, probe, keys, n, scratch, scores.data());
-  finish_scores(step, probe, visible, bias.data(), n, scores.data());
-  for (int h = 0; h < probe.group; ++h) {
-    float* row = scores.data() + h * n;
-    // Minus the log of the sum instead of the peak: exp gives the probability itself.
-    kernels.exp_row(row, n, log_mass[probe.first_head + h]);
-    for (int i = 0; i < n; ++i) sums[i] += row[i];
-  }
-}
+// Adds the attention of all probe rows of one KV head to the tokens of one raw block.
+class ProbePass {
+ public:
+  ProbePass(const Attention& step, const StreamLog& log, const LayerStore& store,
+            const Kernels& kernels, const std::vector<int>& probes, const float* log_mass)
+      : step_(step),
+        log_(log),
+        store_(store),
+        kernels_(kernels),
+        probes_(probes),
+        log_mass_(log_mass),
+        group_(step.n_heads / store.raw.shape.n_heads) {}
 
-void score_head(const Attention& step, const StreamLog& log, LayerStore& store,
-                const Kernels& kernels, const std::vector<int>& probes,
-                const std::vector<float>& log_mass, int head) {
-  const LayerShape& shape = store.raw.shape;
-  const int group = step.n_heads / shape.n_heads;
-  std::vector<QueryTile> tiles;
-  for (const int row : probes)
-    tiles.push_back(gather_queries(step, row, 1, head, group, shape.k_dim, false));
-  std::vector<float> bias(kBlockTokens), scratch, scores;
-  uint8_t order[kBlockTokens];
-  std::iota(order, order + kBlockTokens, uint8_t{0});
-  for (const int slot : log.order()) {
-    uint8_t* raw = store.block(slot).raw;
-    if (!raw) continue;
-    const LogBlock& block = log.block(slot);
-    for (const QueryTile& probe : tiles) {
-      Visible visible = view_of(step, block, probe.first_query, 1);
-      if (visible == Visible::Some)
-        visible = mask_tile(step, block, probe.first_query, 1, order, block.n_rows, bias.data());
-      if (visible == Visible::None) continue;
-      add_probe(step, probe, kernels, visible, bias, store.raw.k(raw, head), block.n_rows,
-                &log_mass[size_t(probe.first_query) * size_t(step.n_heads)], scratch, scores,
-                store.raw.sums(raw, head));
+  void score(int slot, int head, Scratch& scratch) const {
+    const LogBlock& block = log_.block(slot);
+    const int n = block.n_rows, ld = padded_to(n, kUnitRows);
+    uint8_t* raw = store_.block(slot).raw;
+    gather(head, scratch.queries);
+    scratch.scores.resize(size_t(scratch.queries.n_rows()) * size_t(ld));
+    half_scores(kernels_, scratch.queries, store_.raw.k(raw, head), n, scratch.turned,
+                scratch.scores.data(), ld);
+    for (size_t i = 0; i < probes_.size(); ++i) {
+      float* scores = scratch.scores.data() + ptrdiff_t(i) * group_ * ld;
+      add_probe(probes_[i], head, block, scores, ld, scratch.bias, store_.raw.sums(raw, head));
     }
   }
-}
+
+ private:
+  // Query rows of all probes, one behind the other.
+  void gather(int head, QueryTile& tile) const {
+    gather_queries(step_, probes_, head, group_, store_.raw.shape.k_dim, false, tile);
+  }
+
+  void add_probe(int query, int head, const LogBlock& block, float* scores, int ld,
+                 std::vector<float>& bias, float* sums) const {
+    const int n = block.n_rows;
+    Visible visible = view_of(step_, block, query, 1);
+    if (visible == Visible::Some) {
+      uint8_t order[kBlockTokens];
+      std::iota(order, order + n, uint8_t{0});
+      bias.resize(kBlockTokens);
+      visible = mask_tile(step_, block, query, 1, order, n, bias.data());
+    }
+    if (visible == Visible::None) return;
+    finish_scores(step_, head * group_, group_, 1, visible, bias.data(), n, scores, ld);
+    for (int h = 0; h < group_; ++h) {
+      float* row = scores + h * ld;
+      // Minus the log of the sum instead of the peak: exp gives the probability itself.
+      kernels_.exp_row(row, n, log_mass_[query * step_.n_heads + head * group_ + h]);
+      for (int i = 0; i < n; ++i) sums[i] += row[i];
+    }
+  }
+
+  const Attention& step_;
+  const StreamLog& log_;
+  const LayerStore& store_;
+  const Kernels& kernels_;
+  const std::vector<int>& probes_;
+  const float* log_mass_;
+  const int group_;
+};
 
 // Counts of probe rows, and of all rows where the policy divides by them, that could see each raw
 // row.
-void count_views(const Attention& step, const StreamLog& log, LayerStore& store,
-                 const std::vector<int>& probes) {
-  const bool all_rows = store.packed.policy().saliency.norm == Norm::FullCausal;
-  for (const int slot : log.order()) {
-    uint8_t* raw = store.block(slot).raw;
-    if (!raw) continue;
-    const LogBlock& block = log.block(slot);
-    for (int row = 0; row < block.n_rows; ++row) {
-      const int32_t cell = block.cells[size_t(row)];
-      for (const int probe : probes) store.raw.probes_seen(raw)[row] += sees(step, probe, cell);
-      for (int q = 0; all_rows && q < step.n_queries; ++q)
-        store.raw.rows_seen(raw)[row] += sees(step, q, cell);
-    }
+void count_views(const Attention& step, const LogBlock& block, const RawLayout& layout,
+                 uint8_t* raw, const std::vector<int>& probes, bool all_rows) {
+  for (int row = 0; row < block.n_rows; ++row) {
+    const int32_t cell = block.cells[size_t(row)];
+    for (const int probe : probes) layout.probes_seen(raw)[row] += sees(step, probe, cell);
+    for (int q = 0; all_rows && q < step.n_queries; ++q)
+      layout.rows_seen(raw)[row] += sees(step, q, cell);
   }
 }
 
 }  // namespace
 
-void score_raw_blocks(const Attention& step, const StreamLog& log, LayerStore& store,
-                      const Kernels& kernels, const std::vector<int>& probes,
-                      const std::vector<float>& log_mass) {
-  parallel_for(step.n_threads, store.raw.shape.n_heads,
-               [&](int head) { score_head(step, log, store, kernels, probes, log_mass, head); });
-  count_views(step, log, store, probes);
+void Attender::score(const Attention& step, const StreamLog& log, LayerStore& store,
+                     const std::vector<int>& probes) {
+  const bool all_rows = store.packed.policy().saliency.norm == Norm::FullCausal;
+  if (probes.empty() && !all_rows) return;
+  std::vector<int> slots;
+  for (const int slot : log.order()) {
+    if (store.block(slot).raw) slots.push_back(slot);
+  }
+  const ProbePass pass(step, log, store, kernels_, probes, space_->log_mass.data());
+  const int n_heads = store.raw.shape.n_heads;
+  space_->begin(step.n_threads);
+  parallel_for(step.n_threads, int(slots.size()) * n_heads, [&](int task, int worker) {
+    const int slot = slots[size_t(task / n_heads)];
+    if (!probes.empty()) pass.score(slot, task % n_heads, space_->scratch[size_t(worker)]);
+    if (task % n_heads > 0) return;
+    count_views(step, log.block(slot), store.raw, store.block(slot).raw, probes, all_rows);
+  });
 }
 
 }  // namespace zipcache

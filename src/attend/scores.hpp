@@ -2,6 +2,7 @@
 // and by the probe pass.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "attend/mask.hpp"
@@ -14,7 +15,7 @@ inline constexpr int kDecodeRows = 16;
 
 // Query rows of one KV head: rows are query-major, row = query * group + head inside the group.
 struct QueryTile {
-  int first_query = 0;
+  int first_query = 0;  // of queries that follow one another
   int n_queries = 0;
   int first_head = 0;  // first query head of the group
   int group = 1;       // query heads per KV head
@@ -27,16 +28,18 @@ struct QueryTile {
   const float* for_packed() const { return rotated.empty() ? rows.data() : rotated.data(); }
 };
 
-// Gathers and scales the queries; `rotate` also prepares them for rotated keys.
-QueryTile gather_queries(const Attention& step, int first_query, int n_queries, int kv_head,
-                         int group, int dim, bool rotate);
+// Gathers and scales the rows of `queries`, which follow one another unless the caller keeps them
+// apart, into `tile`; `rotate` also prepares them for rotated keys.
+void gather_queries(const Attention& step, std::span<const int> queries, int kv_head, int group,
+                    int dim, bool rotate, QueryTile& tile);
 
-// Scores [n_rows, n] of the queries against 16-bit keys [n, dim]; `scratch` is reused memory.
+// Scores [n_rows, n of ld] of the queries against 16-bit keys [n, dim]; `scratch` is reused memory.
 void half_scores(const Kernels& kernels, const QueryTile& queries, const half* keys, int n,
-                 std::vector<float>& scratch, float* scores);
+                 std::vector<float>& scratch, float* scores, int ld);
 
-// Soft cap, then slope * bias (bias [n_queries, n], unused when visible is All).
-void finish_scores(const Attention& step, const QueryTile& tile, Visible visible, const float* bias,
-                   int n, float* scores);
+// Soft cap, then slope * bias (bias [n_queries, n], unused when visible is All), on scores
+// [n_queries * group, n of ld] of the query heads from first_head on.
+void finish_scores(const Attention& step, int first_head, int group, int n_queries, Visible visible,
+                   const float* bias, int n, float* scores, int ld);
 
 }  // namespace zipcache

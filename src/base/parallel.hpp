@@ -6,8 +6,9 @@
 
 namespace zipcache {
 
-// Calls task(0) .. task(n_tasks - 1), in any order, on at most `n_threads` threads; returns when
-// all are done. Tasks must not throw.
-void parallel_for(int n_threads, int n_tasks, const std::function<void(int)>& task);
+// Calls run(task, worker) for task 0 .. n_tasks - 1, in any order, on at most `n_threads` threads;
+// returns when all are done. A worker, 0 .. n_threads - 1, runs one task at a time, so that it can
+// own working memory. Tasks must not throw.
+void parallel_for(int n_threads, int n_tasks, const std::function<void(int task, int worker)>& run);
 
 }  // namespace zipcache

@@ -80,6 +80,10 @@ class PackedLayout {
   // Writes the head of the block, after which head() finds its way.
   void begin(uint8_t* block, std::span<const int> n_high, int n_coded, int n_sinks,
              bool shared) const;
+  // First byte of a head's own parts.
+  const uint8_t* head_start(const uint8_t* block, int head) const {
+    return block + reinterpret_cast<const uint32_t*>(block)[head];
+  }
   // `shared_set` is the piece of shared parameters, or null.
   PackedHead head(uint8_t* block, int head, int n_coded, int n_sinks, uint8_t* shared_set) const;
 

@@ -69,6 +69,7 @@ RowId StreamLog::append(int64_t cell) {
   LogBlock& block = blocks_[size_t(slot)];
   const RowId id{slot, block.n_rows};
   block.cells[size_t(id.row)] = int32_t(cell);
+  block.consecutive &= block.cells[0] + id.row == int32_t(cell);
   ++block.n_rows;
   ++block.n_live;
   ++appended_;
@@ -80,6 +81,7 @@ RowId StreamLog::append(int64_t cell) {
 void StreamLog::kill(RowId id) {
   LogBlock& block = blocks_[size_t(id.slot)];
   block.cells[size_t(id.row)] = -1;
+  block.consecutive = false;
   --block.n_live;
   --rows_live_;
   ++rows_dead_;

@@ -32,6 +32,7 @@ struct LogBlock {
   uint64_t sealed_in = 0;                   // step in which a layer first packed it, 0 while open
   std::array<int32_t, kBlockTokens> cells;  // cell of each row, -1 when dead
   BlockBits sinks;                          // rows that stay 16-bit when the block is packed
+  bool consecutive = true;                  // row i holds cell cells[0] + i
 };
 
 class StreamLog {

@@ -311,7 +311,7 @@ Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerS
   SharedSet set;
   ZC_TRY(take_storage(job, store, arena, plans, set));
   parallel_for(job.n_threads, store.raw.shape.n_heads,
-               [&](int head) { encode_head(store, plans, head, set.piece); });
+               [&](int head, int) { encode_head(store, plans, head, set.piece); });
   const int shared = job.shared ? store.add_shared(set) : -1;
   for (Plan& plan : plans) {
     plan.result.shared = shared;

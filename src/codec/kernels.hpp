@@ -38,7 +38,7 @@ enum class Weighting : uint8_t {
 struct FoldedRow {
   alignas(64) uint32_t words[kMaxColumns / 2];
   float scale, constant;
-  float sum;  // of x times the column factors
+  float sum;  // of x times the column factors, where rows have floors
 };
 
 // Sets of values in 16 lanes: value i of lane l is x[i * stride + l].
@@ -67,11 +67,14 @@ struct Kernels {
 
   // out[column * ld + row] = decoded value, rows filled.
   void (*expand)(const CodePart& part, float* out, int ld);
-  // Folds x [n_columns], filled with zeros.
-  void (*fold)(const CodePart& part, Weighting weighting, const float* x, FoldedRow& row);
+  // Folds n <= kMaxRows rows x [n, ldx], each filled with zeros.
+  void (*fold)(const CodePart& part, Weighting weighting, const float* x, int ldx, int n,
+               FoldedRow* rows);
   // out[r * ld + row] (+)= sum over columns of x_r * decoded value, rows filled; n <= kMaxRows.
+  // Memory is asked for ahead of its use: `next` is what will be read after the part's codes, null
+  // for the bytes behind them.
   void (*products)(const CodePart& part, Weighting weighting, const FoldedRow* rows, int n,
-                   float* out, int ld, bool add);
+                   float* out, int ld, bool add, const uint8_t* next);
   // out [n_a, n] = a [n_a, dim] times the transpose of b [n, dim]; dim a multiple of 8.
   void (*half_dots)(int n_a, int n, int dim, const float* a, int lda, const half* b, float* out,
                     int ld);
@@ -86,8 +89,12 @@ struct Kernels {
                int ldc, bool add);
   // row [n] = exp(row - peak), -inf giving 0; returns the sum.
   float (*exp_row)(float* row, int n, float peak);
-  // Largest of row [n], -inf for none.
-  float (*max_row)(const float* row, int n);
+  // One step of an online softmax: n_rows rows of scores [n_rows, ld], n a multiple of 16, become
+  // exp(score - peak), -inf giving 0. First each peak is raised to its row's largest score;
+  // rescale[r] is what sums over earlier scores have to be multiplied with, and mass[r] is, before
+  // the row's sum is added to it.
+  void (*softmax)(float* scores, int n_rows, int n, int ld, float* peak, float* mass,
+                  float* rescale);
   void (*search_sets)(const SetSearchArgs& sets, SetSearch& found);
   // ORs the codes into zeroed units of 16 rows, `unit_bytes` apart.
   void (*encode)(const EncodeArgs& values, uint8_t* codes, size_t unit_bytes);

@@ -69,7 +69,7 @@ TEST(Parallel, EveryTaskRunsOnce) {
   for (const int threads : {0, 1, 2, 5}) {
     for (const int tasks : {0, 1, 2, 3, 100}) {
       std::vector<std::atomic<int>> runs(size_t(tasks) + 1);
-      parallel_for(threads, tasks, [&](int i) { ++runs[size_t(i)]; });
+      parallel_for(threads, tasks, [&](int i, int) { ++runs[size_t(i)]; });
       for (int i = 0; i < tasks; ++i) EXPECT_EQ(runs[size_t(i)], 1);
     }
   }

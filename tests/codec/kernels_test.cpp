@@ -145,11 +145,10 @@ TEST_P(KernelSet, ProductsOfCodesEqualTheSumOfProducts) {
         std::vector<FoldedRow> folded(kMaxRows);
         for (int i = 0; i < n_parts(shape); ++i) {
           const PlacedPart placed = part_of(tile.view(), i);
-          for (int r = 0; r < n; ++r)
-            kernels.fold(placed.part, weighting, &x[size_t(r * ldx + placed.first_column)],
-                         folded[size_t(r)]);
+          kernels.fold(placed.part, weighting, &x[size_t(placed.first_column)], ldx, n,
+                       folded.data());
           kernels.products(placed.part, weighting, folded.data(), n, &out[size_t(placed.first_row)],
-                           ld, placed.first_column > 0);
+                           ld, placed.first_column > 0, nullptr);
         }
         ASSERT_EQ(out.back(), -7.0f);
         for (int r = 0; r < n; ++r) {
@@ -259,15 +258,6 @@ TEST_P(KernelSet, EncodeWritesTheCodesOfTheReferenceBitForBit) {
   }
 }
 
-TEST_P(KernelSet, MaxRowIsTheLargest) {
-  for (const int n : kSizes) {
-    auto row = test::random_rows(1, n + 1, 8);
-    row[size_t(n)] = 1e9f;  // beyond the row
-    const float expected = n == 0 ? -INFINITY : *std::max_element(row.begin(), row.begin() + n);
-    EXPECT_EQ(kernels.max_row(row.data(), n), expected);
-  }
-}
-
 // A sum of k products of floats, in any order, is off by at most k * 2^-24 of the sum of their
 // sizes.
 double product_error(double size, int k) { return double(k + 1) * 0x1p-24 * size; }
@@ -315,9 +305,10 @@ TEST_P(KernelSet, ExpRowIsAccurateOverItsRangeAndSumsItself) {
       const double x = double(in[size_t(i)]) - 2.5;
       const double expected = x < -87 ? 0.0 : std::exp(x);
       expected_sum += expected;
-      // The header states 3e-7 for the polynomial; rounding row - peak to float moves x by |x| *
-      // 2^-24.
-      ASSERT_NEAR(row[size_t(i)], expected, expected * (3e-7 + std::fabs(x) * 0x1p-24) + 1.7e-38)
+      // 2e-7 for the polynomial; row - peak and its product with log2(e) are rounded, which moves x
+      // by |x| * 2^-24 each, and so is log2(e) itself, by less than a quarter of that.
+      ASSERT_NEAR(row[size_t(i)], expected,
+                  expected * (2e-7 + 2.25 * std::fabs(x) * 0x1p-24) + 1.7e-38)
           << x;
     }
     ASSERT_EQ(row[size_t(n)], in[size_t(n)]);
@@ -331,6 +322,62 @@ TEST_P(KernelSet, ExpRowGivesZeroWhereHiddenAndOneAtThePeak) {
   row[32] = -1e30f;
   EXPECT_EQ(kernels.exp_row(row.data(), 33, 1e4f), 1.0f);
   for (size_t i = 0; i < 33; ++i) EXPECT_EQ(row[i], i == 20 ? 1.0f : 0.0f);
+}
+
+// Two steps of an online softmax over scores with hidden columns, against one in double precision.
+TEST_P(KernelSet, SoftmaxStepsAddUpToOneSoftmax) {
+  for (const int n : {16, 48, 144}) {
+    for (const int rows : {1, 2, 3, 4, 5, 16}) {
+      const int ld = n + 16;
+      const auto first = test::random_rows(rows, ld, 1), second = test::random_rows(rows, ld, 2);
+      std::vector<float> peak(size_t(rows), -INFINITY), mass(size_t(rows), 0.0f);
+      std::vector<float> rescale(size_t(rows), -7.0f);
+      std::vector<double> sums(size_t(rows), 0.0);  // of probability times column number
+      for (const auto* step : {&first, &second}) {
+        auto scores = *step;
+        for (int r = 0; r < rows; ++r) scores[size_t(r * ld + 3)] = -INFINITY;
+        kernels.softmax(scores.data(), rows, n, ld, peak.data(), mass.data(), rescale.data());
+        for (int r = 0; r < rows; ++r) {
+          sums[size_t(r)] *= rescale[size_t(r)];
+          for (int i = 0; i < n; ++i) sums[size_t(r)] += scores[size_t(r * ld + i)] * double(i);
+          ASSERT_EQ(scores[size_t(r * ld + 3)], 0.0f);
+          ASSERT_EQ(scores[size_t(r * ld + n)], (*step)[size_t(r * ld + n)]) << "beyond the row";
+        }
+      }
+      for (int r = 0; r < rows; ++r) {
+        double top = -INFINITY, total = 0, sum = 0;
+        for (const bool find : {true, false}) {
+          for (const auto* step : {&first, &second}) {
+            for (int i = 0; i < n; ++i) {
+              if (i == 3) continue;
+              const double score = (*step)[size_t(r * ld + i)];
+              if (find)
+                top = std::max(top, score);
+              else
+                total += std::exp(score - top), sum += std::exp(score - top) * i;
+            }
+          }
+        }
+        ASSERT_EQ(peak[size_t(r)], float(top));
+        ASSERT_NEAR(mass[size_t(r)], total, total * 1e-5);
+        ASSERT_NEAR(sums[size_t(r)], sum, sum * 1e-5);
+      }
+    }
+  }
+}
+
+TEST_P(KernelSet, SoftmaxOfHiddenRowsIsNothing) {
+  std::vector<float> scores(2 * 16, -INFINITY);
+  std::fill_n(scores.begin() + 16, 16, 1.0f);
+  float peak[2] = {-INFINITY, 5.0f}, mass[2] = {0.0f, 2.0f}, rescale[2] = {-7.0f, -7.0f};
+  kernels.softmax(scores.data(), 2, 16, 16, peak, mass, rescale);
+  EXPECT_EQ(peak[0], -INFINITY);
+  EXPECT_EQ(mass[0], 0.0f);
+  EXPECT_EQ(rescale[0], 1.0f);
+  for (int i = 0; i < 16; ++i) EXPECT_EQ(scores[size_t(i)], 0.0f);
+  EXPECT_EQ(peak[1], 5.0f);
+  EXPECT_EQ(rescale[1], 1.0f);
+  EXPECT_NEAR(mass[1], 2 + 16 * std::exp(-4.0), 1e-5);
 }
 
 class ForcedIsa : public testing::Test {

@@ -72,13 +72,14 @@ std::vector<float> BlockRig::attend(const std::vector<float>& q, int n_queries, 
   step_.out_row_stride = n_heads * shape.v_dim;
   step_.out_head_stride = shape.v_dim;
   step_.n_threads = n_threads;
-  if (!attend_blocks(step_, log, store, kernels, log_mass).ok()) throw std::runtime_error("attend");
+  attender_ = std::make_unique<Attender>(kernels);
+  if (!attender_->attend(step_, log, store, true).ok()) throw std::runtime_error("attend");
   step_.out = nullptr;
   return out;
 }
 
 void BlockRig::score(const std::vector<int>& probes) {
-  score_raw_blocks(step_, log, store, *runnable_kernels().front(), probes, log_mass);
+  attender_->score(step_, log, store, probes);
 }
 
 // Codes, parameters and factors put together one number at a time, without the kernels.

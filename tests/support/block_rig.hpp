@@ -2,6 +2,7 @@
 // exactly what it wants.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "attend/attend.hpp"
@@ -21,7 +22,7 @@ class BlockRig {
   // Attends to queries [n_queries, n_heads, k_dim] where query i sees cells 0 .. last_visible + i.
   std::vector<float> attend(const std::vector<float>& q, int n_queries, int n_heads,
                             int last_visible, const Kernels& kernels, int n_threads = 1);
-  // Scores with the queries of the last attend().
+  // Scores with the queries and the kernels of the last attend().
   void score(const std::vector<int>& probes);
   // What attention should see, decoded without the kernels: [n_cells, n_heads, dim].
   std::vector<double> decoded(SideId side) const;
@@ -33,13 +34,13 @@ class BlockRig {
   StreamLog log;
   LayerStore store;
   Arena arena;
-  std::vector<float> log_mass;
   float scale = 1;
 
  private:
   std::vector<float> packed_rows(int slot, SideId side, int head) const;
 
   Attention step_;
+  std::unique_ptr<Attender> attender_;  // of the last attend()
   std::vector<float> q_;
   std::vector<half> mask_;
   int next_ = 0;

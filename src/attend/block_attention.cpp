@@ -1,0 +1,270 @@
+#include "attend/block_attention.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "transform/hadamard.hpp"
+
+namespace zipcache {
+namespace {
+
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+// Columns that only fill a tier up to whole units must not take part in the softmax.
+void hide_filling(int rows, const PackedHead& head, int n, float* scores) {
+  const int high = padded_to(head.n_high, kUnitRows);
+  if (head.n_high == high && high + head.n_low == n) return;
+  for (int r = 0; r < rows; ++r) {
+    float* row = scores + r * n;
+    std::fill(row + head.n_high, row + high, kHidden);
+    std::fill(row + high + head.n_low, row + n, kHidden);
+  }
+}
+
+}  // namespace
+
+Precision precision_in_use(const Policy& policy, const Kernels& kernels) {
+  return policy.precision == Precision::Auto ? kernels.precision : policy.precision;
+}
+
+BlockAttention::BlockAttention(const Attention& step, const StreamLog& log, const LayerStore& store,
+                               const Kernels& kernels)
+    : step_(step),
+      log_(log),
+      store_(store),
+      kernels_(kernels),
+      precision_(precision_in_use(store.packed.policy(), kernels)),
+      group_(step.n_heads / store.raw.shape.n_heads) {}
+
+void BlockAttention::gather(int head, int first_query, int n_queries, Scratch& scratch) const {
+  scratch.query_numbers.resize(size_t(n_queries));
+  std::iota(scratch.query_numbers.begin(), scratch.query_numbers.end(), first_query);
+  gather_queries(step_, scratch.query_numbers, head, group_, store_.raw.shape.k_dim,
+                 store_.packed.policy().k.rotation == Rotation::Hadamard, scratch.queries);
+}
+
+void BlockAttention::reset(const QueryTile& queries, TaskSums& sums) const {
+  const int dim = padded_to(store_.raw.shape.v_dim, kUnitRows);
+  sums.raw.reset(queries.n_rows(), dim);
+  sums.packed.reset(queries.n_rows(), dim);
+}
+
+const uint8_t* BlockAttention::start_of(int head, int index) const {
+  const StoredBlock& stored = store_.block(log_.order()[size_t(index)]);
+  if (stored.packed) return store_.packed.head_start(stored.packed, head);
+  if (!stored.raw) return nullptr;
+  return reinterpret_cast<const uint8_t*>(store_.raw.k(stored.raw, head));
+}
+
+void BlockAttention::add_block(const QueryTile& queries, int head, int index, const uint8_t* next,
+                               Scratch& scratch, TaskSums& sums) const {
+  const int slot = log_.order()[size_t(index)];
+  const StoredBlock& stored = store_.block(slot);
+  if (!stored.raw && !stored.packed) return;
+  const Visible view = view_of(step_, log_.block(slot), queries.first_query, queries.n_queries);
+  if (view == Visible::None) return;
+  if (stored.packed)
+    add_packed(head, queries, slot, view, next, scratch, sums);
+  else
+    add_raw(head, queries, slot, view, scratch, sums.raw);
+}
+
+void BlockAttention::finish(TaskSums& sums) const {
+  // The sum over rotated values is turned back once, instead of turning every value.
+  if (store_.packed.policy().v.rotation == Rotation::Hadamard) {
+    hadamard(sums.packed.out.data(), sums.packed.n_rows, store_.raw.shape.v_dim, sums.packed.dim);
+  }
+  sums.raw.merge(sums.packed);
+}
+
+// What the block's view leaves open, for the columns in `order`; fills scratch.bias for Some.
+Visible BlockAttention::look(const QueryTile& queries, int slot, Visible view, const uint8_t* order,
+                             int n, Scratch& scratch) const {
+  if (view != Visible::Some) return view;
+  scratch.bias.resize(size_t(queries.n_queries) * size_t(n));
+  return mask_tile(step_, log_.block(slot), queries.first_query, queries.n_queries, order, n,
+                   scratch.bias.data());
+}
+
+// Scores [rows, n of ld] in scratch become probabilities against the raised peaks; ld is n filled
+// up to whole units.
+void BlockAttention::softmax(const QueryTile& queries, Visible visible, int n, int ld,
+                             Scratch& scratch, Partial& sums) const {
+  float* scores = scratch.scores.data();
+  finish_scores(step_, queries.first_head, group_, queries.n_queries, visible, scratch.bias.data(),
+                n, scores, ld);
+  for (int r = 0; r < queries.n_rows() && n < ld; ++r)
+    std::fill(scores + r * ld + n, scores + (r + 1) * ld, kHidden);
+  scratch.rescale.resize(size_t(queries.n_rows()));
+  kernels_.softmax(scores, queries.n_rows(), ld, ld, sums.peak.data(), sums.mass.data(),
+                   scratch.rescale.data());
+  for (int r = 0; r < queries.n_rows(); ++r) sums.rescale(r, scratch.rescale[size_t(r)]);
+}
+
+// n rows of 16-bit keys and values.
+void BlockAttention::add_halves(const QueryTile& queries, const half* keys, const half* values,
+                                int n, Visible visible, Scratch& scratch, Partial& sums) const {
+  const int ld = padded_to(n, kUnitRows);
+  scratch.scores.resize(size_t(queries.n_rows()) * size_t(ld));
+  half_scores(kernels_, queries, keys, n, scratch.turned, scratch.scores.data(), ld);
+  softmax(queries, visible, n, ld, scratch, sums);
+  sum_halves(queries.n_rows(), scratch.scores.data(), ld, values, n, scratch, sums);
+}
+
+// Adds weights [rows, n of ld] times 16-bit values [n, v_dim].
+void BlockAttention::sum_halves(int rows, const float* weights, int ld, const half* values, int n,
+                                Scratch& scratch, Partial& sums) const {
+  const int dim = store_.raw.shape.v_dim;
+  if (rows <= kDecodeRows) {
+    return kernels_.half_sums(rows, n, dim, weights, ld, values, sums.out.data(), sums.dim);
+  }
+  scratch.values.resize(size_t(n) * size_t(dim));
+  kernels_.halves(values, scratch.values.data(), n * dim);
+  kernels_.gemm(rows, dim, n, weights, ld, scratch.values.data(), dim, sums.out.data(), sums.dim,
+                true);
+}
+
+void BlockAttention::add_raw(int head, const QueryTile& queries, int slot, Visible view,
+                             Scratch& scratch, Partial& sums) const {
+  const LogBlock& block = log_.block(slot);
+  uint8_t order[kBlockTokens];
+  std::iota(order, order + block.n_rows, uint8_t{0});
+  const Visible visible = look(queries, slot, view, order, block.n_rows, scratch);
+  if (visible == Visible::None) return;
+  uint8_t* raw = store_.block(slot).raw;
+  add_halves(queries, store_.raw.k(raw, head), store_.raw.v(raw, head), block.n_rows, visible,
+             scratch, sums);
+}
+
+void BlockAttention::add_packed(int head_index, const QueryTile& queries, int slot, Visible view,
+                                const uint8_t* next, Scratch& scratch, TaskSums& sums) const {
+  const StoredBlock& stored = store_.block(slot);
+  const PackedHead head = store_.head(slot, head_index);
+  if (stored.sinks.any()) add_sinks(queries, slot, head, view, scratch, sums.raw);
+  const int n = tier_columns(head);
+  uint8_t order[kMaxTierColumns];
+  if (view == Visible::Some) packed_order(head, stored.sinks, order);
+  const Visible visible = look(queries, slot, view, order, n, scratch);
+  if (visible == Visible::None) return;
+  scratch.scores.resize(size_t(queries.n_rows()) * size_t(n));
+  const bool on_codes = queries.n_rows() <= kDecodeRows;
+  if (on_codes)
+    code_scores(queries, head, n, scratch);
+  else
+    expanded_scores(queries, head, n, scratch);
+  hide_filling(queries.n_rows(), head, n, scratch.scores.data());
+  softmax(queries, visible, n, n, scratch, sums.packed);
+  if (on_codes)
+    sum_codes(queries.n_rows(), head, n, next, scratch, sums.packed);
+  else
+    sum_expanded(queries.n_rows(), head, n, scratch, sums.packed);
+}
+
+void BlockAttention::add_sinks(const QueryTile& queries, int slot, const PackedHead& head,
+                               Visible view, Scratch& scratch, Partial& sums) const {
+  const BlockBits& sinks = store_.block(slot).sinks;
+  uint8_t order[kBlockTokens];
+  int n = 0;
+  for (int row = 0; row < kBlockTokens; ++row) {
+    if (sinks.test(size_t(row))) order[n++] = uint8_t(row);
+  }
+  const Visible visible = look(queries, slot, view, order, n, scratch);
+  if (visible == Visible::None) return;
+  add_halves(queries, head.k_sinks, head.v_sinks, n, visible, scratch, sums);
+}
+
+// Calls visit(tile, first column of the tier) for each tier that holds tokens.
+template <class Visit>
+void BlockAttention::for_tiers(const PackedSide& side, const PackedHead& head,
+                               Visit&& visit) const {
+  for (size_t tier = 0; tier < store_.packed.policy().tiers.size(); ++tier) {
+    const TileView& tile = side.tiers[tier];
+    if (tile.shape.n_tokens > 0) visit(tile, tier == 0 ? 0 : padded_to(head.n_high, kUnitRows));
+  }
+}
+
+// One part of a tile against up to kMaxRows rows at a time: x [rows, ldx], one number a column.
+void BlockAttention::multiply(const CodePart& part, Weighting weighting, int rows, const float* x,
+                              int ldx, float* out, int ld, bool add, const uint8_t* next,
+                              Scratch& scratch) const {
+  for (int first = 0; first < rows; first += kMaxRows) {
+    const int n = std::min(kMaxRows, rows - first);
+    kernels_.fold(part, weighting, x + first * ldx, ldx, n, scratch.folded);
+    kernels_.products(part, weighting, scratch.folded, n, out + first * ld, ld, add, next);
+  }
+}
+
+void BlockAttention::code_scores(const QueryTile& queries, const PackedHead& head, int n,
+                                 Scratch& scratch) const {
+  for_tiers(head.k, head, [&](const TileView& tile, int at) {
+    float* out = scratch.scores.data() + at;
+    if (tile.shape.bits == 16) {
+      return kernels_.half_dots(queries.n_rows(), tile.shape.n_tokens, queries.dim,
+                                queries.for_packed(), queries.ld,
+                                reinterpret_cast<const half*>(tile.codes), out, n);
+    }
+    for (int i = 0; i < n_parts(tile.shape); ++i) {
+      const PlacedPart placed = part_of(tile, i);
+      multiply(placed.part, weighting(SideId::K, tile.shape.bits), queries.n_rows(),
+               queries.for_packed() + placed.first_column, queries.ld, out, n, i > 0, nullptr,
+               scratch);
+    }
+  });
+}
+
+void BlockAttention::sum_codes(int rows, const PackedHead& head, int n, const uint8_t* next,
+                               Scratch& scratch, Partial& sums) const {
+  const bool low_is_last = head.n_low > 0;
+  for_tiers(head.v, head, [&](const TileView& tile, int at) {
+    const float* weights = scratch.scores.data() + at;
+    if (tile.shape.bits == 16) {
+      return sum_halves(rows, weights, n, reinterpret_cast<const half*>(tile.codes),
+                        tile.shape.n_tokens, scratch, sums);
+    }
+    const bool last = (at > 0) == low_is_last;
+    for (int i = 0; i < n_parts(tile.shape); ++i) {
+      const PlacedPart placed = part_of(tile, i);
+      multiply(placed.part, weighting(SideId::V, tile.shape.bits), rows, weights, n,
+               sums.out.data() + placed.first_row, sums.dim, true, last ? next : nullptr, scratch);
+    }
+  });
+}
+
+void BlockAttention::expanded_scores(const QueryTile& queries, const PackedHead& head, int n,
+                                     Scratch& scratch) const {
+  scratch.keys.assign(size_t(queries.dim) * size_t(n), 0.0f);
+  for_tiers(head.k, head, [&](const TileView& tile, int at) {
+    if (tile.shape.bits != 16) return expand_tile(kernels_, tile, scratch.keys.data() + at, n);
+    const half* keys = reinterpret_cast<const half*>(tile.codes);
+    for (int t = 0; t < tile.shape.n_tokens; ++t) {
+      for (int c = 0; c < queries.dim; ++c)
+        scratch.keys[size_t(c * n + at + t)] = to_float(keys[t * queries.dim + c]);
+    }
+  });
+  kernels_.gemm(queries.n_rows(), n, queries.dim, queries.for_packed(), queries.ld,
+                scratch.keys.data(), n, scratch.scores.data(), n, false);
+}
+
+void BlockAttention::sum_expanded(int rows, const PackedHead& head, int n, Scratch& scratch,
+                                  Partial& sums) const {
+  const int dim = store_.raw.shape.v_dim, ld = sums.dim;
+  scratch.values.assign(size_t(n) * size_t(ld), 0.0f);
+  for_tiers(head.v, head, [&](const TileView& tile, int at) {
+    float* out = scratch.values.data() + at * ld;
+    if (tile.shape.bits != 16) return expand_tile(kernels_, tile, out, ld);
+    const half* values = reinterpret_cast<const half*>(tile.codes);
+    for (int t = 0; t < tile.shape.n_tokens; ++t)
+      kernels_.halves(values + t * dim, out + t * ld, dim);
+  });
+  kernels_.gemm(rows, ld, n, scratch.scores.data(), n, scratch.values.data(), ld, sums.out.data(),
+                ld, true);
+}
+
+// Codes of 8 bits leave no room for a second byte in a product.
+Weighting BlockAttention::weighting(SideId side, int bits) const {
+  if (bits == 8 || precision_ == Precision::Exact) return Weighting::Words;
+  if (side == SideId::V) return Weighting::UnsignedBytes;
+  return precision_ == Precision::K2 ? Weighting::Words : Weighting::SignedBytes;
+}
+
+}  // namespace zipcache
