@@ -107,6 +107,8 @@ class Operation {
     TaskSums& sums = sums_of(head, task);
     blocks_.reset(scratch.queries, sums);
     for (int block = begin; block < end && !stopped(); ++block) {
+      // A block's header says where its heads begin; it has to be there when start_of reads it.
+      if (block + 2 < end) __builtin_prefetch(blocks_.header_of(block + 2));
       const uint8_t* next = block + 1 < end ? blocks_.start_of(head, block + 1) : nullptr;
       blocks_.add_block(scratch.queries, head, block, next, scratch, sums);
     }

@@ -42,6 +42,10 @@ class BlockAttention {
   // after it (start_of), or null.
   void add_block(const QueryTile& queries, int head, int index, const uint8_t* next,
                  Scratch& scratch, TaskSums& sums) const;
+  // What start_of reads of a block, null where it reads nothing.
+  const uint8_t* header_of(int index) const {
+    return store_.block(log_.order()[size_t(index)]).packed;
+  }
   // First byte of what add_block reads, null where nothing is stored.
   const uint8_t* start_of(int head, int index) const;
   // Merges what packed blocks gave into sums.raw.
