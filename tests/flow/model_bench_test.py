@@ -22,12 +22,12 @@ def bench(*arguments):
 
 
 def test_rows_have_the_fields_the_names_and_ratios_of_the_same_rounds():
-    done = bench("--policies", "llama:f16;zip", "-p", 160, "-n", 2, "-d", "0,256", "-r", 2, "-t", 2, "-ub", 128,
+    done = bench("--policies", "llama:f16;zip", "-p", 96, "-n", 2, "-d", "0,256", "-r", 2, "-t", 2, "-ub", 128,
                  "-o", "jsonl")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(row["test"], row["policy"]) for row in rows] == [
-        (test, policy) for test in ("pp160", "tg2", "pp160 @ d256", "tg2 @ d256") for policy in ("llama:f16", "zip")]
+        (test, policy) for test in ("pp96", "tg2", "pp96 @ d256", "tg2 @ d256") for policy in ("llama:f16", "zip")]
     for row in rows:
         assert list(row)[:len(FIELDS)] == FIELDS
         assert row["kind"] == "model" and row["threads"] == 2 and row["ubatch"] == 128
@@ -40,7 +40,7 @@ def test_rows_have_the_fields_the_names_and_ratios_of_the_same_rounds():
         assert ours["vs_llama_f16"] == pytest.approx(sum(ratios) / 2)
         cells = plain["depth"] + plain["n_prompt"] + plain["n_gen"]
         assert plain["kv_mib"] == pytest.approx(cells * llama.BYTES_PER_TOKEN_F16 / 2**20)
-    # 416 tokens, of which the older ones are packed; a repetition that added to the last would hold more.
+    # 352 tokens, of which the older ones are packed; a repetition that added to the last would hold more.
     assert rows[5]["policy"] == "zip" and rows[5]["kv_mib"] < rows[4]["kv_mib"]
 
 
@@ -75,6 +75,7 @@ def test_interrupted_it_prints_what_was_measured():
     (["-m", "none.gguf"], "none.gguf", 6),
     (["-f", "none.txt"], "none.txt", 6),
     (["-o", "xml"], "xml", 2),
+    (["--n-promt", "3"], "did you mean --n-prompt?); see zipcache bench model --help", 2),
 ])
 def test_wrong_arguments_are_told(arguments, said, status):
     done = bench(*arguments)
