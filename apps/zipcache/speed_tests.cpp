@@ -36,10 +36,12 @@ MeanSd mean_sd(std::span<const double> values) {
   return {mean, n < 2 ? 0 : std::sqrt(squares / (n - 1))};
 }
 
-MeanSd ratio_over_rounds(std::span<const double> values, std::span<const double> reference) {
+std::optional<MeanSd> ratio_over_rounds(std::span<const double> values,
+                                        std::span<const double> reference) {
   std::vector<double> ratios;
   for (size_t i = 0; i < std::min(values.size(), reference.size()); ++i)
     ratios.push_back(values[i] / reference[i]);
+  if (ratios.empty()) return std::nullopt;
   return mean_sd(ratios);
 }
 

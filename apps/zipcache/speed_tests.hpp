@@ -4,6 +4,7 @@
 // Thread safety: pure functions.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,8 +31,9 @@ struct MeanSd {
 };
 MeanSd mean_sd(std::span<const double> values);
 
-// Of values[i] / reference[i], over the rounds that both have.
-MeanSd ratio_over_rounds(std::span<const double> values, std::span<const double> reference);
+// Of values[i] / reference[i], over the rounds that both have; nothing when there are none.
+std::optional<MeanSd> ratio_over_rounds(std::span<const double> values,
+                                        std::span<const double> reference);
 
 // The first `n` of `tokens` repeated without end; there must be some.
 std::vector<int> repeated(const std::vector<int>& tokens, size_t n);
