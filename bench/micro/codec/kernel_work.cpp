@@ -74,13 +74,17 @@ class Works {
 
   void add_fold() {
     for (const NamedWeighting& w : kWeightings)
-      for (const int dim : kDims) {
-        const auto block = std::make_shared<Block>(w.lanes, 4, dim);
-        const auto x = columns_for(w.weighting, *block, 1);
-        const auto row = std::make_shared<FoldedRow>();
-        add(fmt::format("fold/{}/d{}", w.name, dim), x->size(), x->size() * sizeof(float),
-            [=, &k = k_] { k.fold(block->part, w.weighting, x->data(), *row); });
-      }
+      for (const int n : kRowCounts)
+        for (const int dim : kDims) {
+          const auto block = std::make_shared<Block>(w.lanes, 4, dim);
+          const Numbers x = columns_for(w.weighting, *block, n);
+          const auto rows = std::make_shared<std::vector<FoldedRow>>(size_t(n));
+          add(fmt::format("fold/{}/rows{}/d{}", w.name, n, dim), x->size(),
+              x->size() * sizeof(float), [=, &k = k_] {
+                k.fold(block->part, w.weighting, x->data(), block->shape.n_columns(), n,
+                       rows->data());
+              });
+        }
   }
 
   void add_expand() {
@@ -94,12 +98,20 @@ class Works {
   }
 
   void add_rows() {
-    const auto row = numbers(kTokens);
+    const Numbers row = numbers(kTokens);
     // exp(x - 2) of these numbers stays near 0.2 however often it is taken.
     add("exp_row", kTokens, kTokens * sizeof(float),
         [=, &k = k_] { k.exp_row(row->data(), kTokens, 2); });
-    add("max_row", kTokens, kTokens * sizeof(float),
-        [=, &k = k_] { k.max_row(row->data(), kTokens); });
+    for (const int n : kRowCounts) {
+      const Numbers scores = numbers(size_t(n * kTokens));
+      const auto peak = std::make_shared<std::vector<float>>(size_t(n), -INFINITY);
+      const Numbers mass = numbers(size_t(n)), rescale = numbers(size_t(n));
+      add(fmt::format("softmax/rows{}", n), scores->size(), scores->size() * sizeof(float),
+          [=, &k = k_] {
+            k.softmax(scores->data(), n, kTokens, kTokens, peak->data(), mass->data(),
+                      rescale->data());
+          });
+    }
   }
 
   void add_half_dots() {
@@ -187,14 +199,13 @@ class Works {
     const auto block = std::make_shared<Block>(w.lanes, bits, dim);
     const Numbers x = columns_for(w.weighting, *block, n);
     const auto rows = std::make_shared<std::vector<FoldedRow>>(size_t(n));
-    for (int r = 0; r < n; ++r)
-      k_.fold(block->part, w.weighting, &(*x)[size_t(r * block->shape.n_columns())],
-              (*rows)[size_t(r)]);
+    k_.fold(block->part, w.weighting, x->data(), block->shape.n_columns(), n, rows->data());
     const int ld = padded_to(block->shape.n_rows(), kUnitRows);
     const Numbers out = numbers(size_t(n * ld));
     add(fmt::format("products/{}bit/{}/rows{}/d{}", bits, w.name, n, dim), block->n_codes(),
         block->bytes(), [=, &k = k_] {
-          k.products(block->part, w.weighting, rows->data(), n, out->data(), ld, false);
+          k.products(block->part, w.weighting, rows->data(), n, out->data(), ld, false,
+                     block->codes.data());
         });
   }
 
