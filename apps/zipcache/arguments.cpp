@@ -1,5 +1,7 @@
-// Long forms of llama.cpp's options, and the nearest option for a misspelt one.
+// Long forms of llama.cpp's options, the nearest option for a misspelt one, ranges.
 #include "arguments.hpp"
+
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <numeric>
@@ -54,6 +56,15 @@ std::string nearest(std::string_view found, const std::vector<std::string>& name
     }
   }
   return best;
+}
+
+Status check_range(std::string_view option, const std::vector<int>& values, int lo, int hi) {
+  for (const int value : values) {
+    if (value >= lo && value <= hi) continue;
+    return {Code::BadArgument,
+            fmt::format("{}: found {}, expected {} to {}", option, value, lo, hi)};
+  }
+  return ok();
 }
 
 }  // namespace zipcache::cli

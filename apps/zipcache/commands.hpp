@@ -19,4 +19,8 @@ void add_policies(CLI::App& program, Action& action);
 void add_doctor(CLI::App& program, Action& action);
 void add_bench(CLI::App& program, Action& action);
 
+// The commands of `bench`.
+void add_bench_attention(CLI::App& bench, Action& action);
+void add_bench_model(CLI::App& bench, Action& action);
+
 }  // namespace zipcache::cli

@@ -2,13 +2,11 @@
 // each.
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <memory>
 
 #include "commands.hpp"
 #include "comparison.hpp"
-#include "exact_weights.hpp"
+#include "engines.hpp"
 #include "interrupt.hpp"
 #include "llama_log.hpp"
 #include "places.hpp"
@@ -40,24 +38,17 @@ struct Options {
 struct Prepared {
   std::vector<PolicyChoice> choices;  // as they will be shown
   std::string text;
-  std::filesystem::path model_path;
-  ModelFile file;
-  std::filesystem::path backend_path;
+  EngineFiles files;
   Format format = Format::Md;
 };
 
-// Policies of ours with --seed put in, checked.
-Status finish_policies(const Options& options, std::vector<PolicyChoice>& choices) {
+// Puts --seed into the policies of ours that do not name one.
+void add_seed(const Options& options, std::vector<PolicyChoice>& choices) {
   for (PolicyChoice& choice : choices) {
-    if (!choice.ours()) continue;
-    if (options.seed_given && choice.text != kReference &&
-        choice.text.find("seed=") == std::string::npos) {
+    if (!choice.ours() || choice.text == kReference) continue;
+    if (choice.text.find("seed=") == std::string::npos)
       choice.text += fmt::format(",seed={}", options.seed);
-    }
-    const Result<Policy> policy = parse_policy(choice.text);
-    if (!policy.ok()) return policy.status();
   }
-  return ok();
 }
 
 Result<Prepared> prepare(const Options& options) {
@@ -68,48 +59,15 @@ Result<Prepared> prepare(const Options& options) {
   Result<std::vector<PolicyChoice>> choices = parse_policy_list(options.policies);
   if (!choices.ok()) return choices.status();
   p.choices = std::move(*choices);
-  ZC_TRY(finish_policies(options, p.choices));
+  if (options.seed_given) add_seed(options, p.choices);
+  ZC_TRY(check_policies(p.choices));
   Result<std::string> text = read_text(options.text);
   if (!text.ok()) return text.status();
   p.text = std::move(*text);
-  const auto model_path = find_model(options.model);
-  if (!model_path.ok()) return model_path.status();
-  p.model_path = *model_path;
-  Result<ModelFile> file = read_model_file(p.model_path);
-  if (!file.ok()) return file.status();
-  p.file = std::move(*file);
-  const auto backend_path = find_backend();
-  if (!backend_path.ok()) return backend_path.status();
-  p.backend_path = *backend_path;
+  Result<EngineFiles> files = find_engine_files(options.model);
+  if (!files.ok()) return files.status();
+  p.files = std::move(*files);
   return p;
-}
-
-Result<Engines> open_engines(const Prepared& p, const Options& options) {
-  // Read by the backend when it is loaded: what it plans its buffers for. The user's own value
-  // stands.
-  setenv("ZIPCACHE_UBATCH", fmt::format("{}", options.ubatch).c_str(), 0);
-  if (!options.verbose) setenv("ZIPCACHE_LOG", "quiet", 0);
-  Result<Backend> backend = Backend::load(p.backend_path);
-  if (!backend.ok()) return backend.status();
-  std::filesystem::path path = p.model_path;
-  MemoryFile expanded;
-  if (options.f32_weights) {
-    Result<MemoryFile> file = expand_weights(p.model_path, options.threads);
-    if (!file.ok()) return file.status();
-    expanded = std::move(*file);
-    path = expanded.path();
-  }
-  Result<Model> served = load_model(path, backend->device());
-  if (!served.ok()) return served.status();
-  Engines engines{*backend, std::move(*served), nullptr};
-  const bool needs_plain = std::any_of(p.choices.begin(), p.choices.end(),
-                                       [](const PolicyChoice& c) { return !c.ours(); });
-  if (needs_plain) {
-    Result<Model> plain = load_model(path, nullptr);
-    if (!plain.ok()) return plain.status();
-    engines.plain = std::move(*plain);
-  }
-  return engines;
 }
 
 // The tokens of chunk `index`; llama-perplexity puts the beginning-of-text token first, so does
@@ -184,7 +142,7 @@ bool rounds_activations(llama_ftype weights) {
 
 RunFacts facts_of(const Options& options, const Prepared& p, const ChunkPlan& plan,
                   llama_ftype weights) {
-  return {p.model_path.filename().string(),
+  return {p.files.model.filename().string(),
           std::filesystem::path(options.text).filename().string(),
           plan.ctx,
           plan.chunks,
@@ -208,10 +166,11 @@ Status compare(const Options& options) {
   const Result<ChunkPlan> possible =
       plan_chunks(p.text.size(), options.ctx, options.chunks, options.ubatch);
   if (!possible.ok()) return possible.status();
-  warn_about_length(options, p.file);
+  warn_about_length(options, p.files.about);
 
   llama_backend_init();
-  Result<Engines> engines = open_engines(p, options);
+  Result<Engines> engines = open_engines(
+      p.files, p.choices, {options.f32_weights, options.ubatch, options.threads, options.verbose});
   if (!engines.ok()) return engines.status();
   const llama_model* model = engines->served.get();
   const llama_vocab* vocab = llama_model_get_vocab(model);
@@ -221,7 +180,8 @@ Status compare(const Options& options) {
   if (!plan.ok()) return plan.status();
 
   const llama_ftype weights = llama_model_ftype(model);
-  Comparison comparison(std::move(*engines), p.file, *plan, options.threads, options.decode_tokens);
+  Comparison comparison(std::move(*engines), p.files.about, *plan, options.threads,
+                        options.decode_tokens);
   std::vector<size_t> shown;
   ZC_TRY(add_policies(comparison, p.choices, shown));
   watch_interrupts();

@@ -45,26 +45,14 @@ Comparison::Comparison(Engines engines, ModelFile file, ChunkPlan plan, int thre
       micro_batches_(micro_batches(plan)) {}
 
 Status Comparison::add(const PolicyChoice& choice) {
-  Session session;
-  session.choice = choice;
   // One token more than are timed: the first builds the graph of single tokens.
-  ContextOptions options{.n_ctx = plan_.ctx + (decode_tokens_ > 0 ? decode_tokens_ + 1 : 0),
-                         .n_ubatch = plan_.ubatch,
-                         .n_threads = threads_};
-  if (choice.ours()) {
-    ZC_TRY(engines_.backend.set_policy(choice.text));
-  } else {
-    options.cache_type = cache_type(choice.llama_type);
-  }
-  llama_model* model = choice.ours() ? engines_.served.get() : engines_.plain.get();
-  Result<Context> context = open_context(model, options, choice.text);
-  if (!context.ok()) return context.status();
-  session.context = std::move(*context);
-  if (choice.ours()) {
-    const Result<Json> cache = engines_.backend.newest_cache();
-    if (!cache.ok()) return cache.status();
-    session.cache_id = cache->value("id", int64_t{-1});
-  }
+  Result<PolicyContext> opened =
+      open_policy_context(engines_, choice,
+                          {.n_ctx = plan_.ctx + (decode_tokens_ > 0 ? decode_tokens_ + 1 : 0),
+                           .n_ubatch = plan_.ubatch,
+                           .n_threads = threads_});
+  if (!opened.ok()) return opened.status();
+  Session session{std::move(*opened)};
   session.row.policy = choice.text;
   session.row.reference = sessions_.empty();
   sessions_.push_back(std::move(session));
@@ -165,21 +153,13 @@ Status Comparison::read_our_cache(Session& session) const {
   return ok();
 }
 
-uint64_t Comparison::llama_bytes(const Session& session, int tokens) const {
-  const ggml_type type = cache_type(session.choice.llama_type);
-  uint64_t bytes = 0;
-  for (const LayerShape& layer : file_.layers) {
-    bytes += ggml_row_size(type, int64_t{layer.n_heads} * layer.k_dim);
-    bytes += ggml_row_size(type, int64_t{layer.n_heads} * layer.v_dim);
-  }
-  return bytes * tokens;
-}
-
 void Comparison::read_llama_cache(Session& session) const {
   CompareRow& row = session.row;
-  const uint64_t now = llama_bytes(session, position_);
+  const std::string& type = session.choice.llama_type;
+  const uint64_t now = llama_cache_bytes(file_, type, position_);
   // llama.cpp allocates all cells when the context is made.
-  const uint64_t all = llama_bytes(session, static_cast<int>(llama_n_ctx(session.context.get())));
+  const uint64_t all =
+      llama_cache_bytes(file_, type, static_cast<int>(llama_n_ctx(session.context.get())));
   row.bytes = {now, all, all, Json{{"llama_cpp", now}}};
   const double ratio = static_cast<double>(row.kv_bytes_f16) / static_cast<double>(now);
   row.ratio_paper = row.ratio_params = row.ratio_resident = ratio;

@@ -5,29 +5,17 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "backend.hpp"
 #include "chunks.hpp"
-#include "model.hpp"
-#include "model_file.hpp"
-#include "policy_list.hpp"
+#include "engines.hpp"
 #include "report.hpp"
 #include "terminal.hpp"
 
 namespace zipcache::cli {
-
-// Where the models of both engines are; the plain one is loaded only when a policy needs it.
-struct Engines {
-  Backend backend;
-  Model served;  // on ZipCache0
-  Model plain;   // on llama.cpp's own CPU path, or null
-};
 
 class Comparison {
  public:
@@ -54,22 +42,18 @@ class Comparison {
   CompareRow row(size_t policy, bool partial) const;
 
  private:
-  struct Session {
-    PolicyChoice choice;
-    Context context;
-    int64_t cache_id = -1;  // in the backend's statistics
-    Divergence divergence;
+  struct Session : PolicyContext {
+    Divergence divergence = {};
     double prompt_seconds = 0;
     int64_t prompt_tokens = 0;
-    std::optional<double> decode_tps;
-    CompareRow row;  // what is known about the cache
+    std::optional<double> decode_tps = {};
+    CompareRow row = {};  // what is known about the cache
   };
 
   Status run_micro_batch(std::span<const llama_token> chunk, const MicroBatch& batch);
   void score(std::span<const llama_token> chunk, const MicroBatch& batch);
   Status read_our_cache(Session& session) const;
   void read_llama_cache(Session& session) const;
-  uint64_t llama_bytes(const Session& session, int tokens) const;
   std::span<const float> logits(const Session& session, int output) const;
 
   Engines engines_;

@@ -71,11 +71,25 @@ std::vector<std::string> names_of(const CLI::App& app) {
   return names;
 }
 
+// The command that was asked for, innermost as in `bench model`, and how it is called.
+struct Chosen {
+  const CLI::App* app;
+  std::string call;
+};
+
+Chosen chosen_command(const CLI::App& program) {
+  Chosen chosen{&program, program.get_name()};
+  for (auto inner = program.get_subcommands(); !inner.empty();
+       inner = chosen.app->get_subcommands()) {
+    chosen.app = inner.front();
+    chosen.call += " " + chosen.app->get_name();
+  }
+  return chosen;
+}
+
 // The first word that no option or command of `app` explains, with the nearest that one does.
-std::string suggestion(const CLI::App& program) {
-  const auto chosen = program.get_subcommands();
-  const CLI::App& app = chosen.empty() ? program : *chosen.front();
-  for (const std::string& word : app.remaining(true)) {
+std::string suggestion(const CLI::App& program, const CLI::App& app) {
+  for (const std::string& word : program.remaining(true)) {
     const std::string near = nearest(word, names_of(app));
     if (!near.empty()) return fmt::format(" (found {}, did you mean {}?)", word, near);
   }
@@ -83,10 +97,9 @@ std::string suggestion(const CLI::App& program) {
 }
 
 int usage_error(const CLI::App& program, const CLI::ParseError& error) {
-  const auto chosen = program.get_subcommands();
-  const std::string command =
-      chosen.empty() ? "zipcache" : "zipcache " + chosen.front()->get_name();
-  print_error(fmt::format("{}{}; see {} --help", error.what(), suggestion(program), command));
+  const Chosen chosen = chosen_command(program);
+  print_error(fmt::format("{}{}; see {} --help", error.what(), suggestion(program, *chosen.app),
+                          chosen.call));
   return kUsage;
 }
 

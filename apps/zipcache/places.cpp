@@ -126,6 +126,10 @@ Result<fs::path> find_model(const std::string& model) {
   return path;
 }
 
+fs::path default_text(const fs::path& program) {
+  return program.parent_path() / "data" / "text" / "alice29.txt";
+}
+
 Result<std::string> read_text(const fs::path& path) {
   if (!is_file(path)) return no_file("--file", path, "expected the path of a text file");
   std::error_code error;

@@ -27,6 +27,9 @@ Result<std::filesystem::path> find_default_model(
 // one.
 Result<std::filesystem::path> find_model(const std::string& model);
 
+// The measured text, data/text/alice29.txt of the project that the program was built in.
+std::filesystem::path default_text(const std::filesystem::path& program = program_folder());
+
 // The whole of a text file. A missing, unreadable or empty one is an error.
 Result<std::string> read_text(const std::filesystem::path& path);
 

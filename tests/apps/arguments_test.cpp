@@ -1,4 +1,4 @@
-// llama.cpp's spelling of options, and help for misspelt ones.
+// llama.cpp's spelling of options, help for misspelt ones, and ranges.
 #include "arguments.hpp"
 
 #include <gtest/gtest.h>
@@ -23,6 +23,14 @@ TEST(Arguments, NearestHasTheFewestEdits) {
   EXPECT_EQ(nearest("--policy", names), "--policies");
   EXPECT_EQ(nearest("--xyzxyzxyz", names), "");
   EXPECT_EQ(nearest("x", {}), "");
+}
+
+TEST(Arguments, TheFirstValueOutsideTheRangeIsTold) {
+  EXPECT_TRUE(check_range("--depth", {0, 5, 10}, 0, 10).ok());
+  const Status status = check_range("--depth", {3, 11, -1}, 0, 10);
+  EXPECT_EQ(status.code(), Code::BadArgument);
+  EXPECT_EQ(status.message(), "--depth: found 11, expected 0 to 10");
+  EXPECT_FALSE(check_range("--depth", {-1}, 0, 10).ok());
 }
 
 }  // namespace

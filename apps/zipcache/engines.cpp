@@ -1,0 +1,93 @@
+// A model on both engines.
+#include "engines.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+#include "exact_weights.hpp"
+#include "places.hpp"
+#include "zipcache/policy.hpp"
+
+namespace zipcache::cli {
+
+Result<EngineFiles> find_engine_files(const std::string& model) {
+  const auto path = find_model(model);
+  if (!path.ok()) return path.status();
+  Result<ModelFile> about = read_model_file(*path);
+  if (!about.ok()) return about.status();
+  const auto backend = find_backend();
+  if (!backend.ok()) return backend.status();
+  return EngineFiles{*path, *backend, std::move(*about)};
+}
+
+Status check_policies(std::span<const PolicyChoice> choices) {
+  for (const PolicyChoice& choice : choices) {
+    if (!choice.ours()) continue;
+    const Result<Policy> policy = parse_policy(choice.text);
+    if (!policy.ok()) return policy.status();
+  }
+  return ok();
+}
+
+Result<Engines> open_engines(const EngineFiles& files, std::span<const PolicyChoice> choices,
+                             const EngineOptions& options) {
+  // Read by the backend when it is loaded: what it plans its buffers for. The user's own value
+  // stands.
+  setenv("ZIPCACHE_UBATCH", fmt::format("{}", options.ubatch).c_str(), 0);
+  if (!options.verbose) setenv("ZIPCACHE_LOG", "quiet", 0);
+  Result<Backend> backend = Backend::load(files.backend);
+  if (!backend.ok()) return backend.status();
+  std::filesystem::path path = files.model;
+  MemoryFile expanded;
+  if (options.f32_weights) {
+    Result<MemoryFile> file = expand_weights(files.model, options.threads);
+    if (!file.ok()) return file.status();
+    expanded = std::move(*file);
+    path = expanded.path();
+  }
+  Result<Model> served = load_model(path, backend->device());
+  if (!served.ok()) return served.status();
+  Engines engines{*backend, std::move(*served), nullptr};
+  const bool needs_plain =
+      std::any_of(choices.begin(), choices.end(), [](const PolicyChoice& c) { return !c.ours(); });
+  if (needs_plain) {
+    Result<Model> plain = load_model(path, nullptr);
+    if (!plain.ok()) return plain.status();
+    engines.plain = std::move(*plain);
+  }
+  return engines;
+}
+
+Result<PolicyContext> open_policy_context(const Engines& engines, const PolicyChoice& choice,
+                                          ContextOptions options) {
+  if (choice.ours()) {
+    ZC_TRY(engines.backend.set_policy(choice.text));
+  } else {
+    options.cache_type = cache_type(choice.llama_type);
+  }
+  llama_model* model = choice.ours() ? engines.served.get() : engines.plain.get();
+  Result<Context> context = open_context(model, options, choice.text);
+  if (!context.ok()) return context.status();
+  PolicyContext opened{choice, std::move(*context)};
+  if (choice.ours()) {
+    const Result<Json> cache = engines.backend.newest_cache();
+    if (!cache.ok()) return cache.status();
+    opened.cache_id = cache->value("id", int64_t{-1});
+  }
+  return opened;
+}
+
+uint64_t llama_cache_bytes(const ModelFile& about, const std::string& type, int n_tokens) {
+  const ggml_type cache = cache_type(type);
+  uint64_t bytes = 0;
+  for (const LayerShape& layer : about.layers) {
+    bytes += ggml_row_size(cache, int64_t{layer.n_heads} * layer.k_dim);
+    bytes += ggml_row_size(cache, int64_t{layer.n_heads} * layer.v_dim);
+  }
+  return bytes * static_cast<uint64_t>(n_tokens);
+}
+
+}  // namespace zipcache::cli

@@ -1,0 +1,63 @@
+// What `compare` and `bench model` share: a model on both engines, and contexts that each have a
+// policy.
+//
+// Thread safety: one thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend.hpp"
+#include "model.hpp"
+#include "model_file.hpp"
+#include "policy_list.hpp"
+
+namespace zipcache::cli {
+
+// Files that are found and checked before any work starts.
+struct EngineFiles {
+  std::filesystem::path model, backend;
+  ModelFile about;
+};
+
+// `model` as the user gave it.
+Result<EngineFiles> find_engine_files(const std::string& model);
+
+// Fails with BadPolicy for the first policy of ours that is not one.
+Status check_policies(std::span<const PolicyChoice> choices);
+
+struct EngineOptions {
+  bool f32_weights = false;  // expand the weights to 32 bits first
+  int ubatch = 512;          // that the backend plans its buffers for, unless the user says
+  int threads = 1;
+  bool verbose = false;
+};
+
+// Where the models of both engines are.
+struct Engines {
+  Backend backend;
+  Model served;  // on ZipCache0
+  Model plain;   // on llama.cpp's own CPU path; null when no policy needs it
+};
+
+Result<Engines> open_engines(const EngineFiles& files, std::span<const PolicyChoice> choices,
+                             const EngineOptions& options);
+
+// A context whose cache follows a policy.
+struct PolicyContext {
+  PolicyChoice choice;
+  Context context;
+  int64_t cache_id = -1;  // in the backend's statistics, for a policy of ours
+};
+
+// The cache type of `options` is the choice's.
+Result<PolicyContext> open_policy_context(const Engines& engines, const PolicyChoice& choice,
+                                          ContextOptions options);
+
+// Bytes of `n_tokens` in llama.cpp's own cache of the type called `type`.
+uint64_t llama_cache_bytes(const ModelFile& about, const std::string& type, int n_tokens);
+
+}  // namespace zipcache::cli
