@@ -1,6 +1,6 @@
 """Trains the retrieval model and writes it as GGUF, with the training curve as CSV.
 
-    python train.py --minutes 8 --out retrieval-8m.gguf --curve curve.csv
+    python train.py --compile
 
 Texts begin short and grow: once the model answers at the present length, batches of twice the length join.
 """
@@ -84,7 +84,7 @@ def accuracy(model, n_lines, count, device, autocast, seed="held-out"):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8, help="training time")
+    parser.add_argument("--minutes", type=float, default=6, help="training time")
     parser.add_argument("--out", default="retrieval-8m.gguf")
     parser.add_argument("--curve", default="curve.csv")
     parser.add_argument("--resume", help="GGUF file to go on from; the texts start at --level")
