@@ -173,6 +173,33 @@ TEST_P(KernelSet, ProductsOfCodesEqualTheSumOfProducts) {
   }
 }
 
+// A sharp softmax leaves whole tiers with weights whose inverse overflows.
+TEST_P(KernelSet, ProductsOfTheSmallestWeightsAreNumbers) {
+  for (const Weighting weighting :
+       {Weighting::Words, Weighting::SignedBytes, Weighting::UnsignedBytes}) {
+    for_tiles([&](const test::CodedTile& tile) {
+      const TileShape& shape = tile.shape;
+      if (shape.bits == 8 && weighting != Weighting::Words) return;
+      std::vector<float> out(size_t(padded_to(shape.n_rows(), kUnitRows)));
+      std::vector<FoldedRow> folded(kMaxRows);
+      for (const float weight : {1e-30f, 1e-34f, 1e-36f, 1e-38f, 1e-42f, 0.0f}) {
+        std::vector<float> x(size_t(padded_to(shape.n_columns(), kUnitRows)), 0.0f);
+        std::fill_n(x.begin(), shape.n_columns() / 2, weight);
+        for (int i = 0; i < n_parts(shape); ++i) {
+          const PlacedPart placed = part_of(tile.view(), i);
+          kernels.fold(placed.part, weighting, &x[size_t(placed.first_column)], int(x.size()), 1,
+                       folded.data());
+          kernels.products(placed.part, weighting, folded.data(), 1, &out[size_t(placed.first_row)],
+                           int(out.size()), placed.first_column > 0, nullptr);
+        }
+        // 1e-30 times a few hundred values of at most a few hundred is far below 1e-20.
+        for (const float value : out)
+          ASSERT_LT(std::fabs(value), 1e-20f) << name_of(shape) << " weight " << weight;
+      }
+    });
+  }
+}
+
 TEST_P(KernelSet, HalfProductsEqualTheSumOfProducts) {
   for (const int dim : {8, 24, 64, 80, 128, 256}) {
     for (const int n : {1, 5, 16, 128}) {

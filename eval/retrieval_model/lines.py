@@ -1,0 +1,79 @@
+"""Line retrieval: a record of named lines, each with a number, and a question for one of them.
+
+The task of the paper's Figure 5 (LongEval's "lines"), in wording of our own. Training and every
+evaluation take their texts from here. Nothing but the standard library is needed.
+"""
+
+import dataclasses
+import random
+
+ADJECTIVES = """able amber ample angry arctic ashen awake azure bald bitter bland blunt bold brave brief bright
+broad bronze calm candid careful cheap chilly civil clean clever coarse cold cosmic crisp curious dainty damp
+daring dark deep dense dim distant dizzy dry dull dusty eager early earnest easy elegant empty exact faint fair
+famous fancy fast fierce final firm flat fond formal fresh frosty frugal gentle giant glad golden grand grave
+green gruff happy harsh heavy hidden hollow honest humble icy idle jolly keen kind large late lazy light little
+lively lone loud loyal lucky mellow merry mild modest muddy narrow neat nimble noble odd patient plain polite
+proud purple quick quiet rapid rare rough royal rusty salty serene sharp shy silent silver simple sleepy slow
+smooth sober solid steady stern""".split()
+
+NOUNS = """acorn anchor anvil apple arrow badger barley barrel basin basket beacon beaver beetle bell bench
+birch bishop blanket bonnet bottle bramble branch bridge broom bucket button cabin camel candle canyon carrot
+castle cedar cellar chapel cherry chisel circle clock clover cobble comet copper coral cottage cricket crown
+dagger daisy desert donkey dragon drum eagle falcon feather fern ferry fiddle finch flute forest fountain fox
+garden garlic glacier goose granite hammer harbor hawk hazel helmet heron hill island ivory jacket kettle
+ladder lantern lemon lizard lobster magnet maple marble meadow mirror mitten needle nutmeg oak ocean olive
+onion orchard otter owl paddle parrot pebble pepper pigeon pillow planet pocket puddle quarry rabbit raven
+ribbon river saddle sparrow spoon thistle tiger turnip valley violin walnut willow window wizard""".split()
+
+HEAD = "Remember the REGISTER_CONTENT of each line.\n"
+BETWEEN = ": REGISTER_CONTENT is <"
+N_DIGITS = 5
+
+
+def line(name, number):
+    return f"line {name}{BETWEEN}{number}>\n"
+
+
+def question(name):
+    """Ends where the number has to follow."""
+    return f"What is the number of this line?\nline {name}{BETWEEN}"
+
+
+def answer(number):
+    return f"{number}>\n"
+
+
+@dataclasses.dataclass
+class Record:
+    names: list
+    numbers: list
+
+    def text(self):
+        return HEAD + "".join(map(line, self.names, self.numbers))
+
+    def prompt(self, which):
+        """The record and the question for line `which`; `numbers[which]` has to follow."""
+        return self.text() + question(self.names[which])
+
+
+def draw_names(rng, count):
+    """`count` names, all different; adjectives and nouns alone repeat, so both are needed."""
+    picks = rng.sample(range(len(ADJECTIVES) * len(NOUNS)), count)
+    return [f"{ADJECTIVES[pick // len(NOUNS)]}-{NOUNS[pick % len(NOUNS)]}" for pick in picks]
+
+
+def draw_number(rng):
+    return str(rng.randrange(10 ** (N_DIGITS - 1), 10 ** N_DIGITS))
+
+
+def draw_record(rng, n_lines):
+    return Record(draw_names(rng, n_lines), [draw_number(rng) for _ in range(n_lines)])
+
+
+def samples(seed, n_lines, count):
+    """`count` pairs of prompt and number, one question for each record, any line equally likely."""
+    for i in range(count):
+        rng = random.Random(f"{seed}/{n_lines}/{i}")
+        record = draw_record(rng, n_lines)
+        which = rng.randrange(n_lines)
+        yield record.prompt(which), record.numbers[which]
