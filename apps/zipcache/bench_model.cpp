@@ -97,6 +97,9 @@ Facts facts_of(const Options& options, const EngineFiles& files, const llama_mod
 Json to_json(const ModelBenchRow& row, const Facts& facts) {
   const MeanSd tps = mean_sd(row.tps);
   const auto& ratio = row.vs_llama_f16;
+  const auto share = [&](double CacheTime::*part) {
+    return row.shares ? Json((*row.shares).*part) : Json();
+  };
   return {{"kind", "model"},
           {"model", facts.file},
           {"kernel", row.kernel},
@@ -120,7 +123,10 @@ Json to_json(const ModelBenchRow& row, const Facts& facts) {
           {"model_size", facts.bytes},
           {"model_n_params", facts.n_params},
           {"llama_cpp", facts.llama_cpp},
-          {"wait_policy", facts.wait_policy}};
+          {"wait_policy", facts.wait_policy},
+          {"share_attention", share(&CacheTime::attention)},
+          {"share_scoring", share(&CacheTime::scoring)},
+          {"share_packing", share(&CacheTime::packing)}};
 }
 
 std::vector<std::string> cells(const ModelBenchRow& row, const Facts& facts) {

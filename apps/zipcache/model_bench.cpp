@@ -38,6 +38,11 @@ Status rewind(llama_context* context, int depth) {
                       depth)};
 }
 
+CacheTime shares_of(const CacheTime& before, const CacheTime& after, double seconds) {
+  return {(after.attention - before.attention) / seconds,
+          (after.scoring - before.scoring) / seconds, (after.packing - before.packing) / seconds};
+}
+
 void add_ratios(std::vector<ModelBenchRow>& rows) {
   const auto reference = std::find_if(
       rows.begin(), rows.end(), [](const ModelBenchRow& row) { return row.policy == kReference; });
@@ -130,13 +135,19 @@ Status ModelBench::measure(const SpeedTest& test, Progress& progress) {
   for (int round = 0; round <= plan_.reps && !interrupted(); ++round) {
     for (size_t i = 0; i < n; ++i) {
       const size_t turn = (i + size_t(round)) % n;
-      const auto seconds = seconds_of(contenders_[turn].context.get(), test);
+      const PolicyContext& contender = contenders_[turn];
+      const Result<CacheTime> before = cache_time(contender);
+      if (!before.ok()) return before.status();
+      const auto seconds = seconds_of(contender.context.get(), test);
       if (!seconds.ok()) return seconds.status();
       if (!*seconds) break;
       progress.step(work_of(test));
       if (round == 0) continue;
       rows[turn].tps.push_back(test.tokens() / **seconds);
-      ZC_TRY(read_cache(contenders_[turn], rows[turn]));
+      ZC_TRY(read_cache(contender, rows[turn]));
+      const Result<CacheTime> after = cache_time(contender);
+      if (!after.ok()) return after.status();
+      if (contender.choice.ours()) rows[turn].shares = shares_of(*before, *after, **seconds);
     }
   }
   add_ratios(rows);
@@ -173,6 +184,16 @@ Status ModelBench::read_cache(const PolicyContext& contender, ModelBenchRow& row
   row.isa = cache->value("kernel", "");
   row.kv_bytes = cache->value("bytes_allocated", uint64_t{0});
   return ok();
+}
+
+// Seconds spent so far; zeros for a cache of llama.cpp's or one that has not begun.
+Result<CacheTime> ModelBench::cache_time(const PolicyContext& contender) const {
+  if (!contender.choice.ours()) return CacheTime{};
+  const Result<Json> cache = engines_.backend.cache(contender.cache_id);
+  if (!cache.ok()) return cache.status();
+  const Json seconds = cache->value("seconds", Json::object());
+  return CacheTime{seconds.value("attention", 0.0), seconds.value("scoring", 0.0),
+                   seconds.value("packing", 0.0)};
 }
 
 }  // namespace zipcache::cli

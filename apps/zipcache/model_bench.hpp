@@ -26,6 +26,11 @@ struct ModelBenchPlan {
   int most_tokens() const;
 };
 
+// Where a cache of ours spent time, in seconds or as shares of a test's.
+struct CacheTime {
+  double attention = 0, scoring = 0, packing = 0;
+};
+
 // One test of one policy.
 struct ModelBenchRow {
   SpeedTest test;
@@ -34,6 +39,7 @@ struct ModelBenchRow {
   std::string policy;                  // as the user gave it
   uint64_t kv_bytes = 0;               // of the cache when the test ended
   std::vector<double> tps;             // tokens a second, one a round
+  std::optional<CacheTime> shares;     // of the last round's time, for a cache of ours
   std::optional<MeanSd> vs_llama_f16;  // over the rounds of both; none without llama:f16
 };
 
@@ -57,6 +63,7 @@ class ModelBench {
   // Seconds that `test` took; nothing when interrupted.
   Result<std::optional<double>> seconds_of(llama_context* context, const SpeedTest& test) const;
   Status read_cache(const PolicyContext& contender, ModelBenchRow& row) const;
+  Result<CacheTime> cache_time(const PolicyContext& contender) const;
   int64_t work(std::span<const PolicyChoice> choices) const;
 
   const Engines& engines_;

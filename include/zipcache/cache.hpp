@@ -55,6 +55,13 @@ struct Bytes {
   Bytes& operator+=(const Bytes& other);
 };
 
+// Where time went, summed over all layers: wall-clock seconds of the calling thread.
+struct Seconds {
+  double attention = 0;  // of Cache::attend, the two below left out
+  double scoring = 0;    // the probe pass
+  double packing = 0;
+};
+
 struct CacheStats {
   std::string policy;     // short text form
   std::string kernel;     // instruction set of the tile kernels in use
@@ -69,6 +76,7 @@ struct CacheStats {
   uint64_t coded_elements = 0;  // of these, held as codes
   uint64_t compactions = 0;
   uint64_t unscored_blocks = 0;  // packed at the best tier because their rows carried no scores
+  Seconds seconds;               // since creation or clear
   Bytes bytes;                   // now
   size_t bytes_peak = 0;         // most ever allocated since creation or clear
   size_t bytes_planned = 0;      // what planned_bytes() said at creation

@@ -2,7 +2,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "attend/attend.hpp"
 #include "attend/block_attention.hpp"
@@ -24,6 +26,18 @@ uint64_t live_coded_rows(const LogBlock& block, const StoredBlock& stored) {
   }
   return n;
 }
+
+class Stopwatch {
+ public:
+  // Seconds since the last lap, or since the beginning.
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(last_, now)).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
 
 class Engine final : public Cache {
  public:
@@ -90,6 +104,7 @@ class Engine final : public Cache {
   Arena arena_;
   std::vector<StreamLog> logs_;                      // [n_streams]
   std::vector<std::unique_ptr<LayerStore>> stores_;  // [n_streams, n_layers]
+  Seconds seconds_;
   uint64_t compactions_ = 0;
   uint64_t unscored_blocks_ = 0;
   size_t peak_ = 0;
@@ -521,9 +536,13 @@ Status Engine::attend(const Attention& step) {
   LayerStore& target = store(step.layer, step.stream);
   const bool scored = target.packed.policy().needs_scores();
   const std::vector<int> probes = scored ? probes_of(step) : std::vector<int>{};
+  Stopwatch watch;
   ZC_TRY(attender_.attend(step, log, target, !probes.empty()));
+  seconds_.attention += watch.lap();
   if (scored) attender_.score(step, log, target, probes);
+  seconds_.scoring += watch.lap();
   if (policy_.cadence == Cadence::Stream || decode_step) ZC_TRY(pack_due(step, false));
+  seconds_.packing += watch.lap();
   return ok();
 }
 
@@ -535,6 +554,7 @@ void Engine::clear() {
   }
   arena_.clear();
   compactions_ = unscored_blocks_ = peak_ = 0;
+  seconds_ = {};
 }
 
 CacheStats Engine::stats() const {
@@ -567,6 +587,7 @@ CacheStats Engine::stats() const {
   }
   const Bytes& b = stats.bytes;
   stats.bytes.padding = arena_.committed() - (b.codes + b.params + b.tags + b.raw + b.scores);
+  stats.seconds = seconds_;
   stats.compactions = compactions_;
   stats.unscored_blocks = unscored_blocks_;
   stats.bytes_peak = peak_ + stats.bytes.map;

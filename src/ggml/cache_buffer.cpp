@@ -414,9 +414,8 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
 }
 
 std::string CacheBuffer::stats_json() {
-  const bool known = std::all_of(layers_.begin(), layers_.end(), [](const auto& entry) {
-    return entry.second.shape.n_heads > 0;
-  });
+  const bool known = std::all_of(layers_.begin(), layers_.end(),
+                                 [](const auto& entry) { return entry.second.shape.n_heads > 0; });
   if (!known || !cache().ok()) return {};
   const CacheStats s = cache_->stats();
   nlohmann::ordered_json json = {{"id", id_},
@@ -441,6 +440,10 @@ std::string CacheBuffer::stats_json() {
                                    {"scores", s.bytes.scores},
                                    {"map", s.bytes.map},
                                    {"padding", s.bytes.padding}}},
+                                 {"seconds",
+                                  {{"attention", s.seconds.attention},
+                                   {"scoring", s.seconds.scoring},
+                                   {"packing", s.seconds.packing}}},
                                  {"bytes_allocated", s.bytes.allocated()},
                                  {"bytes_peak", s.bytes_peak},
                                  {"bytes_planned", s.bytes_planned},

@@ -259,5 +259,23 @@ TEST(Extremes, TheLargestRowsDecodeToFiniteNumbers) {
   }
 }
 
+TEST(Rewrite, RowsAreReadAsAttentionSeesThemBeforeTheyAreRounded) {
+  Harness harness({1, 320, kLayers}, "zip");
+  ASSERT_TRUE(harness.prompt(300, 128).ok());
+  for (const SideId side : kSides) {
+    const auto rounded = harness.read(1, side, 0, 300);
+    std::vector<float> rows(rounded.size());
+    ASSERT_TRUE(harness.cache().read(1, 0, side, 0, 300, rows.data()).ok());
+    size_t between = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      ASSERT_EQ(to_half(rows[i]), rounded[i]) << i;
+      between += rows[i] != to_float(rounded[i]);
+    }
+    EXPECT_GT(between, 0u) << "packed rows are not 16-bit numbers";
+  }
+  std::vector<float> none(1);
+  EXPECT_EQ(harness.cache().read(1, 0, SideId::K, 300, 21, none.data()).code(), Code::BadArgument);
+}
+
 }  // namespace
 }  // namespace zipcache

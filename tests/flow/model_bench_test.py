@@ -36,6 +36,8 @@ def test_rows_have_the_fields_the_names_and_ratios_of_the_same_rounds():
     for plain, ours in zip(rows[::2], rows[1::2]):
         assert (plain["kernel"], plain["isa"], ours["kernel"]) == ("ggml", "", "zipcache") and ours["isa"]
         assert (plain["vs_llama_f16"], plain["vs_llama_f16_sd"]) == (1, 0)
+        assert plain["share_attention"] is None
+        assert 0 < ours["share_attention"] and ours["share_attention"] + ours["share_packing"] < 1
         ratios = [a / b for a, b in zip(ours["tps"], plain["tps"])]
         assert ours["vs_llama_f16"] == pytest.approx(sum(ratios) / 2)
         cells = plain["depth"] + plain["n_prompt"] + plain["n_gen"]
