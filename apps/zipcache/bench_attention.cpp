@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <thread>
 
 #include "arguments.hpp"
@@ -42,6 +44,7 @@ struct Row {
   Spread ms;
   double rel_err = 0;
   std::optional<double> vs[3];  // against f16, q8_0, q4_0
+  Spread read;                  // GB/s that the threads read between the rounds; `least` the best
 };
 
 // Our cache with `n_copies` layers that hold the same rows.
@@ -168,7 +171,9 @@ class AttentionBench {
  public:
   explicit AttentionBench(const Options& options) : options_(options) {}
 
-  Status run(Progress& progress) {
+  // Calls done(rows) after each shape.
+  template <class Done>
+  Status run(Progress& progress, Done&& done) {
     buffer_.assign(4 * last_level_cache() / sizeof(uint64_t), 1);
     for (const int d_head : options_.d_head)
       for (const int gqa : options_.gqa)
@@ -181,21 +186,15 @@ class AttentionBench {
               progress.stage(
                   fmt::format("head size {}, {}/{} heads, depth {}, batch {}, {} threads", d_head,
                               shape.n_head, shape.n_head_kv, depth, batch, threads));
+              const size_t first = rows_.size();
               ZC_TRY(measure(shape, threads));
+              done(std::span(rows_).subspan(first));
               progress.step();
             }
     return ok();
   }
 
   const std::vector<Row>& rows() const { return rows_; }
-  Spread bandwidth(int threads) const {
-    std::vector<double> found;
-    for (const auto& [n, gbps] : bandwidth_)
-      if (n == threads) found.push_back(gbps);
-    Spread spread = spread_of(found);
-    spread.least = found.empty() ? 0 : *std::max_element(found.begin(), found.end());
-    return spread;
-  }
 
  private:
   struct Contender {
@@ -213,6 +212,16 @@ class AttentionBench {
     }
   };
 
+  static Row row_of(const AttentionShape& shape, int threads, std::string kernel,
+                    std::string policy) {
+    Row row;
+    row.shape = shape;
+    row.threads = threads;
+    row.kernel = std::move(kernel);
+    row.policy = std::move(policy);
+    return row;
+  }
+
   Status add_ours(const AttentionShape& shape, const AttentionData& data, int threads,
                   std::vector<Contender>& all) {
     for (const std::string& policy : options_.policies) {
@@ -224,16 +233,10 @@ class AttentionBench {
       made.ours = std::move(*ours);
       const CacheStats stats = made.ours->stats();
       const Bytes& b = stats.bytes;
-      made.row = {shape,
-                  threads,
-                  "zipcache",
-                  stats.kernel,
-                  policy,
-                  stats.precision,
-                  (b.codes + b.params + b.tags + b.raw) / size_t(made.n_copies),
-                  {},
-                  0,
-                  {}};
+      made.row = row_of(shape, threads, "zipcache", policy);
+      made.row.isa = stats.kernel;
+      made.row.precision = stats.precision;
+      made.row.bytes = (b.codes + b.params + b.tags + b.raw) / size_t(made.n_copies);
       all.push_back(std::move(made));
     }
     return ok();
@@ -250,9 +253,8 @@ class AttentionBench {
       auto ggml = GgmlAttention::create(shape, data, cache, made.n_copies, threads);
       if (!ggml.ok()) return ggml.status();
       made.ggml = std::move(*ggml);
-      made.row = {
-          shape, threads, "ggml", "", "llama:" + type, "", made.ggml->bytes() * size_t(shape.batch),
-          {},    0,       {}};
+      made.row = row_of(shape, threads, "ggml", "llama:" + type);
+      made.row.bytes = made.ggml->bytes() * size_t(shape.batch);
       all.push_back(std::move(made));
     }
     return ok();
@@ -270,6 +272,7 @@ class AttentionBench {
     std::vector<Contender> all;
     ZC_TRY(add_ours(shape, data, threads, all));
     ZC_TRY(add_ggml(shape, data, threads, all));
+    std::vector<double> reads;
     // Round after round, each begun by another contender, so that a disturbance meets all of them;
     // the first round warms up.
     for (int rep = -1; rep < options_.reps && !interrupted(); ++rep) {
@@ -283,18 +286,21 @@ class AttentionBench {
           if (rep >= 0) contender.samples.push_back(ms);
         }
       }
-      bandwidth_.push_back({threads, read_bandwidth(buffer_, threads)});
+      reads.push_back(read_bandwidth(buffer_, threads));
     }
-    return finish(data, all);
+    Spread read = spread_of(reads);
+    read.least = reads.empty() ? 0 : *std::max_element(reads.begin(), reads.end());
+    return finish(data, all, read);
   }
 
-  Status finish(const AttentionData& data, std::vector<Contender>& all) {
+  Status finish(const AttentionData& data, std::vector<Contender>& all, const Spread& read) {
     static constexpr const char* kAgainst[] = {"llama:f16", "llama:q8_0", "llama:q4_0"};
     const AttentionShape& shape = all.front().row.shape;
     const auto exact = exact_attention(data.q, data.k, data.v, shape.n_head, shape.n_head_kv,
                                        shape.d_head, data.scale);
     for (Contender& contender : all) {
       contender.row.ms = spread_of(contender.samples);
+      contender.row.read = read;
       if (contender.ours) {
         const Result<double> error = contender.ours->error(data);
         if (!error.ok()) return error.status();
@@ -317,11 +323,10 @@ class AttentionBench {
 
   const Options& options_;
   std::vector<uint64_t> buffer_;
-  std::vector<std::pair<int, double>> bandwidth_;
   std::vector<Row> rows_;
 };
 
-Json to_json(const Row& row, const Spread& bandwidth) {
+Json to_json(const Row& row) {
   const double gbps = double(row.bytes) / row.ms.median / 1e6;
   const auto ratio = [](const std::optional<double>& value) {
     return value ? Json(*value) : Json();
@@ -338,7 +343,7 @@ Json to_json(const Row& row, const Spread& bandwidth) {
           {"threads", row.threads},
           {"ms", row.ms.median},
           {"gbps", gbps},
-          {"bw_share", gbps / bandwidth.median},
+          {"bw_share", gbps / row.read.median},
           {"vs_ggml_f16", ratio(row.vs[0])},
           {"vs_ggml_q8_0", ratio(row.vs[1])},
           {"vs_ggml_q4_0", ratio(row.vs[2])},
@@ -348,8 +353,15 @@ Json to_json(const Row& row, const Spread& bandwidth) {
           {"bytes", row.bytes},
           {"ms_min", row.ms.least},
           {"ms_iqr", row.ms.iqr},
-          {"read_gbps", bandwidth.median},
-          {"read_gbps_best", bandwidth.least}};
+          {"read_gbps", row.read.median},
+          {"read_gbps_best", row.read.least}};
+}
+
+void print_objects(Format format, std::span<const Row> rows) {
+  std::vector<Json> objects;
+  for (const Row& row : rows) objects.push_back(to_json(row));
+  fmt::print("{}", for_programs(format, objects));
+  std::fflush(stdout);
 }
 
 void print_table(const AttentionBench& bench) {
@@ -359,15 +371,15 @@ void print_table(const AttentionBench& bench) {
   };
   for (const Row& row : bench.rows()) {
     const double gbps = double(row.bytes) / row.ms.median / 1e6;
-    lines.push_back(
-        {row.policy, row.isa.empty() ? "ggml" : row.isa + " " + row.precision,
-         fmt::format("{}", row.shape.d_head),
-         fmt::format("{}/{}", row.shape.n_head, row.shape.n_head_kv),
-         fmt::format("{}", row.shape.depth), fmt::format("{}", row.shape.batch),
-         fmt::format("{}", row.threads),
-         fmt::format("{:.3f} ± {:.3f}", row.ms.median, row.ms.iqr / 2), fmt::format("{:.1f}", gbps),
-         fmt::format("{:.2f}", gbps / bench.bandwidth(row.threads).median), ratio(row.vs[0]),
-         ratio(row.vs[1]), ratio(row.vs[2]), fmt::format("{:.1e}", row.rel_err)});
+    lines.push_back({row.policy, row.isa.empty() ? "ggml" : row.isa + " " + row.precision,
+                     fmt::format("{}", row.shape.d_head),
+                     fmt::format("{}/{}", row.shape.n_head, row.shape.n_head_kv),
+                     fmt::format("{}", row.shape.depth), fmt::format("{}", row.shape.batch),
+                     fmt::format("{}", row.threads),
+                     fmt::format("{:.3f} ± {:.3f}", row.ms.median, row.ms.iqr / 2),
+                     fmt::format("{:.1f}", gbps), fmt::format("{:.2f}", gbps / row.read.median),
+                     ratio(row.vs[0]), ratio(row.vs[1]), ratio(row.vs[2]),
+                     fmt::format("{:.1e}", row.rel_err)});
   }
   fmt::print("{}", markdown({{"cache", false},
                              {"kernel", false},
@@ -424,16 +436,13 @@ Status bench_attention(const Options& options) {
   {
     Progress progress(int64_t(options.d_head.size() * options.gqa.size() * options.depth.size() *
                               options.batch.size() * options.threads.size()));
-    ZC_TRY(bench.run(progress));
+    // Lines are complete by themselves: whatever ends a long run leaves those before it.
+    ZC_TRY(bench.run(progress, [&](std::span<const Row> rows) {
+      if (*format == Format::Jsonl) print_objects(*format, rows);
+    }));
   }
-  if (*format == Format::Md) {
-    print_table(bench);
-  } else {
-    std::vector<Json> objects;
-    for (const Row& row : bench.rows())
-      objects.push_back(to_json(row, bench.bandwidth(row.threads)));
-    fmt::print("{}", for_programs(*format, objects));
-  }
+  if (*format == Format::Md) print_table(bench);
+  if (*format == Format::Csv || *format == Format::Json) print_objects(*format, bench.rows());
   if (interrupted()) return {Code::Aborted, "interrupted; what was complete stands above"};
   return ok();
 }
