@@ -21,9 +21,10 @@ namespace zipcache {
 
 // Which values of a tile share one (step, floor) pair.
 enum class Axis : uint8_t {
-  Channel,  // one channel over all tokens of the tile             (paper: channelwise)
-  Token,    // all channels of one token                           (paper: tokenwise)
-  Group,    // `group` neighbouring channels of one token          (paper: groupwise)
+  Channel,       // one channel over all tokens of the tile             (paper: channelwise)
+  Token,         // all channels of one token                           (paper: tokenwise)
+  Group,         // `group` neighbouring channels of one token          (paper: groupwise)
+  ChannelGroup,  // one channel over `group` neighbouring tokens of the tile         (KIVI)
   Cst,  // tokenwise after dividing channel c by sqrt(max|x_c|) (paper: channel-separable tokenwise)
 };
 
@@ -33,7 +34,11 @@ enum class Fit : uint8_t {
   Midpoint,  // 2^bits equal bins, reconstructed at their centres
   Unbiased,  // clipped range, then refitted so that reconstruction on original has regression slope
              // 1
+  Mse,       // the clipped range with the least squared error
 };
+
+// The range is searched for, and may be clipped.
+constexpr bool clips(Fit fit) { return fit == Fit::Unbiased || fit == Fit::Mse; }
 
 enum class Rotation : uint8_t { None, Hadamard };
 
@@ -86,7 +91,7 @@ inline constexpr int kShortStep = 20;
 // How one side, K or V, is coded.
 struct Side {
   Axis axis = Axis::Channel;
-  int group = 32;  // channels per set when axis is Group
+  int group = 32;  // channels per set when axis is Group, tokens when it is ChannelGroup
   Fit fit = Fit::Endpoint;
   Rotation rotation = Rotation::None;
   bool operator==(const Side&) const = default;

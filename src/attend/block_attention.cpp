@@ -206,8 +206,8 @@ void BlockAttention::code_scores(const QueryTile& queries, const PackedHead& hea
     for (int i = 0; i < n_parts(tile.shape); ++i) {
       const PlacedPart placed = part_of(tile, i);
       multiply(placed.part, weighting(SideId::K, tile.shape.bits), queries.n_rows(),
-               queries.for_packed() + placed.first_column, queries.ld, out, n, i > 0, nullptr,
-               scratch);
+               queries.for_packed() + placed.first_column, queries.ld, out + placed.first_row, n,
+               placed.first_column > 0, nullptr, scratch);
     }
   });
 }
@@ -224,8 +224,9 @@ void BlockAttention::sum_codes(int rows, const PackedHead& head, int n, const ui
     const bool last = (at > 0) == low_is_last;
     for (int i = 0; i < n_parts(tile.shape); ++i) {
       const PlacedPart placed = part_of(tile, i);
-      multiply(placed.part, weighting(SideId::V, tile.shape.bits), rows, weights, n,
-               sums.out.data() + placed.first_row, sums.dim, true, last ? next : nullptr, scratch);
+      multiply(placed.part, weighting(SideId::V, tile.shape.bits), rows,
+               weights + placed.first_column, n, sums.out.data() + placed.first_row, sums.dim, true,
+               last ? next : nullptr, scratch);
     }
   });
 }

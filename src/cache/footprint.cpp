@@ -204,6 +204,7 @@ double paper_ratio(const Policy& policy, double C, double l, double b) {
       case Axis::Token:
         return 2 * b * l;
       case Axis::Group:
+      case Axis::ChannelGroup:
         return 2 * b * C * l / side.group;
       case Axis::Cst:
         break;

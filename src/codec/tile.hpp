@@ -19,6 +19,7 @@
 //   params  steps [n_sets], then floors [n_sets], f16; none at 16 bit
 //             Axis::Channel  one set for each channel     Axis::Token, Axis::Cst  one for each
 //             token Axis::Group    [dim / group, tokens]
+//             Axis::ChannelGroup   [tokens / group, channels], the last group may be short
 //           Runs of tokens and channels are filled up to 16 with zeros.
 //
 // Value = floor + step * code, times the channel's factor for Axis::Cst (factors belong to the
@@ -49,7 +50,7 @@ struct TileShape {
   int dim = 0;
   int bits = 16;
   Axis axis = Axis::Channel;
-  int group = 0;  // channels per set, for Axis::Group
+  int group = 0;  // channels per set for Axis::Group, tokens for Axis::ChannelGroup
   Lanes lanes = Lanes::Tokens;
 
   int n_rows() const { return lanes == Lanes::Tokens ? n_tokens : dim; }

@@ -15,8 +15,10 @@ struct Word {
   T value;
 };
 
-constexpr Word<Fit> kFits[] = {
-    {"endpoint", Fit::Endpoint}, {"midpoint", Fit::Midpoint}, {"unbiased", Fit::Unbiased}};
+constexpr Word<Fit> kFits[] = {{"endpoint", Fit::Endpoint},
+                               {"midpoint", Fit::Midpoint},
+                               {"unbiased", Fit::Unbiased},
+                               {"mse", Fit::Mse}};
 constexpr Word<Rotation> kRotations[] = {{"none", Rotation::None},
                                          {"hadamard", Rotation::Hadamard}};
 constexpr Word<Statistic> kStatistics[] = {
@@ -115,6 +117,10 @@ bool parse_axis(std::string_view text, Side& side) {
     side.axis = Axis::Group;
     return parse_int(text.substr(5), 16, 256, side.group);
   }
+  if (text.starts_with("channel") && text != "channel") {
+    side.axis = Axis::ChannelGroup;
+    return parse_int(text.substr(7), 16, kBlockTokens, side.group);
+  }
   side.group = Side{}.group;
   if (text == "channel") return side.axis = Axis::Channel, true;
   if (text == "token") return side.axis = Axis::Token, true;
@@ -130,6 +136,8 @@ std::string axis_text(const Side& side) {
       return "token";
     case Axis::Cst:
       return "cst";
+    case Axis::ChannelGroup:
+      return fmt::format("channel{}", side.group);
     case Axis::Group:
       break;
   }
@@ -144,8 +152,10 @@ bool parse_probes(std::string_view text, Saliency& saliency) {
 }
 
 constexpr std::string_view kBits = "2, 3, 4, 8 or 16, or two of them as high/low such as 4/2";
-constexpr std::string_view kAxes = "channel, token, cst or groupN with N from 16 to 256";
-constexpr std::string_view kFitWords = "endpoint, midpoint or unbiased";
+constexpr std::string_view kAxes =
+    "channel, token, cst, groupN (channels, N from 16 to 256) or channelN (tokens, N from 16 to "
+    "128)";
+constexpr std::string_view kFitWords = "endpoint, midpoint, unbiased or mse";
 constexpr std::string_view kRotationWords = "none or hadamard";
 
 using P = Policy;

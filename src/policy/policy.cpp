@@ -42,10 +42,16 @@ Status check_range(const char* field, int value, int lo, int hi) {
 }
 
 Status check_group(const Side& side, bool three_bits, const char* which) {
-  if (side.axis != Axis::Group) return ok();
+  if (side.axis != Axis::Group && side.axis != Axis::ChannelGroup) return ok();
   // Whole steps of a packed tile: 32 columns at 3 bits, at most 16 otherwise.
-  const int unit = three_bits ? 32 : 16;
-  if (side.group >= unit && side.group <= 256 && side.group % unit == 0) return ok();
+  const int unit = three_bits ? 32 : 16, most = side.axis == Axis::Group ? 256 : kBlockTokens;
+  if (side.group >= unit && side.group <= most && side.group % unit == 0) return ok();
+  if (side.axis == Axis::ChannelGroup) {
+    return {Code::BadPolicy,
+            fmt::format("policy, {}_axis: found channel{}, expected groups of {} to {} tokens, a "
+                        "multiple of {}",
+                        which, side.group, unit, most, unit)};
+  }
   return {Code::BadPolicy,
           fmt::format("policy, {}_axis: found group{}, expected a group from {} to 256 that "
                       "is a multiple of {} and divides the head size",

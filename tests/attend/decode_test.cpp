@@ -81,7 +81,7 @@ INSTANTIATE_TEST_SUITE_P(
     Rows, AttentionOfPolicy,
     testing::Values("f16", "uniform", "zipcache", "zipcache-code", "zip", "random-tiers",
                     "recency-tiers", "uniform,bits=3", "uniform,bits=8",
-                    "uniform,bits=2,fit=midpoint", "zipcache,k=16/4",
+                    "uniform,bits=2,fit=midpoint", "uniform,bits=2,fit=mse", "zipcache,k=16/4",
                     "uniform,k_axis=group32,v_axis=group16", "uniform,k_axis=token,v_axis=channel",
                     "uniform,k_axis=cst", "zipcache,k_rotate=hadamard", "zipcache,rotate=hadamard",
                     "zipcache,scope=layer", "zipcache,cadence=prompt", "zipcache,ratio=0",

@@ -22,6 +22,8 @@ const char* const kPolicies[] = {"uniform",
                                  "zip",
                                  "uniform,k_axis=group16,v_axis=group32",
                                  "uniform,k_axis=cst,v_axis=channel",
+                                 "kivi2",
+                                 "zipcache,k_axis=channel32,v_axis=channel16",
                                  "zipcache,rotate=hadamard",
                                  "random-tiers",
                                  "zipcache,k=16/4,v=8/3"};

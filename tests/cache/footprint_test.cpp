@@ -30,6 +30,7 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
                                   "zipcache,sinks=5,recent=40",
                                   "uniform,bits=3,k_axis=group32",
                                   "zip,sinks=128,recent=0",
+                                  "kivi2,sinks=3",
                                   "zipcache,ratio=0.7"};
   const std::pair<int, int> lengths[] = {
       {1, 1},     {127, 127}, {128, 64}, {129, 43}, {300, 100},
@@ -63,7 +64,7 @@ TEST(Footprint, DecodingOneByOneKeepsThePrediction) {
 }
 
 TEST(Footprint, KindsSumToWhatTheArenaHolds) {
-  for (const char* text : {"f16", "zipcache", "uniform,k_axis=group16", "zip"}) {
+  for (const char* text : {"f16", "zipcache", "uniform,k_axis=group16", "kivi4", "zip"}) {
     for (const bool shared : {false, true}) {
       test::BlockRig rig({2, 80, 96}, *parse_policy(text), 300);
       rig.append(300, test::random_rows(300, 160, 1), test::random_rows(300, 192, 2));

@@ -238,7 +238,7 @@ TEST(Rotation, SharedKeyParametersAreRefusedWithTheCure) {
 TEST(Extremes, TheLargestRowsDecodeToFiniteNumbers) {
   for (const char* policy :
        {"uniform", "zip,recent=0,sinks=0", "uniform,rotate=hadamard,bits=2", "uniform,fit=midpoint",
-        "uniform,fit=unbiased,bits=2", "uniform,k_axis=cst"}) {
+        "uniform,fit=unbiased,bits=2", "uniform,fit=mse,bits=2", "uniform,k_axis=cst"}) {
     auto cache = std::move(*Cache::create({1, 128, {{1, 64, 64}}}, *parse_policy(policy)));
     std::vector<float> rows(128 * 64);
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = i % 5 < 3 ? 65504.0f : -65504.0f;

@@ -31,6 +31,7 @@ const Change kWrong[] = {
     {"ratio below 0", [](Policy& p) { p.high_permille = -1; }},
     {"group of 0", [](Policy& p) { p.k.axis = Axis::Group, p.k.group = 0; }},
     {"group of -8", [](Policy& p) { p.v.axis = Axis::Group, p.v.group = -8; }},
+    {"token group of 256", [](Policy& p) { p.k.axis = Axis::ChannelGroup, p.k.group = 256; }},
     {"group of 12", [](Policy& p) { p.v.axis = Axis::Group, p.v.group = 12; }},
     {"negative sinks", [](Policy& p) { p.window.sinks = -1; }},
     {"more sinks than a block has tokens", [](Policy& p) { p.window.sinks = 129; }},

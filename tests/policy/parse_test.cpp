@@ -9,7 +9,7 @@ namespace zipcache {
 namespace {
 
 TEST(PolicyText, EveryRowParsesToItselfAndKeepsItsName) {
-  ASSERT_EQ(policy_rows().size(), 7u);
+  ASSERT_EQ(policy_rows().size(), 11u);
   for (const PolicyRow& row : policy_rows()) {
     const auto policy = parse_policy(row.name);
     ASSERT_TRUE(policy.ok()) << policy.status().message();
@@ -37,6 +37,16 @@ TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
   EXPECT_EQ(zip.v.rotation, Rotation::Hadamard);
   EXPECT_EQ(zip.k.fit, Fit::Unbiased);
   EXPECT_EQ(zip.window, (Window{4, 128}));
+  const Policy kivi = *parse_policy("kivi2");
+  EXPECT_EQ(kivi.tiers, (std::vector<Tier>{{2, 2}}));
+  EXPECT_EQ(kivi.k, (Side{Axis::ChannelGroup, 32, Fit::Endpoint, Rotation::None}));
+  EXPECT_EQ(kivi.v, (Side{Axis::Group, 32, Fit::Endpoint, Rotation::None}));
+  EXPECT_EQ(kivi.window, (Window{0, 128}));
+  const Policy had4 = *parse_policy("had4");
+  EXPECT_EQ(had4.tiers, (std::vector<Tier>{{4, 4}}));
+  EXPECT_EQ(had4.k, (Side{Axis::Token, 32, Fit::Endpoint, Rotation::Hadamard}));
+  EXPECT_EQ(had4.v, had4.k);
+  EXPECT_EQ(parse_policy("qserve4")->k.axis, Axis::Cst);
   EXPECT_EQ(parse_policy("uniform")->tiers, (std::vector<Tier>{{4, 4}}));
   EXPECT_EQ(parse_policy("random-tiers")->saliency.statistic, Statistic::Random);
   EXPECT_EQ(parse_policy("recency-tiers")->saliency.statistic, Statistic::Recency);
@@ -53,7 +63,9 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "f16,k=4/2,v=8/3",
                                "zipcache,k=16/4",
                                "zip,v_axis=group32,k_axis=token",
+                               "zip,k_axis=channel32,v_axis=channel128",
                                "zip,fit=midpoint,rotate=none",
+                               "zip,fit=mse,v_fit=unbiased",
                                "zip,k_fit=endpoint,v_fit=midpoint",
                                "zipcache,probes=2.5+7.5,norm=none",
                                "zipcache,norm=full_causal,replacement=1,decode_probes=last",
@@ -125,6 +137,11 @@ const Wrong kWrong[] = {
     {"zipcache,k_axis=group0", "field k_axis"},
     {"zipcache,k_axis=group7", "field k_axis"},
     {"zipcache,v_axis=group257", "field v_axis"},
+    {"zipcache,k_axis=channel8", "field k_axis"},
+    {"zipcache,k_axis=channel256", "field k_axis"},
+    {"zipcache,k_axis=channel24", "channel24"},
+    {"zipcache,k=3,k_axis=channel48", "channel48"},
+    {"zipcache,k_axis=channel32x", "field k_axis"},
     {"zipcache,v_axis=group-32", "field v_axis"},
     {"zipcache,v_axis=group32x", "field v_axis"},
     {"zipcache,k_axis=group12", "k_axis"},

@@ -23,7 +23,8 @@ struct OracleSet {
 // `half_params` rounds step and floor to 16 bits before coding.
 OracleSet quantize_set(const std::vector<double>& x, int bits, bool half_params);
 
-// A whole tile x [n, dim] by an axis; `group` channels per set for Axis::Group. For Axis::Cst the
+// A whole tile x [n, dim] by an axis; `group` channels per set for Axis::Group, tokens for
+// Axis::ChannelGroup. For Axis::Cst the
 // factors are sqrt(max|x|) of x itself.
 struct OracleTile {
   std::vector<int> codes;      // [n, dim]
