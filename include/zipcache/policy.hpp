@@ -47,6 +47,7 @@ enum class Statistic : uint8_t {
   Mean,     // attention received from probe rows (Eq. 8 and 9)
   Random,   // control: a seeded draw
   Recency,  // control: the newest tokens of the block
+  Last,     // attention received from the newest query row alone (TOVA)
 };
 
 // Divisor of a token's summed probe attention (decision A1).
@@ -61,6 +62,9 @@ enum class DecodeProbes : uint8_t {
   Spread,  // of each 128 rows the newest 5 % and a seeded 5 % of the others
   Last,    // only the row that fills the block (official code)
 };
+
+// How the scores of neighbouring tokens are merged before they are ranked (SnapKV, section 4.2).
+enum class Pool : uint8_t { Average, Max };
 
 enum class Scope : uint8_t {
   Head,   // each KV head ranks for itself
@@ -97,10 +101,12 @@ struct Side {
   bool operator==(const Side&) const = default;
 };
 
-// Code widths of one tier; each is 2, 3, 4, 8 or 16 (raw).
+// Code widths of one tier; each is 2, 3, 4, 8 or 16 (raw), or both are 0: the tier keeps nothing,
+// its tokens are evicted.
 struct Tier {
   int k_bits = 16;
   int v_bits = 16;
+  bool evicts() const { return k_bits == 0; }
   bool operator==(const Tier&) const = default;
 };
 
@@ -112,6 +118,8 @@ struct Saliency {
   bool replacement = false;  // draw random probes with replacement (official code)
   DecodeProbes decode = DecodeProbes::Spread;
   Scope scope = Scope::Head;
+  Pool pool = Pool::Average;
+  int pool_width = 1;  // neighbouring tokens that are pooled, odd; 1 for none
   bool operator==(const Saliency&) const = default;
 };
 
@@ -145,7 +153,12 @@ struct Policy {
   // Nothing is ever packed.
   bool raw() const { return tiers.size() == 1 && tiers[0].k_bits == 16 && tiers[0].v_bits == 16; }
   // Scores decide something, so probe rows are worth their cost.
-  bool needs_scores() const { return tiers.size() > 1 && saliency.statistic == Statistic::Mean; }
+  bool needs_scores() const {
+    return tiers.size() > 1 &&
+           (saliency.statistic == Statistic::Mean || saliency.statistic == Statistic::Last);
+  }
+  // Some packed tokens are kept nowhere.
+  bool evicts() const { return tiers.back().evicts(); }
 };
 
 // One named row of the table of methods.

@@ -45,6 +45,9 @@ constexpr int padded_to(int n, int multiple) { return (n + multiple - 1) / multi
 constexpr int step_columns(int bits) { return bits == 3 ? 32 : 32 / bits; }
 constexpr int step_bytes(int bits) { return step_columns(bits) * kUnitRows * bits / 8; }
 
+// Held as codes with parameters: not raw, and not evicted.
+constexpr bool coded(int bits) { return bits != 0 && bits != 16; }
+
 struct TileShape {
   int n_tokens = 0;
   int dim = 0;

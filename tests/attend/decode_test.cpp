@@ -80,8 +80,11 @@ TEST_P(AttentionOfPolicy, OutputsEqualTheOracleOverWhatTheCacheHolds) {
 INSTANTIATE_TEST_SUITE_P(
     Rows, AttentionOfPolicy,
     testing::Values("f16", "uniform", "zipcache", "zipcache-code", "zip", "random-tiers",
-                    "recency-tiers", "uniform,bits=3", "uniform,bits=8",
-                    "uniform,bits=2,fit=midpoint", "uniform,bits=2,fit=mse", "zipcache,k=16/4",
+                    "recency-tiers", "kivi2", "kivi4", "had4", "qserve4", "mikv", "h2o", "tova",
+                    "snapkv", "streaming,recent=64", "random+pin", "random+pin,bits=4/0",
+                    "h2o,scope=layer", "h2o,cadence=prompt", "zip2", "zip3", "zip4",
+                    "uniform,bits=3", "uniform,bits=8", "uniform,bits=2,fit=midpoint",
+                    "uniform,bits=2,fit=mse", "zipcache,k=16/4",
                     "uniform,k_axis=group32,v_axis=group16", "uniform,k_axis=token,v_axis=channel",
                     "uniform,k_axis=cst", "zipcache,k_rotate=hadamard", "zipcache,rotate=hadamard",
                     "zipcache,scope=layer", "zipcache,cadence=prompt", "zipcache,ratio=0",
@@ -105,6 +108,16 @@ TEST(Attention, AlibiSoftCapAndSinkLogitsEqualTheOracle) {
       expect_outputs(harness, 0, harness.cache().policy().raw());
     }
   }
+}
+
+// The cap comes after what only fills a tier up was known to be no token: 125 tokens beside 3
+// sinks.
+TEST(Attention, FillingStaysHiddenUnderASoftCap) {
+  Harness harness({1, 300, {{2, 64, 64}}}, "uniform,sinks=3", 2);
+  harness.soft_cap = 0.5f;
+  ASSERT_TRUE(harness.prompt(256, 64).ok());
+  ASSERT_TRUE(harness.feed(1).ok());
+  expect_outputs(harness, 0, false);
 }
 
 TEST(Attention, InterleavedSequencesInOneStreamSeeOnlyThemselves) {

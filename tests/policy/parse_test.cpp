@@ -9,7 +9,7 @@ namespace zipcache {
 namespace {
 
 TEST(PolicyText, EveryRowParsesToItselfAndKeepsItsName) {
-  ASSERT_EQ(policy_rows().size(), 11u);
+  ASSERT_EQ(policy_rows().size(), 23u);
   for (const PolicyRow& row : policy_rows()) {
     const auto policy = parse_policy(row.name);
     ASSERT_TRUE(policy.ok()) << policy.status().message();
@@ -46,6 +46,25 @@ TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
   EXPECT_EQ(had4.tiers, (std::vector<Tier>{{4, 4}}));
   EXPECT_EQ(had4.k, (Side{Axis::Token, 32, Fit::Endpoint, Rotation::Hadamard}));
   EXPECT_EQ(had4.v, had4.k);
+  const Policy h2o = *parse_policy("h2o");
+  EXPECT_EQ(h2o.tiers, (std::vector<Tier>{{16, 16}, {0, 0}}));
+  EXPECT_EQ(h2o.saliency.recent_permille, 1000);
+  EXPECT_EQ(h2o.saliency.norm, Norm::None);
+  EXPECT_TRUE(h2o.evicts() && h2o.needs_scores() && !h2o.raw());
+  const Policy streaming = *parse_policy("streaming");
+  EXPECT_EQ(streaming.tiers, (std::vector<Tier>{{0, 0}}));
+  EXPECT_EQ(streaming.window, (Window{4, 1020}));
+  EXPECT_FALSE(streaming.needs_scores());
+  const Policy snapkv = *parse_policy("snapkv");
+  EXPECT_EQ(snapkv.saliency.pool_width, 5);
+  EXPECT_EQ((snapkv.saliency.recent_permille * 512 + 999) / 1000, 32);
+  EXPECT_EQ(parse_policy("tova")->saliency.statistic, Statistic::Last);
+  EXPECT_EQ(parse_policy("mikv")->tiers, (std::vector<Tier>{{16, 16}, {2, 2}}));
+  EXPECT_EQ(*parse_policy("uniform4,k=3,v=3"), [] {
+    Policy same = *parse_policy("uniform3");
+    same.name = "uniform4";
+    return same;
+  }());
   EXPECT_EQ(parse_policy("qserve4")->k.axis, Axis::Cst);
   EXPECT_EQ(parse_policy("uniform")->tiers, (std::vector<Tier>{{4, 4}}));
   EXPECT_EQ(parse_policy("random-tiers")->saliency.statistic, Statistic::Random);
@@ -70,6 +89,9 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "zipcache,probes=2.5+7.5,norm=none",
                                "zipcache,norm=full_causal,replacement=1,decode_probes=last",
                                "zipcache,scope=layer,score=recency",
+                               "zipcache,bits=4/0,pool=max7",
+                               "snapkv,pool=3,score=last",
+                               "f16,bits=0",
                                "zip,sinks=0,recent=0",
                                "zip,sinks=128,recent=1048576",
                                "zipcache,cadence=prompt,seed=18446744073709551615",
@@ -121,7 +143,9 @@ const Wrong kWrong[] = {
     {"zipcache,K=4", "unknown field"},
     {"zipcache,key=4", "unknown field \"key\""},
     {"zipcache,k=5", "field k:"},
-    {"zipcache,k=0", "field k:"},
+    {"zipcache,k=0", "0 and 4 bits"},
+    {"zipcache,v=4/0", "2 and 0 bits"},
+    {"zipcache,bits=0/2", "field bits"},
     {"zipcache,k=-4", "field k:"},
     {"zipcache,k=4.0", "field k:"},
     {"zipcache,k=2/4", "field k:"},
@@ -154,6 +178,11 @@ const Wrong kWrong[] = {
     {"zipcache,v_rotate=1", "field v_rotate"},
     {"zipcache,score=median", "field score"},
     {"zipcache,norm=all", "field norm"},
+    {"snapkv,pool=0", "field pool"},
+    {"snapkv,pool=4", "field pool"},
+    {"snapkv,pool=33", "field pool"},
+    {"snapkv,pool=max", "field pool"},
+    {"snapkv,pool=avg5", "field pool"},
     {"zipcache,probes=10", "field probes"},
     {"zipcache,probes=5+", "field probes"},
     {"zipcache,probes=+5", "field probes"},

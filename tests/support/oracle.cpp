@@ -94,7 +94,7 @@ struct RowView {
 double logit(const RowView& row, int cell, double& largest) {
   const OracleStep& step = row.step;
   const double mask = step.mask.empty() ? 0.0 : step.mask[size_t(row.query * step.n_cells + cell)];
-  if (mask == kHidden) return kHidden;
+  if (mask == kHidden || (!step.absent.empty() && step.absent[row.cell_at(cell)])) return kHidden;
   double dot = 0, size = 0;
   for (int c = 0; c < step.k_dim; ++c) {
     const double product = step.q[size_t((row.query * step.n_heads + row.head) * step.k_dim + c)] *

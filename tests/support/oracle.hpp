@@ -42,7 +42,8 @@ struct OracleStep {
   std::vector<double> values;  // [n_cells, n_kv_heads, v_dim]
   std::vector<double> mask;    // [n_queries, n_cells], kHidden hides; empty: all visible
   double scale = 1, max_bias = 0, soft_cap = 0;
-  std::vector<double> sinks;  // [n_heads] or empty
+  std::vector<double> sinks;      // [n_heads] or empty
+  std::vector<bool> absent = {};  // [n_cells, n_kv_heads] rows that were evicted, or empty
 };
 struct OracleOut {
   std::vector<double> out;      // [n_queries, n_heads, v_dim]
