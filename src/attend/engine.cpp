@@ -400,7 +400,7 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
     if (head + 1 == n_heads) ++i;
   };
   ZC_TRY(store_rows(layer, stream, side, placed, fill));
-  if (side == SideId::K)
+  if (side == SideId::K && store(layer, stream).packed.policy().evicts())
     mark_present(layer, stream, placed, std::vector<bool>(placed.size() * size_t(n_heads), true));
   return ok();
 }
