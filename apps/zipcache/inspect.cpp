@@ -54,7 +54,7 @@ double bits_per_element(const Bytes& bytes, uint64_t elements) {
 double ratio_params(const Bytes& bytes, uint64_t elements) {
   const double packed = static_cast<double>(bytes.codes + bytes.params + bytes.tags);
   const double coded = 2.0 * static_cast<double>(elements) - static_cast<double>(bytes.raw);
-  return bytes.codes == 0 ? 1 : coded / packed;
+  return packed == 0 ? 1 : coded / packed;
 }
 
 double ratio_resident(const Bytes& bytes, uint64_t elements) {

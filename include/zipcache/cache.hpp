@@ -48,7 +48,7 @@ struct Bytes {
   size_t params = 0;   // steps, floors, channel factors
   size_t tags = 0;     // tier tags and block headers
   size_t raw = 0;      // 16-bit rows: window, sinks, the block being filled
-  size_t scores = 0;   // sums and counts of raw rows
+  size_t scores = 0;   // sums and counts of raw rows; with eviction, which of them are there
   size_t map = 0;      // cell <-> row tables
   size_t padding = 0;  // alignment, unused rows of raw blocks, freed storage kept for reuse
   size_t allocated() const { return codes + params + tags + raw + scores + map + padding; }
@@ -68,12 +68,13 @@ struct CacheStats {
   std::string precision;  // in use: exact, k2 or fast
   int n_layers = 0;
   int n_streams = 0;
-  int n_cells = 0;              // per stream
-  uint64_t rows_live = 0;       // per layer: rows that a cell refers to
-  uint64_t rows_dead = 0;       // per layer: rows whose cell was written again elsewhere
-  uint64_t rows_packed = 0;     // per layer: live rows held as codes (layer 0)
-  uint64_t elements = 0;        // K and V numbers of live rows over all layers
-  uint64_t coded_elements = 0;  // of these, held as codes
+  int n_cells = 0;                // per stream
+  uint64_t rows_live = 0;         // per layer: rows that a cell refers to
+  uint64_t rows_dead = 0;         // per layer: rows whose cell was written again elsewhere
+  uint64_t rows_packed = 0;       // per layer: live rows held as codes (layer 0)
+  uint64_t elements = 0;          // K and V numbers of live rows over all layers
+  uint64_t coded_elements = 0;    // of these, in packed blocks and no sinks
+  uint64_t evicted_elements = 0;  // of these, kept nowhere (tiers of 0 bits)
   uint64_t compactions = 0;
   uint64_t unscored_blocks = 0;  // packed at the best tier because their rows carried no scores
   Seconds seconds;               // since creation or clear
@@ -141,7 +142,9 @@ class Cache {
                        const float* rows, ptrdiff_t row_stride) = 0;
 
   // The same from 16-bit rows, and back. Rows that decode to what is stored already stay as they
-  // are, packed ones included. Cells never written read as zeros.
+  // are, packed ones included. Cells never written read as zeros, and so do a head's rows that a
+  // tier of 0 bits dropped. In a cache whose policy has such a tier a head's key row of zeros is
+  // taken for a dropped one, so that a saved state comes back with the tokens that it kept.
   virtual Status write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                             const uint16_t* rows) = 0;
   virtual Status read_half(int layer, int stream, SideId side, int first_cell, int n_cells,

@@ -21,9 +21,10 @@ namespace zipcache {
 
 // Which values of a tile share one (step, floor) pair.
 enum class Axis : uint8_t {
-  Channel,  // one channel over all tokens of the tile             (paper: channelwise)
-  Token,    // all channels of one token                           (paper: tokenwise)
-  Group,    // `group` neighbouring channels of one token          (paper: groupwise)
+  Channel,       // one channel over all tokens of the tile             (paper: channelwise)
+  Token,         // all channels of one token                           (paper: tokenwise)
+  Group,         // `group` neighbouring channels of one token          (paper: groupwise)
+  ChannelGroup,  // one channel over `group` neighbouring tokens of the tile         (KIVI)
   Cst,  // tokenwise after dividing channel c by sqrt(max|x_c|) (paper: channel-separable tokenwise)
 };
 
@@ -33,7 +34,11 @@ enum class Fit : uint8_t {
   Midpoint,  // 2^bits equal bins, reconstructed at their centres
   Unbiased,  // clipped range, then refitted so that reconstruction on original has regression slope
              // 1
+  Mse,       // the clipped range with the least squared error
 };
+
+// The range is searched for, and may be clipped.
+constexpr bool clips(Fit fit) { return fit == Fit::Unbiased || fit == Fit::Mse; }
 
 enum class Rotation : uint8_t { None, Hadamard };
 
@@ -42,6 +47,7 @@ enum class Statistic : uint8_t {
   Mean,     // attention received from probe rows (Eq. 8 and 9)
   Random,   // control: a seeded draw
   Recency,  // control: the newest tokens of the block
+  Last,     // attention received from the newest query row alone (TOVA)
 };
 
 // Divisor of a token's summed probe attention (decision A1).
@@ -56,6 +62,9 @@ enum class DecodeProbes : uint8_t {
   Spread,  // of each 128 rows the newest 5 % and a seeded 5 % of the others
   Last,    // only the row that fills the block (official code)
 };
+
+// How the scores of neighbouring tokens are merged before they are ranked (SnapKV, section 4.2).
+enum class Pool : uint8_t { Average, Max };
 
 enum class Scope : uint8_t {
   Head,   // each KV head ranks for itself
@@ -86,16 +95,18 @@ inline constexpr int kShortStep = 20;
 // How one side, K or V, is coded.
 struct Side {
   Axis axis = Axis::Channel;
-  int group = 32;  // channels per set when axis is Group
+  int group = 32;  // channels per set when axis is Group, tokens when it is ChannelGroup
   Fit fit = Fit::Endpoint;
   Rotation rotation = Rotation::None;
   bool operator==(const Side&) const = default;
 };
 
-// Code widths of one tier; each is 2, 3, 4, 8 or 16 (raw).
+// Code widths of one tier; each is 2, 3, 4, 8 or 16 (raw), or both are 0: the tier keeps nothing,
+// its tokens are evicted.
 struct Tier {
   int k_bits = 16;
   int v_bits = 16;
+  bool evicts() const { return k_bits == 0; }
   bool operator==(const Tier&) const = default;
 };
 
@@ -107,6 +118,8 @@ struct Saliency {
   bool replacement = false;  // draw random probes with replacement (official code)
   DecodeProbes decode = DecodeProbes::Spread;
   Scope scope = Scope::Head;
+  Pool pool = Pool::Average;
+  int pool_width = 1;  // neighbouring tokens that are pooled, odd; 1 for none
   bool operator==(const Saliency&) const = default;
 };
 
@@ -140,7 +153,12 @@ struct Policy {
   // Nothing is ever packed.
   bool raw() const { return tiers.size() == 1 && tiers[0].k_bits == 16 && tiers[0].v_bits == 16; }
   // Scores decide something, so probe rows are worth their cost.
-  bool needs_scores() const { return tiers.size() > 1 && saliency.statistic == Statistic::Mean; }
+  bool needs_scores() const {
+    return tiers.size() > 1 &&
+           (saliency.statistic == Statistic::Mean || saliency.statistic == Statistic::Last);
+  }
+  // Some packed tokens are kept nowhere.
+  bool evicts() const { return tiers.back().evicts(); }
 };
 
 // One named row of the table of methods.

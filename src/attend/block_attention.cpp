@@ -21,6 +21,14 @@ void hide_filling(int rows, const PackedHead& head, int n, float* scores) {
   }
 }
 
+// Rows that were evicted, of a block whose policy evicts.
+void hide_absent(int rows, const uint8_t* present, int n, int ld, float* scores) {
+  for (int i = 0; present && i < n; ++i) {
+    if ((present[i / 8] >> (i % 8)) & 1) continue;
+    for (int r = 0; r < rows; ++r) scores[r * ld + i] = kHidden;
+  }
+}
+
 }  // namespace
 
 Precision precision_in_use(const Policy& policy, const Kernels& kernels) {
@@ -87,12 +95,14 @@ Visible BlockAttention::look(const QueryTile& queries, int slot, Visible view, c
 }
 
 // Scores [rows, n of ld] in scratch become probabilities against the raised peaks; ld is n filled
-// up to whole units.
+// up to whole units. hide(scores) hides what is no token.
+template <class Hide>
 void BlockAttention::softmax(const QueryTile& queries, Visible visible, int n, int ld,
-                             Scratch& scratch, Partial& sums) const {
+                             Scratch& scratch, Partial& sums, Hide&& hide) const {
   float* scores = scratch.scores.data();
   finish_scores(step_, queries.first_head, group_, queries.n_queries, visible, scratch.bias.data(),
                 n, scores, ld);
+  hide(scores);
   for (int r = 0; r < queries.n_rows() && n < ld; ++r)
     std::fill(scores + r * ld + n, scores + (r + 1) * ld, kHidden);
   scratch.rescale.resize(size_t(queries.n_rows()));
@@ -101,13 +111,15 @@ void BlockAttention::softmax(const QueryTile& queries, Visible visible, int n, i
   for (int r = 0; r < queries.n_rows(); ++r) sums.rescale(r, scratch.rescale[size_t(r)]);
 }
 
-// n rows of 16-bit keys and values.
+// n rows of 16-bit keys and values; `present` says which of them are there, null for all.
 void BlockAttention::add_halves(const QueryTile& queries, const half* keys, const half* values,
-                                int n, Visible visible, Scratch& scratch, Partial& sums) const {
+                                const uint8_t* present, int n, Visible visible, Scratch& scratch,
+                                Partial& sums) const {
   const int ld = padded_to(n, kUnitRows);
   scratch.scores.resize(size_t(queries.n_rows()) * size_t(ld));
   half_scores(kernels_, queries, keys, n, scratch.turned, scratch.scores.data(), ld);
-  softmax(queries, visible, n, ld, scratch, sums);
+  softmax(queries, visible, n, ld, scratch, sums,
+          [&](float* scores) { hide_absent(queries.n_rows(), present, n, ld, scores); });
   sum_halves(queries.n_rows(), scratch.scores.data(), ld, values, n, scratch, sums);
 }
 
@@ -132,8 +144,8 @@ void BlockAttention::add_raw(int head, const QueryTile& queries, int slot, Visib
   const Visible visible = look(queries, slot, view, order, block.n_rows, scratch);
   if (visible == Visible::None) return;
   uint8_t* raw = store_.block(slot).raw;
-  add_halves(queries, store_.raw.k(raw, head), store_.raw.v(raw, head), block.n_rows, visible,
-             scratch, sums);
+  add_halves(queries, store_.raw.k(raw, head), store_.raw.v(raw, head),
+             store_.raw.present(raw, head), block.n_rows, visible, scratch, sums);
 }
 
 void BlockAttention::add_packed(int head_index, const QueryTile& queries, int slot, Visible view,
@@ -142,6 +154,7 @@ void BlockAttention::add_packed(int head_index, const QueryTile& queries, int sl
   const PackedHead head = store_.head(slot, head_index);
   if (stored.sinks.any()) add_sinks(queries, slot, head, view, scratch, sums.raw);
   const int n = tier_columns(head);
+  if (n == 0) return;
   uint8_t order[kMaxTierColumns];
   if (view == Visible::Some) packed_order(head, stored.sinks, order);
   const Visible visible = look(queries, slot, view, order, n, scratch);
@@ -152,8 +165,8 @@ void BlockAttention::add_packed(int head_index, const QueryTile& queries, int sl
     code_scores(queries, head, n, scratch);
   else
     expanded_scores(queries, head, n, scratch);
-  hide_filling(queries.n_rows(), head, n, scratch.scores.data());
-  softmax(queries, visible, n, n, scratch, sums.packed);
+  softmax(queries, visible, n, n, scratch, sums.packed,
+          [&](float* scores) { hide_filling(queries.n_rows(), head, n, scores); });
   if (on_codes)
     sum_codes(queries.n_rows(), head, n, next, scratch, sums.packed);
   else
@@ -170,7 +183,7 @@ void BlockAttention::add_sinks(const QueryTile& queries, int slot, const PackedH
   }
   const Visible visible = look(queries, slot, view, order, n, scratch);
   if (visible == Visible::None) return;
-  add_halves(queries, head.k_sinks, head.v_sinks, n, visible, scratch, sums);
+  add_halves(queries, head.k_sinks, head.v_sinks, nullptr, n, visible, scratch, sums);
 }
 
 // Calls visit(tile, first column of the tier) for each tier that holds tokens.
@@ -206,8 +219,8 @@ void BlockAttention::code_scores(const QueryTile& queries, const PackedHead& hea
     for (int i = 0; i < n_parts(tile.shape); ++i) {
       const PlacedPart placed = part_of(tile, i);
       multiply(placed.part, weighting(SideId::K, tile.shape.bits), queries.n_rows(),
-               queries.for_packed() + placed.first_column, queries.ld, out, n, i > 0, nullptr,
-               scratch);
+               queries.for_packed() + placed.first_column, queries.ld, out + placed.first_row, n,
+               placed.first_column > 0, nullptr, scratch);
     }
   });
 }
@@ -224,8 +237,9 @@ void BlockAttention::sum_codes(int rows, const PackedHead& head, int n, const ui
     const bool last = (at > 0) == low_is_last;
     for (int i = 0; i < n_parts(tile.shape); ++i) {
       const PlacedPart placed = part_of(tile, i);
-      multiply(placed.part, weighting(SideId::V, tile.shape.bits), rows, weights, n,
-               sums.out.data() + placed.first_row, sums.dim, true, last ? next : nullptr, scratch);
+      multiply(placed.part, weighting(SideId::V, tile.shape.bits), rows,
+               weights + placed.first_column, n, sums.out.data() + placed.first_row, sums.dim, true,
+               last ? next : nullptr, scratch);
     }
   });
 }

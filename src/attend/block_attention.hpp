@@ -54,10 +54,12 @@ class BlockAttention {
  private:
   Visible look(const QueryTile& queries, int slot, Visible view, const uint8_t* order, int n,
                Scratch& scratch) const;
+  template <class Hide>
   void softmax(const QueryTile& queries, Visible visible, int n, int ld, Scratch& scratch,
-               Partial& sums) const;
-  void add_halves(const QueryTile& queries, const half* keys, const half* values, int n,
-                  Visible visible, Scratch& scratch, Partial& sums) const;
+               Partial& sums, Hide&& hide) const;
+  void add_halves(const QueryTile& queries, const half* keys, const half* values,
+                  const uint8_t* present, int n, Visible visible, Scratch& scratch,
+                  Partial& sums) const;
   void sum_halves(int rows, const float* weights, int ld, const half* values, int n,
                   Scratch& scratch, Partial& sums) const;
   void add_raw(int head, const QueryTile& queries, int slot, Visible view, Scratch& scratch,

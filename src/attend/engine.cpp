@@ -39,6 +39,19 @@ class Stopwatch {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
+// Numbers of live rows that no tier of their head keeps.
+uint64_t evicted_elements(const LogBlock& block, const LayerStore& store, int slot) {
+  if (!store.packed.policy().evicts() || (!store.block(slot).raw && !store.block(slot).packed))
+    return 0;
+  uint64_t n = 0;
+  for (int head = 0; head < store.raw.shape.n_heads; ++head) {
+    const BlockBits held = store.held(slot, head);
+    for (int row = 0; row < block.n_rows; ++row)
+      n += block.cells[size_t(row)] >= 0 && !held.test(size_t(row));
+  }
+  return n * uint64_t(store.raw.shape.k_dim + store.raw.shape.v_dim);
+}
+
 class Engine final : public Cache {
  public:
   Engine(CacheShape shape, Policy policy, const Kernels& kernels)
@@ -83,8 +96,17 @@ class Engine final : public Cache {
   Status begin_write(int layer, int stream, SideId side);
   void place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows);
   Status unseal(int stream, std::span<const int64_t> cells);
-  Status move_rows(int stream, std::span<const int64_t> cells,
-                   const std::vector<std::vector<half>>& saved, std::vector<RowId>& rows);
+  // Rows on their way to another place of the log: values [2 * layer + side][row, width], and which
+  // of them each head holds [layer][row * n_heads + head].
+  struct MovedRows {
+    std::vector<std::vector<half>> values;
+    std::vector<std::vector<bool>> held;
+  };
+  std::vector<bool> held_by_heads(int layer, int stream, const std::vector<RowId>& rows) const;
+  void mark_present(int layer, int stream, const std::vector<RowId>& rows,
+                    const std::vector<bool>& held);
+  Status move_rows(int stream, std::span<const int64_t> cells, const MovedRows& saved,
+                   std::vector<RowId>& rows);
   template <class Fill>
   Status store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows,
                     Fill&& fill);
@@ -206,12 +228,15 @@ Status Engine::compact(int stream, int slot) {
   for (int row = 0; row < before.n_rows; ++row) {
     if (before.cells[size_t(row)] >= 0) live.push_back(row);
   }
-  std::vector<std::vector<half>> saved;
+  std::vector<RowId> places;
+  for (const int row : live) places.push_back({slot, row});
+  MovedRows saved;
   for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+    saved.held.push_back(held_by_heads(int(layer), stream, places));
     for (const SideId side : {SideId::K, SideId::V}) {
       const std::vector<half> all = block_rows(int(layer), stream, side, slot, before.n_rows);
       const size_t width = all.size() / size_t(before.n_rows);
-      std::vector<half>& kept = saved.emplace_back();
+      std::vector<half>& kept = saved.values.emplace_back();
       for (const int row : live) {
         kept.insert(kept.end(), all.begin() + ptrdiff_t(size_t(row) * width),
                     all.begin() + ptrdiff_t(size_t(row + 1) * width));
@@ -250,16 +275,20 @@ void Engine::place(int stream, std::span<const int64_t> cells, std::vector<RowId
 Status Engine::unseal(int stream, std::span<const int64_t> cells) {
   const StreamLog& log = logs_[size_t(stream)];
   std::vector<int64_t> sealed;
+  std::vector<RowId> places;
   for (const int64_t cell : cells) {
     const RowId id = log.find(int(cell));
-    if (id.slot >= 0 && !log.open(id.slot)) sealed.push_back(cell);
+    if (id.slot < 0 || log.open(id.slot)) continue;
+    sealed.push_back(cell);
+    places.push_back(id);
   }
   if (sealed.empty()) return ok();
-  std::vector<std::vector<half>> saved;
+  MovedRows saved;
   for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+    saved.held.push_back(held_by_heads(int(layer), stream, places));
     for (const SideId side : {SideId::K, SideId::V}) {
       const size_t width = size_t(shape_.layers[layer].n_heads) * size_t(dim(int(layer), side));
-      std::vector<half>& rows = saved.emplace_back(sealed.size() * width);
+      std::vector<half>& rows = saved.values.emplace_back(sealed.size() * width);
       for (size_t i = 0; i < sealed.size();) {
         size_t n = 1;
         while (i + n < sealed.size() && sealed[i + n] == sealed[i] + int64_t(n)) ++n;
@@ -272,18 +301,52 @@ Status Engine::unseal(int stream, std::span<const int64_t> cells) {
   return move_rows(stream, sealed, saved, rows);
 }
 
-// Places `cells` and stores saved[2 * layer + side] [n, width] as their 16-bit rows in all layers.
-Status Engine::move_rows(int stream, std::span<const int64_t> cells,
-                         const std::vector<std::vector<half>>& saved, std::vector<RowId>& rows) {
+// Which rows the heads of a layer hold: [row * n_heads + head]; empty where nothing is evicted.
+std::vector<bool> Engine::held_by_heads(int layer, int stream,
+                                        const std::vector<RowId>& rows) const {
+  const LayerStore& from = store(layer, stream);
+  if (!from.packed.policy().evicts()) return {};
+  const size_t n_heads = size_t(from.raw.shape.n_heads);
+  std::vector<bool> held(rows.size() * n_heads);
+  for (size_t head = 0; head < n_heads; ++head) {
+    int looked_at = -1;
+    BlockBits bits;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i].slot != looked_at) bits = from.held(rows[i].slot, int(head));
+      looked_at = rows[i].slot;
+      held[i * n_heads + head] = bits.test(size_t(rows[i].row));
+    }
+  }
+  return held;
+}
+
+// Says of 16-bit rows which of them each head holds.
+void Engine::mark_present(int layer, int stream, const std::vector<RowId>& rows,
+                          const std::vector<bool>& held) {
+  LayerStore& target = store(layer, stream);
+  if (!target.packed.policy().evicts()) return;
+  const size_t n_heads = size_t(target.raw.shape.n_heads);
+  for (size_t i = 0; i < held.size(); ++i) {
+    const RowId id = rows[i / n_heads];
+    uint8_t& byte = target.raw.present(target.block(id.slot).raw, int(i % n_heads))[id.row / 8];
+    const uint8_t bit = uint8_t(1 << (id.row % 8));
+    byte = held[i] ? uint8_t(byte | bit) : uint8_t(byte & ~bit);
+  }
+}
+
+// Places `cells` and stores `saved` as their 16-bit rows in all layers.
+Status Engine::move_rows(int stream, std::span<const int64_t> cells, const MovedRows& saved,
+                         std::vector<RowId>& rows) {
   place(stream, cells, rows);
   for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
     for (const SideId side : {SideId::K, SideId::V}) {
-      const half* next = saved[2 * layer + (side == SideId::V)].data();
+      const half* next = saved.values[2 * layer + (side == SideId::V)].data();
       ZC_TRY(store_rows(int(layer), stream, side, rows, [&](half* out, int, int n) {
         std::copy_n(next, n, out);
         next += n;
       }));
     }
+    mark_present(int(layer), stream, rows, saved.held[layer]);
   }
   return ok();
 }
@@ -331,11 +394,15 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
   place(stream, cells, placed);
   size_t i = 0;
   const int n_heads = shape_.layers[size_t(layer)].n_heads;
-  return store_rows(layer, stream, side, placed, [&](half* out, int head, int n) {
+  const auto fill = [&](half* out, int head, int n) {
     const float* in = rows + ptrdiff_t(i) * row_stride + ptrdiff_t(head) * n;
     for (int c = 0; c < n; ++c) out[c] = to_half(in[c]);
     if (head + 1 == n_heads) ++i;
-  });
+  };
+  ZC_TRY(store_rows(layer, stream, side, placed, fill));
+  if (side == SideId::K && store(layer, stream).packed.policy().evicts())
+    mark_present(layer, stream, placed, std::vector<bool>(placed.size() * size_t(n_heads), true));
+  return ok();
 }
 
 Status Engine::read(int layer, int stream, SideId side, int first_cell, int n_cells,
@@ -407,10 +474,17 @@ Status Engine::write_half(int layer, int stream, SideId side, int first_cell, in
   std::vector<RowId> placed;
   place(stream, cells, placed);
   size_t i = 0;
-  return store_rows(layer, stream, side, placed, [&](half* out, int head, int n) {
-    std::copy_n(changed[i] + size_t(head) * size_t(n), n, out);
+  std::vector<bool> held;
+  const auto fill = [&](half* out, int head, int n) {
+    const half* in = changed[i] + size_t(head) * size_t(n);
+    std::copy_n(in, n, out);
+    held.push_back(std::any_of(in, in + n, [](half value) { return value != 0; }));
     if (size_t(head + 1) * size_t(n) == width) ++i;
-  });
+  };
+  ZC_TRY(store_rows(layer, stream, side, placed, fill));
+  // Evicted keys are saved as zeros, and no others are.
+  if (side == SideId::K) mark_present(layer, stream, placed, held);
+  return ok();
 }
 
 Status Engine::rotate_keys(int layer, int stream, std::span<const int32_t> shift,
@@ -486,6 +560,7 @@ void Engine::mark_sinks(const Attention& step) {
 
 std::vector<int> Engine::probes_of(const Attention& step) const {
   const StreamLog& log = logs_[size_t(step.stream)];
+  if (policy_.saliency.statistic == Statistic::Last) return {step.n_queries - 1};
   const auto key = [&](uint64_t round) {
     return Random(policy_.seed, uint64_t(step.stream), uint64_t(step.layer), round);
   };
@@ -577,6 +652,7 @@ CacheStats Engine::stats() const {
       held.count(log, stats.bytes);
       stats.elements += log.rows_live() * per_row;
       for (const int slot : log.order()) {
+        stats.evicted_elements += evicted_elements(log.block(slot), held, slot);
         const StoredBlock& block = held.block(slot);
         if (!block.packed) continue;
         const uint64_t rows = live_coded_rows(log.block(slot), block);

@@ -20,6 +20,7 @@ class ProbePass {
         kernels_(kernels),
         probes_(probes),
         log_mass_(log_mass),
+        newest_only_(store.packed.policy().saliency.statistic == Statistic::Last),
         group_(step.n_heads / store.raw.shape.n_heads) {}
 
   void score(int slot, int head, Scratch& scratch) const {
@@ -54,6 +55,10 @@ class ProbePass {
     }
     if (visible == Visible::None) return;
     finish_scores(step_, head * group_, group_, 1, visible, bias.data(), n, scores, ld);
+    // The newest row alone counts: what earlier ones gave goes.
+    for (int i = 0; newest_only_ && i < n; ++i) {
+      if (sees(step_, query, block.cells[size_t(i)])) sums[i] = 0;
+    }
     for (int h = 0; h < group_; ++h) {
       float* row = scores + h * ld;
       // Minus the log of the sum instead of the peak: exp gives the probability itself.
@@ -68,6 +73,7 @@ class ProbePass {
   const Kernels& kernels_;
   const std::vector<int>& probes_;
   const float* log_mass_;
+  const bool newest_only_;
   const int group_;
 };
 

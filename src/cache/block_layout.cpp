@@ -25,12 +25,14 @@ struct Cursor {
 
 }  // namespace
 
-RawLayout::RawLayout(const LayerShape& layer, bool scores) : shape(layer) {
+RawLayout::RawLayout(const LayerShape& layer, const Policy& policy) : shape(layer) {
+  const bool scores = policy.needs_scores();
   const size_t rows = size_t(kBlockTokens) * size_t(shape.n_heads);
   v_at = align8(rows * size_t(shape.k_dim) * sizeof(half));
   sums_at = v_at + align8(rows * size_t(shape.v_dim) * sizeof(half));
   seen_at = sums_at + (scores ? rows * sizeof(float) : 0);
-  bytes = seen_at + (scores ? 2 * size_t(kBlockTokens) * sizeof(uint32_t) : 0);
+  present_at = seen_at + (scores ? 2 * size_t(kBlockTokens) * sizeof(uint32_t) : 0);
+  bytes = present_at + (policy.evicts() ? size_t(shape.n_heads) * kBlockTokens / 8 : 0);
 }
 
 half* RawLayout::k(uint8_t* block, int head) const {
@@ -46,6 +48,9 @@ uint32_t* RawLayout::probes_seen(uint8_t* block) const {
   return reinterpret_cast<uint32_t*>(block + seen_at);
 }
 uint32_t* RawLayout::rows_seen(uint8_t* block) const { return probes_seen(block) + kBlockTokens; }
+uint8_t* RawLayout::present(uint8_t* block, int head) const {
+  return bytes == present_at ? nullptr : block + present_at + size_t(head) * kBlockTokens / 8;
+}
 
 // Calls visit(part, bytes) for what stands before the heads, in the order of the layout.
 template <class Visit>
@@ -67,7 +72,9 @@ void PackedLayout::walk_head(int n_high, int n_coded, Visit&& visit) const {
     visit(Part::Factors, side, 0, none,
           spec.axis == Axis::Cst ? size_t(padded_to(dim, kUnitRows)) * sizeof(half) : 0);
     for (size_t tier = 0; tier < policy_.tiers.size(); ++tier) {
-      const TileShape tile{tier == 0 ? n_high : n_coded - n_high,
+      const TileShape tile{!holds(tier) ? 0
+                           : tier == 0  ? n_high
+                                        : n_coded - n_high,
                            dim,
                            side == 0 ? policy_.tiers[tier].k_bits : policy_.tiers[tier].v_bits,
                            spec.axis,
@@ -136,8 +143,9 @@ PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sin
                               uint8_t* shared_set) const {
   const auto* offsets = reinterpret_cast<const uint32_t*>(block);
   PackedHead found;
-  found.n_high = reinterpret_cast<const uint16_t*>(offsets + shape_.n_heads)[wanted];
-  found.n_low = n_coded - found.n_high;
+  const int n_high = reinterpret_cast<const uint16_t*>(offsets + shape_.n_heads)[wanted];
+  found.n_high = holds(0) ? n_high : 0;
+  found.n_low = holds(1) ? n_coded - n_high : 0;
   Cursor front;
   walk_front(n_sinks, [&](Part part, size_t size) {
     uint8_t* here = block + front.take(size, false);
@@ -149,12 +157,12 @@ PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sin
       found.v_sinks = reinterpret_cast<half*>(here) + sink_rows * size_t(shape_.v_dim);
   });
   Cursor cursor{offsets[wanted], shared_set ? shared_head_bytes() * size_t(wanted) : 0};
-  walk_head(found.n_high, n_coded,
+  walk_head(n_high, n_coded,
             [&](Part part, int side, int tier, const TileShape& tile, size_t size) {
               const bool from_shared = shared_set && belongs_to_set(part, tile);
               // A shared set holds every tier's channel parameters, also those that this block has
               // no token for.
-              if (from_shared && part == Part::Params && size == 0 && tile.bits != 16) {
+              if (from_shared && part == Part::Params && size == 0 && coded(tile.bits)) {
                 size = 2 * sizeof(half) * size_t(padded_to(tile.dim, kUnitRows));
               }
               uint8_t* here = (from_shared ? shared_set : block) + cursor.take(size, from_shared);
@@ -181,6 +189,7 @@ void packed_order(const PackedHead& head, const BlockBits& sinks, uint8_t* order
   for (int row = 0; row < kBlockTokens; ++row) {
     if (sinks.test(size_t(row))) continue;
     const bool is_high = !head.tags || ((head.tags[row / 8] >> (row % 8)) & 1);
+    if ((is_high ? head.n_high : head.n_low) == 0) continue;  // evicted
     order[is_high ? high++ : low++] = uint8_t(row);
   }
 }

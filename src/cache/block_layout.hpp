@@ -6,6 +6,9 @@
 //   V rows    f16  [head, token, v_dim]
 //   sums      f32  [head, token]   attention received from probes      } only when the policy
 //   scores seen      u32  [2, token]      probe rows, then all rows, that could see the token
+//   present   u8   [head, 16]      bit t of byte t/8: token t is there; only when the policy
+//   evicts,
+//                                  since rows may move here after their heads' rows were evicted
 //
 // Packed block (docs/formats.md):
 //   offsets   u32  [head]          where the head's own parts begin
@@ -32,9 +35,9 @@
 namespace zipcache {
 
 struct RawLayout {
-  RawLayout(const LayerShape& shape, bool scores);
+  RawLayout(const LayerShape& shape, const Policy& policy);
   LayerShape shape;
-  size_t v_at = 0, sums_at = 0, seen_at = 0, bytes = 0;
+  size_t v_at = 0, sums_at = 0, seen_at = 0, present_at = 0, bytes = 0;
 
   half* k(uint8_t* block, int head) const;
   half* v(uint8_t* block, int head) const;
@@ -44,6 +47,8 @@ struct RawLayout {
   float* sums(uint8_t* block, int head) const;
   uint32_t* probes_seen(uint8_t* block) const;
   uint32_t* rows_seen(uint8_t* block) const;
+  // [16] of a head, or null when the policy does not evict.
+  uint8_t* present(uint8_t* block, int head) const;
   size_t row_bytes() const {
     return sizeof(half) * size_t(shape.n_heads) * size_t(shape.k_dim + shape.v_dim);
   }
@@ -56,10 +61,10 @@ struct PackedSide {
 };
 
 struct PackedHead {
-  int n_high = 0, n_low = 0;
-  uint8_t* tags = nullptr;  // [16] or null with one tier
-  half* k_sinks = nullptr;  // [n_sinks, k_dim]
-  half* v_sinks = nullptr;  // [n_sinks, v_dim]
+  int n_high = 0, n_low = 0;  // tokens held in each tier: none in one of 0 bits
+  uint8_t* tags = nullptr;    // [16] or null with one tier
+  half* k_sinks = nullptr;    // [n_sinks, k_dim]
+  half* v_sinks = nullptr;    // [n_sinks, v_dim]
   PackedSide k, v;
 };
 
@@ -87,6 +92,10 @@ class PackedLayout {
   // `shared_set` is the piece of shared parameters, or null.
   PackedHead head(uint8_t* block, int head, int n_coded, int n_sinks, uint8_t* shared_set) const;
 
+  // Tokens of a tier are held, as codes or raw.
+  bool holds(size_t tier) const {
+    return tier < policy_.tiers.size() && !policy_.tiers[tier].evicts();
+  }
   bool two_tiers() const { return policy_.tiers.size() == 2; }
   const Policy& policy() const { return policy_; }
   const LayerShape& shape() const { return shape_; }

@@ -33,8 +33,7 @@ Result<std::vector<LayerCost>> layer_costs(const Policy& policy,
   for (size_t layer = 0; layer < layers.size(); ++layer) {
     Result<Policy> own = policy_for_layer(policy, int(layer));
     if (!own.ok()) return own.status();
-    costs.push_back(
-        {PackedLayout(layers[layer], *own), RawLayout(layers[layer], own->needs_scores())});
+    costs.push_back({PackedLayout(layers[layer], *own), RawLayout(layers[layer], *own)});
   }
   return costs;
 }
@@ -197,13 +196,14 @@ double paper_ratio(const Policy& policy, double C, double l, double b) {
   };
   const double tiers = double(policy.tiers.size());
   const auto params = [&](const Side& side, int Tier::*bits) {
-    if (policy.tiers.front().*bits == 16 && policy.tiers.back().*bits == 16) return 0.0;
+    if (!coded(policy.tiers.front().*bits) && !coded(policy.tiers.back().*bits)) return 0.0;
     switch (side.axis) {
       case Axis::Channel:
         return 2 * C * tiers;
       case Axis::Token:
         return 2 * b * l;
       case Axis::Group:
+      case Axis::ChannelGroup:
         return 2 * b * C * l / side.group;
       case Axis::Cst:
         break;

@@ -56,6 +56,26 @@ PackedHead LayerStore::head(int slot, int head_index) const {
                      shared_piece(stored));
 }
 
+BlockBits LayerStore::held(int slot, int head_index) const {
+  BlockBits rows;
+  if (!packed.policy().evicts()) return rows.set();
+  const StoredBlock& stored = block(slot);
+  if (stored.packed) {
+    uint8_t order[kMaxTierColumns];
+    const PackedHead found = head(slot, head_index);
+    packed_order(found, stored.sinks, order);
+    for (int i = 0; i < tier_columns(found); ++i) {
+      if (order[i] != kNoRow) rows.set(order[i]);
+    }
+    return rows | stored.sinks;
+  }
+  if (!stored.raw) return rows;
+  const uint8_t* present = raw.present(stored.raw, head_index);
+  for (int row = 0; row < kBlockTokens; ++row)
+    rows.set(size_t(row), (present[row / 8] >> (row % 8)) & 1);
+  return rows;
+}
+
 void LayerStore::count(const StreamLog& log, Bytes& bytes) const {
   for (const int slot : log.order()) {
     const StoredBlock& stored = block(slot);
@@ -106,6 +126,7 @@ void decode_packed(const LayerStore& store, int slot, SideId side, int head_inde
   if (spec.rotation == Rotation::Hadamard) hadamard(rows.data(), tier_columns(head), dim, dim);
   uint8_t order[kMaxTierColumns];
   packed_order(head, stored.sinks, order);
+  std::fill_n(out, n_rows * dim, 0.0f);  // what evicted rows read as
   for (int i = 0; i < tier_columns(head); ++i) {
     if (order[i] >= n_rows) continue;
     std::copy_n(&rows[size_t(i) * size_t(dim)], dim, out + order[i] * dim);

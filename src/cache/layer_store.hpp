@@ -27,7 +27,7 @@ struct StoredBlock {
 class LayerStore {
  public:
   LayerStore(const LayerShape& shape, const Policy& policy, int n_slots)
-      : raw(shape, policy.needs_scores()), packed(shape, policy), blocks_(size_t(n_slots)) {}
+      : raw(shape, policy), packed(shape, policy), blocks_(size_t(n_slots)) {}
 
   const RawLayout raw;
   const PackedLayout packed;
@@ -48,6 +48,8 @@ class LayerStore {
   }
   // One head of a packed block.
   PackedHead head(int slot, int head) const;
+  // Which rows of a head of a block are held, raw or packed: all where nothing is evicted.
+  BlockBits held(int slot, int head) const;
   // Adds what the blocks of `log` hold here, by kind.
   void count(const StreamLog& log, Bytes& bytes) const;
 
@@ -57,8 +59,8 @@ class LayerStore {
 };
 
 // Rows `row` .. of one head as floats, from raw or packed storage, exactly as attention sees them
-// but not rotated: out [n_rows, dim] for rows 0 .. n_rows-1 of the block. A block never written
-// reads as zeros.
+// but not rotated, evicted ones as zeros: out [n_rows, dim] for rows 0 .. n_rows-1 of the block. A
+// block never written reads as zeros.
 void decode_rows(const LayerStore& store, int slot, SideId side, int head, int n_rows, float* out);
 
 }  // namespace zipcache

@@ -39,11 +39,27 @@ float row_score(const PackJob& job, const StreamLog& log, const LayerStore& stor
                     uint64_t(job.layer) << 16 | uint64_t(head), place)
           .unit();
     case Statistic::Mean:
+    case Statistic::Last:
       break;
   }
   uint8_t* raw = store.block(slot).raw;
+  const Norm norm = saliency.statistic == Statistic::Last ? Norm::None : saliency.norm;
   return normalized_score(store.raw.sums(raw, head)[row], store.raw.probes_seen(raw)[row],
-                          store.raw.rows_seen(raw)[row], saliency.norm);
+                          store.raw.rows_seen(raw)[row], norm);
+}
+
+// Tokens evicted before their rows moved here are evicted again, whatever their rank.
+void keep_evicted(const LayerStore& store, Plan& plan) {
+  if (!store.packed.two_tiers() || !store.packed.policy().evicts()) return;
+  for (size_t head = 0; head < plan.tiers.size(); ++head) {
+    const BlockBits held = store.held(plan.slot, int(head));
+    size_t token = 0;
+    for (int row = 0; row < kBlockTokens; ++row) {
+      if (plan.sinks.test(size_t(row))) continue;
+      uint8_t& tier = plan.tiers[head][token++];
+      if (!held.test(size_t(row))) tier = 1;
+    }
+  }
 }
 
 // Scores of all coded tokens of the job's ranked blocks, in log order.
@@ -56,7 +72,8 @@ std::vector<float> head_scores(const PackJob& job, const StreamLog& log, const L
         scores.push_back(row_score(job, log, store, plan->slot, head, row));
     }
   }
-  return scores;
+  const Saliency& saliency = store.packed.policy().saliency;
+  return pooled_scores(scores, saliency.pool, saliency.pool_width);
 }
 
 void hand_out(const std::vector<uint8_t>& tiers, const std::vector<Plan*>& ranked, int head) {
@@ -110,6 +127,7 @@ int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& sto
     }
   }
   for (Plan& plan : plans) {
+    keep_evicted(store, plan);
     plan.n_high.clear();
     for (const auto& tiers : plan.tiers)
       plan.n_high.push_back(int(std::count(tiers.begin(), tiers.end(), 0)));
@@ -202,7 +220,7 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
       all.insert(all.end(), rows.back().begin(), rows.back().end());
     }
     const TileShape& shape = out[0].tiers[tier].shape;
-    const bool common = shape.axis == Axis::Channel && shape.bits != 16 && !all.empty();
+    const bool common = shape.axis == Axis::Channel && coded(shape.bits) && !all.empty();
     std::vector<SetFit> fits;
     if (common) {
       fits = fit_channels(all.data(), int(all.size()) / dim, dim, shape.bits, spec.fit);

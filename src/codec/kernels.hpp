@@ -14,7 +14,8 @@ inline constexpr int kMaxColumns = 256;
 inline constexpr int kMaxRows = 4;  // query rows that share one decoded register
 
 // A part of a tile that has one set of parameters for each row, or for each column: what products
-// of codes work on. A tile is one part, but for Axis::Group, which has a part for each group.
+// of codes work on. A tile is one part, but for Axis::Group and Axis::ChannelGroup, which have a
+// part for each group.
 struct CodePart {
   const uint8_t* codes;
   size_t unit_bytes;  // from one unit of 16 rows to the next
@@ -45,7 +46,7 @@ struct FoldedRow {
 struct SetSearchArgs {
   const float* x;
   int n, stride, bits;
-  bool unbiased;  // also search for the clipped range of Fit::Unbiased
+  Fit fit;  // one that clips: also search for its range
 };
 struct SetSearch {
   float lo[kUnitRows], hi[kUnitRows];

@@ -1,10 +1,13 @@
 // Tiles as the parts that kernels work on.
+#include <algorithm>
+
 #include "codec/kernels.hpp"
 
 namespace zipcache {
 
 int n_parts(const TileShape& shape) {
   if (shape.n_tokens == 0) return 0;
+  if (shape.axis == Axis::ChannelGroup) return (shape.n_tokens + shape.group - 1) / shape.group;
   return shape.axis == Axis::Group ? shape.dim / shape.group : 1;
 }
 
@@ -26,17 +29,22 @@ PlacedPart part_of(const TileView& tile, int index) {
           nullptr};
   const half* steps = tile.params;
   const half* floors = tile.params + n_sets(shape);
-  if (shape.axis == Axis::Group) {
+  const bool token_groups = shape.axis == Axis::ChannelGroup;
+  if (token_groups || shape.axis == Axis::Group) {
     const int first = index * shape.group;
-    steps += set_of(shape, 0, first);
-    floors += set_of(shape, 0, first);
-    (tokens_in_rows ? placed.first_column : placed.first_row) = first;
-    (tokens_in_rows ? part.n_columns : part.n_rows) = shape.group;
+    const int set = token_groups ? set_of(shape, first, 0) : set_of(shape, 0, first);
+    steps += set;
+    floors += set;
+    const bool cut_rows = token_groups == tokens_in_rows;
+    const int n = std::min(shape.group, (cut_rows ? part.n_rows : part.n_columns) - first);
+    (cut_rows ? placed.first_row : placed.first_column) = first;
+    (cut_rows ? part.n_rows : part.n_columns) = n;
     part.codes +=
         size_t(placed.first_row / kUnitRows) * part.unit_bytes +
         size_t(placed.first_column / step_columns(shape.bits)) * size_t(step_bytes(shape.bits));
   }
-  const bool by_rows = (shape.axis == Axis::Channel) != tokens_in_rows;
+  const bool per_channel = token_groups || shape.axis == Axis::Channel;
+  const bool by_rows = per_channel != tokens_in_rows;
   (by_rows ? part.row_steps : part.column_steps) = steps;
   (by_rows ? part.row_floors : part.column_floors) = floors;
   (tokens_in_rows ? part.column_factors : part.row_factors) = tile.factors;

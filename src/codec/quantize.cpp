@@ -66,10 +66,11 @@ CodeSums code_sums(const float* x, int n, float mean, float step, float floor, f
   return sums;
 }
 
-// For each clipped range, step = var(x) / cov(u, x) makes the reconstruction's regression slope 1,
-// and floor keeps the mean; the range with the least squared error after that refit wins. Shrinkage
-// is what hurts attention: independent noise averages out over tokens, a common factor does not.
-SetFit fit_unbiased(const float* x, int n, int bits, Range range) {
+// The clipped range with the least squared error wins. Fit::Mse decodes on the grid that coded.
+// Fit::Unbiased refits first: step = var(x) / cov(u, x) makes the reconstruction's regression slope
+// 1, and floor keeps the mean. Shrinkage is what hurts attention: independent noise averages out
+// over tokens, a common factor does not.
+SetFit fit_clipped(const float* x, int n, int bits, Fit fit, Range range) {
   const float top = static_cast<float>(top_code(bits));
   float mean = 0, variance = 0;
   for (int i = 0; i < n; ++i) mean += x[i];
@@ -84,6 +85,15 @@ SetFit fit_unbiased(const float* x, int n, int bits, Range range) {
     const float step = 2 * reach * factor / top, floor = centre - reach * factor;
     const CodeSums sums = code_sums(x, n, mean, step, floor, top);
     if (!(sums.uy > 0)) continue;
+    if (fit == Fit::Mse) {
+      const float off = floor - mean;
+      const float error = static_cast<float>(n) * off * off +
+                          step * (2 * off * sums.u + step * sums.uu - 2 * sums.uy);
+      if (!(error < least)) continue;
+      least = error;
+      best = same_grid(step, floor);
+      continue;
+    }
     const float slope = variance / sums.uy;
     const float mean_code = sums.u / static_cast<float>(n);
     const float error = slope * slope * (sums.uu - sums.u * mean_code) - variance;
@@ -106,7 +116,8 @@ SetFit fit_set(const float* x, int n, int bits, Fit fit) {
       return same_grid(step, range.lo + 0.5f * step);
     }
     case Fit::Unbiased:
-      return fit_unbiased(x, n, bits, range);
+    case Fit::Mse:
+      return fit_clipped(x, n, bits, fit, range);
     case Fit::Endpoint:
       break;
   }
@@ -121,6 +132,9 @@ SetFit finish_fit(const SetSearch& found, int lane, int bits, Fit fit) {
   if (fit == Fit::Unbiased && found.slope[lane] > 0) {
     return {found.step[lane], found.floor[lane], finite_half(found.slope[lane]),
             finite_half(found.offset[lane])};
+  }
+  if (fit == Fit::Mse && found.slope[lane] > 0) {
+    return same_grid(found.slope[lane], found.offset[lane]);
   }
   return same_grid(span / top, lo);
 }

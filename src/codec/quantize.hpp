@@ -8,8 +8,8 @@
 // Bound for Fit::Endpoint and Fit::Midpoint: |decoded - x| <= step/2 + range * 2^-11 + |floor| *
 // 2^-11
 // + L * 2^-25, with L = 2^k - 1 (the last three terms are the rounding of step and floor to 16
-// bits; see error_bound()). Fit::Unbiased gives the bound up: it clips. Pure functions,
-// thread-safe.
+// bits; see error_bound()). Fit::Unbiased and Fit::Mse give the bound up: they clip.
+// Pure functions, thread-safe.
 #pragma once
 
 #include <cstdint>

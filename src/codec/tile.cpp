@@ -43,7 +43,7 @@ void fit_lanes(const float* x, int n_values, int stride, int n_sets, int bits, F
   const Kernels& kernels = best_kernels();
   SetSearch found;
   for (int first = 0; first < n_sets; first += kUnitRows) {
-    kernels.search_sets({x + first, n_values, stride, bits, fit == Fit::Unbiased}, found);
+    kernels.search_sets({x + first, n_values, stride, bits, fit}, found);
     const int count = std::min(kUnitRows, n_sets - first);
     for (int i = 0; i < count; ++i) fits[first + i] = finish_fit(found, i, bits, fit);
   }
@@ -120,6 +120,25 @@ void encode_by_token(const TileShape& shape, Fit fit, const float* rows, uint8_t
   }
 }
 
+// Channel parameters for each group of neighbouring tokens.
+void encode_by_token_group(const TileShape& shape, Fit fit, const float* rows, uint8_t* codes,
+                           half* params) {
+  const Ordered ordered(shape, rows);
+  for (int first = 0; first < shape.n_tokens; first += shape.group) {
+    const int n = std::min(shape.group, shape.n_tokens - first);
+    const auto fits = fit_channels(rows + first * shape.dim, n, shape.dim, shape.bits, fit);
+    for (int c = 0; c < shape.dim; ++c) {
+      params[set_of(shape, first, c)] = fits[size_t(c)].step;
+      params[n_sets(shape) + set_of(shape, first, c)] = fits[size_t(c)].floor;
+    }
+    const Grids grids(fits);
+    if (shape.lanes == Lanes::Tokens)
+      encode_lanes(shape, ordered.x, ordered.ld, grids, true, first, n, 0, shape.dim, codes);
+    else
+      encode_lanes(shape, ordered.x, ordered.ld, grids, false, 0, shape.dim, first, n, codes);
+  }
+}
+
 }  // namespace
 
 size_t code_bytes(const TileShape& shape) {
@@ -131,6 +150,9 @@ size_t code_bytes(const TileShape& shape) {
 int n_sets(const TileShape& shape) {
   if (shape.bits == 16 || shape.n_tokens == 0) return 0;
   if (shape.axis == Axis::Channel) return padded_to(shape.dim, kUnitRows);
+  if (shape.axis == Axis::ChannelGroup) {
+    return padded_to(shape.n_tokens, shape.group) / shape.group * padded_to(shape.dim, kUnitRows);
+  }
   const int per_token = shape.axis == Axis::Group ? shape.dim / shape.group : 1;
   return per_token * padded_to(shape.n_tokens, kUnitRows);
 }
@@ -141,6 +163,8 @@ int set_of(const TileShape& shape, int token, int channel) {
       return channel;
     case Axis::Group:
       return channel / shape.group * padded_to(shape.n_tokens, kUnitRows) + token;
+    case Axis::ChannelGroup:
+      return token / shape.group * padded_to(shape.dim, kUnitRows) + channel;
     case Axis::Token:
     case Axis::Cst:
       break;
@@ -209,6 +233,7 @@ void encode_tile(const TileShape& shape, Fit fit, const float* x, uint8_t* codes
   }
   std::memset(codes, 0, code_bytes(shape));
   std::fill_n(params, 2 * n_sets(shape), half{0});
+  if (shape.axis == Axis::ChannelGroup) return encode_by_token_group(shape, fit, x, codes, params);
   encode_by_token(shape, fit, x, codes, params);
 }
 

@@ -19,6 +19,7 @@
 //   params  steps [n_sets], then floors [n_sets], f16; none at 16 bit
 //             Axis::Channel  one set for each channel     Axis::Token, Axis::Cst  one for each
 //             token Axis::Group    [dim / group, tokens]
+//             Axis::ChannelGroup   [tokens / group, channels], the last group may be short
 //           Runs of tokens and channels are filled up to 16 with zeros.
 //
 // Value = floor + step * code, times the channel's factor for Axis::Cst (factors belong to the
@@ -44,12 +45,15 @@ constexpr int padded_to(int n, int multiple) { return (n + multiple - 1) / multi
 constexpr int step_columns(int bits) { return bits == 3 ? 32 : 32 / bits; }
 constexpr int step_bytes(int bits) { return step_columns(bits) * kUnitRows * bits / 8; }
 
+// Held as codes with parameters: not raw, and not evicted.
+constexpr bool coded(int bits) { return bits != 0 && bits != 16; }
+
 struct TileShape {
   int n_tokens = 0;
   int dim = 0;
   int bits = 16;
   Axis axis = Axis::Channel;
-  int group = 0;  // channels per set, for Axis::Group
+  int group = 0;  // channels per set for Axis::Group, tokens for Axis::ChannelGroup
   Lanes lanes = Lanes::Tokens;
 
   int n_rows() const { return lanes == Lanes::Tokens ? n_tokens : dim; }

@@ -430,6 +430,7 @@ std::string CacheBuffer::stats_json() {
                                  {"rows_packed", s.rows_packed},
                                  {"elements", s.elements},
                                  {"coded_elements", s.coded_elements},
+                                 {"evicted_elements", s.evicted_elements},
                                  {"compactions", s.compactions},
                                  {"unscored_blocks", s.unscored_blocks},
                                  {"bytes",

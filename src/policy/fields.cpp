@@ -15,12 +15,16 @@ struct Word {
   T value;
 };
 
-constexpr Word<Fit> kFits[] = {
-    {"endpoint", Fit::Endpoint}, {"midpoint", Fit::Midpoint}, {"unbiased", Fit::Unbiased}};
+constexpr Word<Fit> kFits[] = {{"endpoint", Fit::Endpoint},
+                               {"midpoint", Fit::Midpoint},
+                               {"unbiased", Fit::Unbiased},
+                               {"mse", Fit::Mse}};
 constexpr Word<Rotation> kRotations[] = {{"none", Rotation::None},
                                          {"hadamard", Rotation::Hadamard}};
-constexpr Word<Statistic> kStatistics[] = {
-    {"mean", Statistic::Mean}, {"random", Statistic::Random}, {"recency", Statistic::Recency}};
+constexpr Word<Statistic> kStatistics[] = {{"mean", Statistic::Mean},
+                                           {"random", Statistic::Random},
+                                           {"recency", Statistic::Recency},
+                                           {"last", Statistic::Last}};
 constexpr Word<Norm> kNorms[] = {
     {"probe_nnz", Norm::ProbeNnz}, {"full_causal", Norm::FullCausal}, {"none", Norm::None}};
 constexpr Word<DecodeProbes> kDecodeProbes[] = {{"spread", DecodeProbes::Spread},
@@ -84,7 +88,8 @@ std::string permille_text(int permille, int unit) {
 bool code_width(std::string_view text, int& bits) {
   int parsed = 0;
   if (!parse_number(text, parsed)) return false;
-  if (parsed != 2 && parsed != 3 && parsed != 4 && parsed != 8 && parsed != 16) return false;
+  if (parsed != 0 && parsed != 2 && parsed != 3 && parsed != 4 && parsed != 8 && parsed != 16)
+    return false;
   bits = parsed;
   return true;
 }
@@ -115,6 +120,10 @@ bool parse_axis(std::string_view text, Side& side) {
     side.axis = Axis::Group;
     return parse_int(text.substr(5), 16, 256, side.group);
   }
+  if (text.starts_with("channel") && text != "channel") {
+    side.axis = Axis::ChannelGroup;
+    return parse_int(text.substr(7), 16, kBlockTokens, side.group);
+  }
   side.group = Side{}.group;
   if (text == "channel") return side.axis = Axis::Channel, true;
   if (text == "token") return side.axis = Axis::Token, true;
@@ -130,10 +139,22 @@ std::string axis_text(const Side& side) {
       return "token";
     case Axis::Cst:
       return "cst";
+    case Axis::ChannelGroup:
+      return fmt::format("channel{}", side.group);
     case Axis::Group:
       break;
   }
   return fmt::format("group{}", side.group);
+}
+
+bool parse_pool(std::string_view text, Saliency& saliency) {
+  saliency.pool = text.starts_with("max") ? Pool::Max : Pool::Average;
+  if (saliency.pool == Pool::Max) text.remove_prefix(3);
+  return parse_int(text, 1, kMaxPool, saliency.pool_width) && saliency.pool_width % 2 == 1;
+}
+
+std::string pool_text(const Saliency& saliency) {
+  return fmt::format("{}{}", saliency.pool == Pool::Max ? "max" : "", saliency.pool_width);
 }
 
 bool parse_probes(std::string_view text, Saliency& saliency) {
@@ -143,9 +164,12 @@ bool parse_probes(std::string_view text, Saliency& saliency) {
          parse_permille(text.substr(plus + 1), 100, saliency.random_permille);
 }
 
-constexpr std::string_view kBits = "2, 3, 4, 8 or 16, or two of them as high/low such as 4/2";
-constexpr std::string_view kAxes = "channel, token, cst or groupN with N from 16 to 256";
-constexpr std::string_view kFitWords = "endpoint, midpoint or unbiased";
+constexpr std::string_view kBits =
+    "2, 3, 4, 8 or 16, 0 to evict, or two of them as high/low such as 4/2";
+constexpr std::string_view kAxes =
+    "channel, token, cst, groupN (channels, N from 16 to 256) or channelN (tokens, N from 16 to "
+    "128)";
+constexpr std::string_view kFitWords = "endpoint, midpoint, unbiased or mse";
 constexpr std::string_view kRotationWords = "none or hadamard";
 
 using P = Policy;
@@ -182,7 +206,7 @@ const Field kFields[] = {
      [](const P& p) { return word_of(kRotations, p.k.rotation); }, true},
     {"v_rotate", kRotationWords, [](P& p, V v) { return parse_word(kRotations, v, p.v.rotation); },
      [](const P& p) { return word_of(kRotations, p.v.rotation); }, true},
-    {"score", "mean, random or recency",
+    {"score", "mean, last, random or recency",
      [](P& p, V v) { return parse_word(kStatistics, v, p.saliency.statistic); },
      [](const P& p) { return word_of(kStatistics, p.saliency.statistic); }, false},
     {"norm", "probe_nnz, full_causal or none",
@@ -206,6 +230,9 @@ const Field kFields[] = {
      [](const P& p) { return word_of(kDecodeProbes, p.saliency.decode); }, false},
     {"scope", "head or layer", [](P& p, V v) { return parse_word(kScopes, v, p.saliency.scope); },
      [](const P& p) { return word_of(kScopes, p.saliency.scope); }, false},
+    {"pool", "an odd width from 1 to 31, averaged such as 5 or the largest such as max7",
+     [](P& p, V v) { return parse_pool(v, p.saliency); },
+     [](const P& p) { return pool_text(p.saliency); }, false},
     {"sinks", "a count from 0 to 128",
      [](P& p, V v) { return parse_int(v, 0, 128, p.window.sinks); },
      [](const P& p) { return fmt::format("{}", p.window.sinks); }, false},

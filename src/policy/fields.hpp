@@ -10,6 +10,9 @@
 
 namespace zipcache {
 
+// Most neighbouring scores that are pooled.
+inline constexpr int kMaxPool = 31;
+
 struct Field {
   std::string_view name;
   std::string_view accepts;  // for error messages

@@ -42,10 +42,16 @@ Status check_range(const char* field, int value, int lo, int hi) {
 }
 
 Status check_group(const Side& side, bool three_bits, const char* which) {
-  if (side.axis != Axis::Group) return ok();
+  if (side.axis != Axis::Group && side.axis != Axis::ChannelGroup) return ok();
   // Whole steps of a packed tile: 32 columns at 3 bits, at most 16 otherwise.
-  const int unit = three_bits ? 32 : 16;
-  if (side.group >= unit && side.group <= 256 && side.group % unit == 0) return ok();
+  const int unit = three_bits ? 32 : 16, most = side.axis == Axis::Group ? 256 : kBlockTokens;
+  if (side.group >= unit && side.group <= most && side.group % unit == 0) return ok();
+  if (side.axis == Axis::ChannelGroup) {
+    return {Code::BadPolicy,
+            fmt::format("policy, {}_axis: found channel{}, expected groups of {} to {} tokens, a "
+                        "multiple of {}",
+                        which, side.group, unit, most, unit)};
+  }
   return {Code::BadPolicy,
           fmt::format("policy, {}_axis: found group{}, expected a group from {} to 256 that "
                       "is a multiple of {} and divides the head size",
@@ -61,9 +67,12 @@ Status check_tiers(const Policy& policy) {
   }
   for (const Tier& tier : policy.tiers) {
     if (is_width(tier.k_bits) && is_width(tier.v_bits)) continue;
+    if (tier.k_bits == 0 && tier.v_bits == 0) continue;
     return {Code::BadPolicy,
-            fmt::format("policy {}: a tier of {} and {} bits, expected 2, 3, 4, 8 or 16",
-                        policy.name, tier.k_bits, tier.v_bits)};
+            fmt::format(
+                "policy {}: a tier of {} and {} bits for K and V, expected 2, 3, 4, 8 or 16, or 0 "
+                "for both, which evicts its tokens",
+                policy.name, tier.k_bits, tier.v_bits)};
   }
   const Tier &high = policy.tiers.front(), &low = policy.tiers.back();
   if (high.k_bits >= low.k_bits && high.v_bits >= low.v_bits) return ok();
@@ -85,6 +94,11 @@ Status check_fields(const Policy& policy) {
   ZC_TRY(check_range("recent", policy.window.recent, 0, 1 << 20));
   ZC_TRY(check_range("newest probes in 1/1000", policy.saliency.recent_permille, 0, 1000));
   ZC_TRY(check_range("random probes in 1/1000", policy.saliency.random_permille, 0, 1000));
+  ZC_TRY(check_range("pool", policy.saliency.pool_width, 1, kMaxPool));
+  if (policy.saliency.pool_width % 2 == 0) {
+    return {Code::BadPolicy, fmt::format("policy, pool: found {}, expected an odd width such as 5",
+                                         policy.saliency.pool_width)};
+  }
   return ok();
 }
 
@@ -148,10 +162,11 @@ std::string to_text(const Policy& policy) {
 Status check(const Policy& policy) {
   ZC_TRY(check_fields(policy));
   const Saliency& saliency = policy.saliency;
-  if (policy.needs_scores() && saliency.recent_permille + saliency.random_permille == 0) {
+  if (policy.needs_scores() && saliency.statistic == Statistic::Mean &&
+      saliency.recent_permille + saliency.random_permille == 0) {
     return {Code::BadPolicy,
             "policy, probes: found 0+0, but score=mean needs probe rows; use 5+5, or "
-            "score=random or recency"};
+            "score=last, random or recency"};
   }
   if (saliency.recent_permille + saliency.random_permille > 1000) {
     return {Code::BadPolicy,

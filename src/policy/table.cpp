@@ -8,11 +8,16 @@ namespace {
 // The controls differ from `zipcache` only in what ranks the tokens.
 #define ZC_PAPER "k=4/2,v=4/2,ratio=0.6,k_axis=channel,v_axis=cst,fit=endpoint,probes=5+5"
 
+#define ZC_UNIFORM(BITS) "bits=" BITS ",k_axis=channel,v_axis=cst,fit=endpoint"
+
 constexpr PolicyRow kRows[] = {
     {"f16", "bits=16", "16-bit cache through this backend, 32-bit accumulation; the reference"},
-    {"uniform", "bits=4,k_axis=channel,v_axis=cst,fit=endpoint",
+    {"uniform", ZC_UNIFORM("4"),
      "one width for every token, K per channel, V channel-separable (the paper's baseline); set k, "
      "v"},
+    {"uniform2", ZC_UNIFORM("2"), "uniform at 2 bits"},
+    {"uniform3", ZC_UNIFORM("3"), "uniform at 3 bits"},
+    {"uniform4", ZC_UNIFORM("4"), "uniform at 4 bits"},
     {"zipcache", ZC_PAPER ",norm=probe_nnz",
      "the paper: 60 % of tokens at 4 bits by normalized attention of 10 % probes, the rest at 2"},
     {"zipcache-code", ZC_PAPER ",norm=full_causal,replacement=1,decode_probes=last",
@@ -20,11 +25,50 @@ constexpr PolicyRow kRows[] = {
      "decode probe"},
     {"zip", "k=4,v=2,k_axis=channel,v_axis=token,v_rotate=hadamard,fit=unbiased,sinks=4,recent=128",
      "the default: K4 V2, V rotated, slope-1 fit, 4 sinks and the newest 128 tokens at 16 bits"},
+    {"zip2", "bits=2,k_axis=channel,v_axis=token,rotate=hadamard,fit=unbiased,sinks=4,recent=128",
+     "zip with fewer bits: K2 V2, K rotated too, which 2 bits need"},
+    {"zip3",
+     "k=3,v=2,k_axis=channel,v_axis=token,v_rotate=hadamard,fit=unbiased,sinks=4,recent=128",
+     "zip with fewer bits: K3 V2"},
+    {"zip4",
+     "k=4,v=3,k_axis=channel,v_axis=token,v_rotate=hadamard,fit=unbiased,sinks=4,recent=128",
+     "zip with more bits: K4 V3"},
+    {"kivi2", "bits=2,k_axis=channel32,v_axis=group32,fit=endpoint,recent=128",
+     "KIVI at 2 bits: K per channel in groups of 32 tokens, V per token in groups of 32 channels; "
+     "both windows move by blocks: the newest 128 to 255 tokens at 16 bits (KIVI: K 0 to 127, V "
+     "128)"},
+    {"kivi4", "bits=4,k_axis=channel32,v_axis=group32,fit=endpoint,recent=128",
+     "KIVI at 4 bits, otherwise as kivi2"},
+    {"had4", "bits=4,k_axis=token,v_axis=token,rotate=hadamard,fit=endpoint",
+     "4 bits per token of a head, K and V rotated (QuaRot's cache)"},
+    {"qserve4", "bits=4,k_axis=cst,v_axis=token,fit=endpoint",
+     "QServe's 4-bit cache: per token of a head, K smoothed by the root of each channel's largest "
+     "value, taken from each block instead of calibration"},
+    {"mikv",
+     "bits=16/2,ratio=0.2,k_axis=group32,v_axis=group32,fit=endpoint,probes=100+0,norm=none,"
+     "recent=128",
+     "MiKV: the 20 % of a block with the most accumulated attention raw, the rest at 2 bits in "
+     "groups of 32 channels (half a head of 64); without its key balancer"},
+    {"h2o", "bits=16/0,ratio=0.125,probes=100+0,norm=none,recent=128",
+     "H2O by blocks: as a block leaves the window each head keeps an eighth of its tokens, those "
+     "with the most accumulated attention of all query rows so far, and evicts the others for "
+     "ever"},
+    {"tova", "bits=16/0,ratio=0.25,score=last",
+     "TOVA by blocks: a quarter of each block's tokens, by the attention of the newest query row"},
+    {"snapkv", "bits=16/0,ratio=0.25,probes=6.2+0,pool=5,recent=32",
+     "SnapKV by chunks: a quarter of each block's tokens, by the attention of each chunk's newest "
+     "6.2 % of rows (32 of 512), averaged over 5 neighbours; generated tokens are evicted too"},
+    {"streaming", "bits=0,sinks=4,recent=1020",
+     "StreamingLLM: 4 sinks and the newest 1020 to 1147 tokens, all others evicted; positions are "
+     "those of the text, not counted anew inside the cache"},
+    {"random+pin", "bits=16/0,ratio=0.25,score=random,sinks=4,recent=128",
+     "control: eviction at random, a quarter of each block kept; sinks and window pinned"},
     {"random-tiers", ZC_PAPER ",score=random", "control: zipcache with tiers drawn at random"},
     {"recency-tiers", ZC_PAPER ",score=recency",
      "control: zipcache with the newest tokens of a block salient"},
 };
 
+#undef ZC_UNIFORM
 #undef ZC_PAPER
 
 }  // namespace

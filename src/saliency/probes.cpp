@@ -45,4 +45,24 @@ float normalized_score(float sum, uint32_t probes_seen, uint32_t rows_seen, Norm
   return sum;
 }
 
+std::vector<float> pooled_scores(const std::vector<float>& scores, Pool pool, int width) {
+  if (width == 1) return scores;
+  const int n = int(scores.size()), reach = width / 2;
+  std::vector<float> out = scores;
+  for (int i = 0; i < n; ++i) {
+    if (std::isinf(scores[size_t(i)])) continue;
+    float sum = 0, largest = scores[size_t(i)];
+    int count = 0;
+    for (int j = std::max(0, i - reach); j <= std::min(n - 1, i + reach); ++j) {
+      const float score = scores[size_t(j)];
+      if (std::isinf(score)) continue;
+      sum += score;
+      largest = std::max(largest, score);
+      ++count;
+    }
+    out[size_t(i)] = pool == Pool::Max ? largest : sum / static_cast<float>(count);
+  }
+  return out;
+}
+
 }  // namespace zipcache

@@ -22,4 +22,8 @@ std::bitset<kBlockTokens> choose_decode_probes(const Saliency& saliency, Random 
 // so that it is not demoted for lack of evidence.
 float normalized_score(float sum, uint32_t probes_seen, uint32_t rows_seen, Norm norm);
 
+// Each score [n] merged with those of its (width - 1) / 2 neighbours on either side, as far as
+// there are any. Tokens without a score keep infinity and lend it to nobody.
+std::vector<float> pooled_scores(const std::vector<float>& scores, Pool pool, int width);
+
 }  // namespace zipcache

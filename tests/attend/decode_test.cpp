@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
 
 #include "base/random.hpp"
 #include "support/harness.hpp"
@@ -80,8 +81,11 @@ TEST_P(AttentionOfPolicy, OutputsEqualTheOracleOverWhatTheCacheHolds) {
 INSTANTIATE_TEST_SUITE_P(
     Rows, AttentionOfPolicy,
     testing::Values("f16", "uniform", "zipcache", "zipcache-code", "zip", "random-tiers",
-                    "recency-tiers", "uniform,bits=3", "uniform,bits=8",
-                    "uniform,bits=2,fit=midpoint", "zipcache,k=16/4",
+                    "recency-tiers", "kivi2", "kivi4", "had4", "qserve4", "mikv", "h2o", "tova",
+                    "snapkv", "streaming,recent=64", "random+pin", "random+pin,bits=4/0",
+                    "h2o,scope=layer", "h2o,cadence=prompt", "zip2", "zip3", "zip4",
+                    "uniform,bits=3", "uniform,bits=8", "uniform,bits=2,fit=midpoint",
+                    "uniform,bits=2,fit=mse", "zipcache,k=16/4",
                     "uniform,k_axis=group32,v_axis=group16", "uniform,k_axis=token,v_axis=channel",
                     "uniform,k_axis=cst", "zipcache,k_rotate=hadamard", "zipcache,rotate=hadamard",
                     "zipcache,scope=layer", "zipcache,cadence=prompt", "zipcache,ratio=0",
@@ -105,6 +109,28 @@ TEST(Attention, AlibiSoftCapAndSinkLogitsEqualTheOracle) {
       expect_outputs(harness, 0, harness.cache().policy().raw());
     }
   }
+}
+
+// A soft cap makes finite numbers of hidden ones. One ranking over 128 tokens leaves 77 and 51 of
+// them in the tiers, filled up to 80 and 64 columns; values of 1 show whether these took a share.
+TEST(Attention, FillingStaysHiddenUnderASoftCap) {
+  const Policy policy = *parse_policy("random-tiers,cadence=prompt");
+  auto cache = std::move(*Cache::create({1, 128, {{1, 64, 64}}}, policy));
+  std::vector<int64_t> cells(128);
+  std::iota(cells.begin(), cells.end(), 0);
+  const auto keys = test::random_rows(128, 64, 1), q = test::random_rows(1, 64, 2, 1.0f);
+  const std::vector<float> ones(128 * 64, 1.0f);
+  ASSERT_TRUE(cache->write(0, 0, SideId::K, cells, keys.data(), 64).ok());
+  ASSERT_TRUE(cache->write(0, 0, SideId::V, cells, ones.data(), 64).ok());
+  std::vector<float> out(64);
+  Attention step;
+  step.n_queries = step.n_heads = 1, step.q = q.data(), step.out = out.data();
+  step.q_row_stride = step.q_head_stride = step.out_row_stride = step.out_head_stride = 64;
+  step.n_cells = 128, step.scale = 0.125f, step.soft_cap = 0.5f;
+  ASSERT_TRUE(cache->attend(step).ok());
+  EXPECT_EQ(cache->stats().rows_packed, 128u);
+  // Constant values have no step, so that only sums in float round.
+  for (const float value : out) EXPECT_NEAR(value, 1.0f, 1e-5f);
 }
 
 TEST(Attention, InterleavedSequencesInOneStreamSeeOnlyThemselves) {

@@ -22,6 +22,12 @@ const char* const kPolicies[] = {"uniform",
                                  "zip",
                                  "uniform,k_axis=group16,v_axis=group32",
                                  "uniform,k_axis=cst,v_axis=channel",
+                                 "kivi2",
+                                 "h2o",
+                                 "random+pin,bits=4/0",
+                                 "mikv",
+                                 "streaming",
+                                 "zipcache,k_axis=channel32,v_axis=channel16",
                                  "zipcache,rotate=hadamard",
                                  "random-tiers",
                                  "zipcache,k=16/4,v=8/3"};
@@ -47,7 +53,8 @@ test::OracleOut oracle_over(const BlockRig& rig, const std::vector<float>& q, in
                         rig.scale,
                         0,
                         0,
-                        {}};
+                        {},
+                        rig.absent()};
   step.mask.assign(size_t(n_queries * rig.log.n_cells()), test::kHidden);
   for (int i = 0; i < n_queries; ++i) {
     for (int c = 0; c <= last_visible + i; ++c) step.mask[size_t(i * rig.log.n_cells() + c)] = 0;

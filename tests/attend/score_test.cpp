@@ -23,9 +23,10 @@ Policy scoring_policy(Norm norm) {
 
 // A rig of n tokens whose causal softmax rows are those of `logits` [n, n]: key i is the i-th unit
 // vector, so the product of query q with it is the query's channel i. One KV head, one query head.
-std::unique_ptr<BlockRig> rig_of_logits(const std::vector<double>& logits, int n, Norm norm) {
+std::unique_ptr<BlockRig> rig_of_logits(const std::vector<double>& logits, int n,
+                                        const Policy& policy) {
   const int dim = 64;
-  auto rig = std::make_unique<BlockRig>(LayerShape{1, dim, 16}, scoring_policy(norm), 128);
+  auto rig = std::make_unique<BlockRig>(LayerShape{1, dim, 16}, policy, 128);
   std::vector<float> k(size_t(n * dim)), v(size_t(n * 16)), q(size_t(n * dim));
   for (int i = 0; i < n; ++i) {
     k[size_t(i * dim + i)] = 1;
@@ -34,6 +35,10 @@ std::unique_ptr<BlockRig> rig_of_logits(const std::vector<double>& logits, int n
   rig->append(n, k, v);
   rig->attend(q, n, 1, 0, *runnable_kernels().back());
   return rig;
+}
+
+std::unique_ptr<BlockRig> rig_of_logits(const std::vector<double>& logits, int n, Norm norm) {
+  return rig_of_logits(logits, n, scoring_policy(norm));
 }
 
 std::vector<double> toy_logits() {
@@ -84,6 +89,20 @@ TEST(Saliency, AProbeThatStandsTwiceCountsTwice) {
     EXPECT_EQ(twice->probes_seen(i), 2u);
   }
   EXPECT_EQ(once->probes_seen(3), 0u);
+}
+
+// With score=last a row's sum is what the newest probe gave, once it sees the row.
+TEST(Saliency, TheNewestRowAloneCountsWhereThePolicySaysSo) {
+  Policy policy = *parse_policy("tova");
+  const auto made = rig_of_logits(toy_logits(), 4, policy);
+  made->score({2});
+  made->score({3});
+  const float row[] = {.4f, .1f, .2f, .3f};
+  for (int i = 0; i < 4; ++i) EXPECT_NEAR(made->sum(i, 0), row[i], 2e-6);
+  made->score({1});  // sees tokens 0 and 1 only
+  EXPECT_NEAR(made->sum(0, 0), .6, 2e-6);
+  EXPECT_NEAR(made->sum(1, 0), .4, 2e-6);
+  EXPECT_NEAR(made->sum(2, 0), .2, 2e-6);
 }
 
 TEST(Saliency, IdenticalLogitsGiveHarmonicNumbers) {

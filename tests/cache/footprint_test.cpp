@@ -30,6 +30,11 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
                                   "zipcache,sinks=5,recent=40",
                                   "uniform,bits=3,k_axis=group32",
                                   "zip,sinks=128,recent=0",
+                                  "kivi2,sinks=3",
+                                  "mikv,recent=20",
+                                  "random+pin",
+                                  "streaming,recent=100",
+                                  "h2o,recent=0,bits=4/0",
                                   "zipcache,ratio=0.7"};
   const std::pair<int, int> lengths[] = {
       {1, 1},     {127, 127}, {128, 64}, {129, 43}, {300, 100},
@@ -63,7 +68,8 @@ TEST(Footprint, DecodingOneByOneKeepsThePrediction) {
 }
 
 TEST(Footprint, KindsSumToWhatTheArenaHolds) {
-  for (const char* text : {"f16", "zipcache", "uniform,k_axis=group16", "zip"}) {
+  for (const char* text :
+       {"f16", "zipcache", "uniform,k_axis=group16", "kivi4", "zip", "random+pin", "streaming"}) {
     for (const bool shared : {false, true}) {
       test::BlockRig rig({2, 80, 96}, *parse_policy(text), 300);
       rig.append(300, test::random_rows(300, 160, 1), test::random_rows(300, 192, 2));
@@ -113,6 +119,25 @@ TEST(Footprint, StatsAddUpAndStayBelowThePlan) {
     EXPECT_NEAR(stats.ratio_params(),
                 2.0 * double(stats.coded_elements) / double(b.codes + b.params + b.tags), 1e-9);
   }
+}
+
+// What a tier of 0 bits drops is given back, and told.
+TEST(Footprint, EvictedTokensTakeNoSpace) {
+  const CacheShape shape{1, 1024, {{2, 64, 64}, {2, 64, 64}}};
+  const size_t per_row = 2 * 2 * 128;  // numbers of a token in both layers
+  Harness streaming(shape, "streaming,sinks=4,recent=128", 1), random(shape, "random+pin", 1);
+  for (Harness* harness : {&streaming, &random}) ASSERT_TRUE(harness->prompt(1024, 128).ok());
+  CacheStats stats = streaming.stats();
+  EXPECT_EQ(stats.rows_live, 1024u);
+  EXPECT_EQ(stats.evicted_elements, (896u - 4) * per_row);
+  EXPECT_EQ(stats.bytes.codes + stats.bytes.params, 0u);
+  EXPECT_EQ(stats.bytes.raw, (128u + 4) * per_row * 2);
+  // Headers of 7 blocks, and the raw blocks of one step; 16 bits would be 1 MiB.
+  EXPECT_LT(stats.bytes.allocated() - stats.bytes.map, 400u * 1024);
+  EXPECT_LT(stats.bits_per_element(), 8.0);
+  stats = random.stats();
+  EXPECT_EQ(stats.evicted_elements, (896u - 4 - 896 / 4) * per_row);
+  EXPECT_EQ(stats.bytes.codes, 896u / 4 * per_row * 2);
 }
 
 TEST(Footprint, BitsOfABlockAreThoseOfTheFormula) {

@@ -78,6 +78,45 @@ TEST(Rewrite, ARestoredStateReadsAsItWasSaved) {
   }
 }
 
+// Attention of one query to the first n cells of layer 0.
+std::vector<float> attend_to(Cache& cache, int n) {
+  const auto q = test::random_rows(1, 128, 9, 1.0f);
+  std::vector<float> out(128);
+  Attention step;
+  step.n_queries = 1, step.n_heads = 2, step.q = q.data();
+  step.q_row_stride = step.out_row_stride = 128, step.q_head_stride = step.out_head_stride = 64;
+  step.out = out.data(), step.n_cells = n, step.scale = 0.125f;
+  EXPECT_TRUE(cache.attend(step).ok());
+  return out;
+}
+
+// Evicted rows are saved as zeros; where they come back they must stay away.
+TEST(Rewrite, ARestoredStateOfAnEvictingPolicyHidesWhatWasEvicted) {
+  for (const char* policy : {"random+pin,recent=0", "streaming,recent=60"}) {
+    Harness harness({1, 400, kLayers}, policy, 1);
+    ASSERT_TRUE(harness.prompt(300, 100).ok());
+    const auto state = saved(harness, 0, 300);
+    const uint64_t evicted = harness.stats().evicted_elements;
+    EXPECT_GT(evicted, 0u);
+    Harness moved({1, 400, kLayers}, policy, 1);
+    ASSERT_TRUE(moved.prompt(300, 100).ok());
+    ASSERT_TRUE(moved.step(0, 1, 0, cells_from(50, 200)).ok());
+    ASSERT_TRUE(restore(moved, state, 0, 300).ok());
+    EXPECT_EQ(saved(moved, 0, 300), state) << policy;
+    EXPECT_EQ(moved.stats().evicted_elements, evicted) << policy;
+    Harness fresh({1, 400, kLayers}, policy, 1);
+    ASSERT_TRUE(restore(fresh, state, 0, 300).ok());
+    EXPECT_EQ(saved(fresh, 0, 300), state) << policy;
+    const auto expected = attend_to(harness.cache(), 300);
+    const auto after_move = attend_to(moved.cache(), 300), anew = attend_to(fresh.cache(), 300);
+    // The same 16-bit rows in another order; values are below 100.
+    for (size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_NEAR(after_move[i], expected[i], 1e-3) << policy;
+      ASSERT_NEAR(anew[i], expected[i], 1e-3) << policy;
+    }
+  }
+}
+
 TEST(Rewrite, RestoringChangedRowsKeepsTheSidesAndLayersThatDidNotChange) {
   // Layer 0 often depends on the token alone: a restored state can agree with the cache there and
   // differ in later layers, or agree in K and differ in V.
@@ -238,7 +277,7 @@ TEST(Rotation, SharedKeyParametersAreRefusedWithTheCure) {
 TEST(Extremes, TheLargestRowsDecodeToFiniteNumbers) {
   for (const char* policy :
        {"uniform", "zip,recent=0,sinks=0", "uniform,rotate=hadamard,bits=2", "uniform,fit=midpoint",
-        "uniform,fit=unbiased,bits=2", "uniform,k_axis=cst"}) {
+        "uniform,fit=unbiased,bits=2", "uniform,fit=mse,bits=2", "uniform,k_axis=cst"}) {
     auto cache = std::move(*Cache::create({1, 128, {{1, 64, 64}}}, *parse_policy(policy)));
     std::vector<float> rows(128 * 64);
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = i % 5 < 3 ? 65504.0f : -65504.0f;

@@ -132,6 +132,17 @@ TEST(Streaming, ClearForgetsEverythingAndTheNextRunIsTheSame) {
   EXPECT_EQ(harness.stats().bytes.allocated(), bytes.allocated());
 }
 
+// Every step has a newest row, whatever the probes are.
+TEST(Streaming, TheNewestRowOfEachStepScoresWhereThePolicySaysSo) {
+  Harness harness({1, 300, kLayers}, "tova,probes=0+0", 1);
+  ASSERT_TRUE(harness.prompt(200, 50).ok());
+  for (int i = 0; i < 60; ++i) ASSERT_TRUE(harness.feed(1).ok());
+  const CacheStats stats = harness.stats();
+  EXPECT_EQ(stats.unscored_blocks, 0u);
+  const uint64_t per_row = 2 * 128 + 176;
+  EXPECT_EQ(stats.evicted_elements, 2u * 96 * per_row);  // a quarter of two blocks is kept
+}
+
 TEST(Cadence, PromptOutputsAreThoseOf16BitsUntilTheFirstShortStep) {
   Harness raw({1, 700, kLayers}, "f16", 2), prompt({1, 700, kLayers}, "zipcache,cadence=prompt", 2);
   for (const int n : {256, 200, 20}) {

@@ -55,7 +55,7 @@ TEST_P(KernelSet, FloatsBecomeTheNearestHalves) {
   EXPECT_EQ(out.back(), 0x1234);
 }
 
-constexpr Axis kAxes[] = {Axis::Channel, Axis::Token, Axis::Group, Axis::Cst};
+constexpr Axis kAxes[] = {Axis::Channel, Axis::Token, Axis::Group, Axis::ChannelGroup, Axis::Cst};
 
 // Calls check(tile) for tiles of every axis, width, lane order and awkward size.
 template <class Check>
@@ -242,12 +242,12 @@ TEST_P(KernelSet, SearchFindsTheFitOfTheReferenceBitForBit) {
     for (const int n : {1, 5, 64, 128}) {
       auto x = test::random_rows(n, kUnitRows, uint64_t(bits * n));
       for (int i = 0; i < n; ++i) x[size_t(i * kUnitRows + 3)] = 2.5f;  // a constant set
-      SetSearch found;
-      kernels.search_sets({x.data(), n, kUnitRows, bits, true}, found);
-      for (int lane = 0; lane < kUnitRows; ++lane) {
-        std::vector<float> set;
-        for (int i = 0; i < n; ++i) set.push_back(x[size_t(i * kUnitRows + lane)]);
-        for (const Fit fit : {Fit::Endpoint, Fit::Midpoint, Fit::Unbiased}) {
+      for (const Fit fit : {Fit::Endpoint, Fit::Midpoint, Fit::Unbiased, Fit::Mse}) {
+        SetSearch found;
+        kernels.search_sets({x.data(), n, kUnitRows, bits, fit}, found);
+        for (int lane = 0; lane < kUnitRows; ++lane) {
+          std::vector<float> set;
+          for (int i = 0; i < n; ++i) set.push_back(x[size_t(i * kUnitRows + lane)]);
           const SetFit expected = fit_set(set.data(), n, bits, fit);
           const SetFit is = finish_fit(found, lane, bits, fit);
           ASSERT_EQ(is.code_step, expected.code_step) << int(fit) << " lane " << lane;

@@ -107,6 +107,8 @@ TEST(Tile, BytesOfCodesAndParametersAreThoseOfTheHeader) {
   EXPECT_EQ(n_sets({128, 64, 4, Axis::Token, 0}), 128);
   EXPECT_EQ(n_sets({100, 64, 4, Axis::Cst, 0}), 112);
   EXPECT_EQ(n_sets({128, 64, 4, Axis::Group, 16}), 512);
+  EXPECT_EQ(n_sets({128, 64, 4, Axis::ChannelGroup, 32}), 256);
+  EXPECT_EQ(n_sets({100, 24, 4, Axis::ChannelGroup, 32}), 4 * 32);
   EXPECT_EQ(n_sets({128, 64, 16, Axis::Token, 0}), 0);
   EXPECT_EQ(n_sets({0, 64, 4, Axis::Channel, 0}), 0);
   EXPECT_EQ(param_bytes({128, 64, 4, Axis::Channel, 0}), 256u);
@@ -152,8 +154,31 @@ TEST(Tile, PackedBytesAreThoseOfTheFormat) {
   EXPECT_EQ(golden(8, Lanes::Tokens)[4], 3);
 }
 
+// The order of the sets of a tile with groups of tokens (docs/formats.md): 20 tokens of 16 channels
+// in groups of 16; channel c of group g runs from -c to 3 * (g + 1) - c.
+TEST(Tile, SetsOfTokenGroupsStandGroupByGroup) {
+  for (const Lanes lanes : {Lanes::Tokens, Lanes::Channels}) {
+    const TileShape tile{20, 16, 2, Axis::ChannelGroup, 16, lanes};
+    std::vector<float> x(20 * 16);
+    for (int t = 0; t < 20; ++t) {
+      for (int c = 0; c < 16; ++c) x[size_t(t * 16 + c)] = float(t % 4 * (t / 16 + 1) - c);
+    }
+    std::vector<uint8_t> packed(code_bytes(tile));
+    std::vector<half> params(2 * size_t(n_sets(tile)));
+    encode_tile(tile, Fit::Endpoint, x.data(), packed.data(), params.data());
+    ASSERT_EQ(params.size(), 64u);  // steps of 2 groups of 16 channels, then floors
+    for (int c = 0; c < 16; ++c) {
+      EXPECT_EQ(to_float(params[size_t(c)]), 1.0f);
+      EXPECT_EQ(to_float(params[size_t(16 + c)]), 2.0f);
+      EXPECT_EQ(to_float(params[size_t(32 + c)]), float(-c));
+      EXPECT_EQ(to_float(params[size_t(48 + c)]), float(-c));
+      for (int t = 0; t < 20; ++t) ASSERT_EQ(read_code(tile, packed.data(), t, c), t % 4);
+    }
+  }
+}
+
 TEST(Tile, EmptyTilesNeedNothing) {
-  for (const Axis axis : {Axis::Channel, Axis::Token, Axis::Group, Axis::Cst}) {
+  for (const Axis axis : {Axis::Channel, Axis::Token, Axis::Group, Axis::ChannelGroup, Axis::Cst}) {
     const TileShape shape{0, 64, 4, axis, 32};
     EXPECT_EQ(code_bytes(shape) + param_bytes(shape), 0u);
     encode_tile(shape, Fit::Endpoint, nullptr, nullptr, nullptr);

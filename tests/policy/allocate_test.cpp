@@ -91,6 +91,18 @@ TEST(Ratio, PoliciesGiveTheAppendixTheirOwnParameterCounts) {
   EXPECT_EQ(ratio("f16"), 1.0);
 }
 
+// H2O's worked example: two of six tokens by score beside a window of two.
+TEST(Allocate, HeavyTokensBesideTheWindow) {
+  EXPECT_EQ(allocate(std::vector<float>{5, 1, 3, 2}, 2), (std::vector<uint8_t>{0, 1, 0, 1}));
+}
+
+TEST(Ratio, EvictedTokensCountWithNoBits) {
+  EXPECT_DOUBLE_EQ(paper_ratio(*parse_policy("random+pin"), 512, 1024), 4.0);
+  EXPECT_DOUBLE_EQ(
+      paper_ratio(*parse_policy("random+pin,bits=4/0,k_axis=token,v_axis=token"), 512, 1024),
+      16 / (1 + 16 * 4.0 * 1024 / (2 * 512 * 1024)));
+}
+
 TEST(Ratio, TheFivePublishedMixedRatiosComeOutToTwoDecimals) {
   struct Published {
     double l, r, ratio;

@@ -22,6 +22,13 @@ const Change kWrong[] = {
      }},
     {"5-bit keys", [](Policy& p) { p.tiers[0].k_bits = 5; }},
     {"0-bit values", [](Policy& p) { p.tiers[1].v_bits = 0; }},
+    {"evicted keys of values that stay", [](Policy& p) { p.tiers[1].k_bits = 0; }},
+    {"an evicting first tier",
+     [](Policy& p) {
+       p.tiers = {{0, 0}, {2, 2}};
+     }},
+    {"pool of 4", [](Policy& p) { p.saliency.pool_width = 4; }},
+    {"pool of 33", [](Policy& p) { p.saliency.pool_width = 33; }},
     {"32-bit values", [](Policy& p) { p.tiers[0].v_bits = 32; }},
     {"low tier wider than the high one",
      [](Policy& p) {
@@ -31,6 +38,7 @@ const Change kWrong[] = {
     {"ratio below 0", [](Policy& p) { p.high_permille = -1; }},
     {"group of 0", [](Policy& p) { p.k.axis = Axis::Group, p.k.group = 0; }},
     {"group of -8", [](Policy& p) { p.v.axis = Axis::Group, p.v.group = -8; }},
+    {"token group of 256", [](Policy& p) { p.k.axis = Axis::ChannelGroup, p.k.group = 256; }},
     {"group of 12", [](Policy& p) { p.v.axis = Axis::Group, p.v.group = 12; }},
     {"negative sinks", [](Policy& p) { p.window.sinks = -1; }},
     {"more sinks than a block has tokens", [](Policy& p) { p.window.sinks = 129; }},
@@ -91,6 +99,7 @@ TEST(PolicyCheck, ControlsNeedNoProbes) {
   EXPECT_TRUE(parse_policy("random-tiers,probes=0+0").ok());
   EXPECT_TRUE(parse_policy("recency-tiers,probes=0+0").ok());
   EXPECT_TRUE(parse_policy("uniform,probes=0+0").ok());
+  EXPECT_TRUE(parse_policy("tova,probes=0+0").ok());
 }
 
 TEST(PolicyCheck, OverridesChangeTheirLayersOnly) {

@@ -9,7 +9,7 @@ namespace zipcache {
 namespace {
 
 TEST(PolicyText, EveryRowParsesToItselfAndKeepsItsName) {
-  ASSERT_EQ(policy_rows().size(), 7u);
+  ASSERT_EQ(policy_rows().size(), 23u);
   for (const PolicyRow& row : policy_rows()) {
     const auto policy = parse_policy(row.name);
     ASSERT_TRUE(policy.ok()) << policy.status().message();
@@ -37,6 +37,35 @@ TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
   EXPECT_EQ(zip.v.rotation, Rotation::Hadamard);
   EXPECT_EQ(zip.k.fit, Fit::Unbiased);
   EXPECT_EQ(zip.window, (Window{4, 128}));
+  const Policy kivi = *parse_policy("kivi2");
+  EXPECT_EQ(kivi.tiers, (std::vector<Tier>{{2, 2}}));
+  EXPECT_EQ(kivi.k, (Side{Axis::ChannelGroup, 32, Fit::Endpoint, Rotation::None}));
+  EXPECT_EQ(kivi.v, (Side{Axis::Group, 32, Fit::Endpoint, Rotation::None}));
+  EXPECT_EQ(kivi.window, (Window{0, 128}));
+  const Policy had4 = *parse_policy("had4");
+  EXPECT_EQ(had4.tiers, (std::vector<Tier>{{4, 4}}));
+  EXPECT_EQ(had4.k, (Side{Axis::Token, 32, Fit::Endpoint, Rotation::Hadamard}));
+  EXPECT_EQ(had4.v, had4.k);
+  const Policy h2o = *parse_policy("h2o");
+  EXPECT_EQ(h2o.tiers, (std::vector<Tier>{{16, 16}, {0, 0}}));
+  EXPECT_EQ(h2o.saliency.recent_permille, 1000);
+  EXPECT_EQ(h2o.saliency.norm, Norm::None);
+  EXPECT_TRUE(h2o.evicts() && h2o.needs_scores() && !h2o.raw());
+  const Policy streaming = *parse_policy("streaming");
+  EXPECT_EQ(streaming.tiers, (std::vector<Tier>{{0, 0}}));
+  EXPECT_EQ(streaming.window, (Window{4, 1020}));
+  EXPECT_FALSE(streaming.needs_scores());
+  const Policy snapkv = *parse_policy("snapkv");
+  EXPECT_EQ(snapkv.saliency.pool_width, 5);
+  EXPECT_EQ((snapkv.saliency.recent_permille * 512 + 999) / 1000, 32);
+  EXPECT_EQ(parse_policy("tova")->saliency.statistic, Statistic::Last);
+  EXPECT_EQ(parse_policy("mikv")->tiers, (std::vector<Tier>{{16, 16}, {2, 2}}));
+  EXPECT_EQ(*parse_policy("uniform4,k=3,v=3"), [] {
+    Policy same = *parse_policy("uniform3");
+    same.name = "uniform4";
+    return same;
+  }());
+  EXPECT_EQ(parse_policy("qserve4")->k.axis, Axis::Cst);
   EXPECT_EQ(parse_policy("uniform")->tiers, (std::vector<Tier>{{4, 4}}));
   EXPECT_EQ(parse_policy("random-tiers")->saliency.statistic, Statistic::Random);
   EXPECT_EQ(parse_policy("recency-tiers")->saliency.statistic, Statistic::Recency);
@@ -53,11 +82,16 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "f16,k=4/2,v=8/3",
                                "zipcache,k=16/4",
                                "zip,v_axis=group32,k_axis=token",
+                               "zip,k_axis=channel32,v_axis=channel128",
                                "zip,fit=midpoint,rotate=none",
+                               "zip,fit=mse,v_fit=unbiased",
                                "zip,k_fit=endpoint,v_fit=midpoint",
                                "zipcache,probes=2.5+7.5,norm=none",
                                "zipcache,norm=full_causal,replacement=1,decode_probes=last",
                                "zipcache,scope=layer,score=recency",
+                               "zipcache,bits=4/0,pool=max7",
+                               "snapkv,pool=3,score=last",
+                               "f16,bits=0",
                                "zip,sinks=0,recent=0",
                                "zip,sinks=128,recent=1048576",
                                "zipcache,cadence=prompt,seed=18446744073709551615",
@@ -109,7 +143,9 @@ const Wrong kWrong[] = {
     {"zipcache,K=4", "unknown field"},
     {"zipcache,key=4", "unknown field \"key\""},
     {"zipcache,k=5", "field k:"},
-    {"zipcache,k=0", "field k:"},
+    {"zipcache,k=0", "0 and 4 bits"},
+    {"zipcache,v=4/0", "2 and 0 bits"},
+    {"zipcache,bits=0/2", "field bits"},
     {"zipcache,k=-4", "field k:"},
     {"zipcache,k=4.0", "field k:"},
     {"zipcache,k=2/4", "field k:"},
@@ -125,6 +161,11 @@ const Wrong kWrong[] = {
     {"zipcache,k_axis=group0", "field k_axis"},
     {"zipcache,k_axis=group7", "field k_axis"},
     {"zipcache,v_axis=group257", "field v_axis"},
+    {"zipcache,k_axis=channel8", "field k_axis"},
+    {"zipcache,k_axis=channel256", "field k_axis"},
+    {"zipcache,k_axis=channel24", "channel24"},
+    {"zipcache,k=3,k_axis=channel48", "channel48"},
+    {"zipcache,k_axis=channel32x", "field k_axis"},
     {"zipcache,v_axis=group-32", "field v_axis"},
     {"zipcache,v_axis=group32x", "field v_axis"},
     {"zipcache,k_axis=group12", "k_axis"},
@@ -137,6 +178,11 @@ const Wrong kWrong[] = {
     {"zipcache,v_rotate=1", "field v_rotate"},
     {"zipcache,score=median", "field score"},
     {"zipcache,norm=all", "field norm"},
+    {"snapkv,pool=0", "field pool"},
+    {"snapkv,pool=4", "field pool"},
+    {"snapkv,pool=33", "field pool"},
+    {"snapkv,pool=max", "field pool"},
+    {"snapkv,pool=avg5", "field pool"},
     {"zipcache,probes=10", "field probes"},
     {"zipcache,probes=5+", "field probes"},
     {"zipcache,probes=+5", "field probes"},

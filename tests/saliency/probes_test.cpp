@@ -73,6 +73,21 @@ TEST(Probes, DecodeStepsOfABlockHaveSevenNewestAndSixRandomRows) {
   EXPECT_TRUE(choose_decode_probes(last, Random(3)).test(127));
 }
 
+TEST(Pool, KeepsLengthAndTakesTheNeighboursThatThereAre) {
+  const std::vector<float> scores = {6, 0, 3, 9, 12};
+  EXPECT_EQ(pooled_scores(scores, Pool::Average, 1), scores);
+  EXPECT_EQ(pooled_scores(scores, Pool::Average, 3), (std::vector<float>{3, 3, 4, 8, 10.5f}));
+  EXPECT_EQ(pooled_scores(scores, Pool::Max, 3), (std::vector<float>{6, 6, 9, 12, 12}));
+  EXPECT_EQ(pooled_scores(scores, Pool::Max, 31), std::vector<float>(5, 12));
+  EXPECT_TRUE(pooled_scores({}, Pool::Max, 5).empty());
+}
+
+TEST(Pool, TokensWithoutAScoreStayOutOfIt) {
+  const std::vector<float> pooled = pooled_scores({2, INFINITY, 4, 6}, Pool::Average, 3);
+  EXPECT_EQ(pooled, (std::vector<float>{2, INFINITY, 5, 5}));
+  EXPECT_EQ(pooled_scores({2, INFINITY, 4}, Pool::Max, 3), (std::vector<float>{2, INFINITY, 4}));
+}
+
 TEST(Score, DivisorsAreProbesAllRowsOrNothing) {
   EXPECT_FLOAT_EQ(normalized_score(0.5f, 2, 4, Norm::ProbeNnz), 0.25f);
   EXPECT_FLOAT_EQ(normalized_score(0.5f, 2, 4, Norm::FullCausal), 0.125f);

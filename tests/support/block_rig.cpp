@@ -26,6 +26,8 @@ void BlockRig::append(int n, const std::vector<float>& k, const std::vector<floa
   for (int i = 0; i < n; ++i) {
     uint8_t* raw = store.raw_for_write(rows[size_t(i)].slot, arena);
     for (int head = 0; head < shape.n_heads; ++head) {
+      if (uint8_t* present = store.raw.present(raw, head))
+        present[rows[size_t(i)].row / 8] |= uint8_t(1 << (rows[size_t(i)].row % 8));
       for (int c = 0; c < shape.k_dim; ++c) {
         store.raw.k(raw, head)[rows[size_t(i)].row * shape.k_dim + c] =
             to_half(k[size_t((i * shape.n_heads + head) * shape.k_dim + c)]);
@@ -82,6 +84,25 @@ void BlockRig::score(const std::vector<int>& probes) {
   attender_->score(step_, log, store, probes);
 }
 
+bool BlockRig::evicted(int slot, int head_index, int row) const {
+  const StoredBlock& stored = store.block(slot);
+  if (!stored.packed || stored.sinks.test(size_t(row))) return false;
+  const PackedHead head = store.head(slot, head_index);
+  const bool high = !head.tags || ((head.tags[row / 8] >> (row % 8)) & 1);
+  const auto& tiers = store.packed.policy().tiers;
+  return (high ? tiers.front() : tiers.back()).k_bits == 0;
+}
+
+std::vector<bool> BlockRig::absent() const {
+  std::vector<bool> out;
+  for (int cell = 0; cell < log.n_cells(); ++cell) {
+    const RowId id = log.find(cell);
+    for (int head = 0; head < store.raw.shape.n_heads; ++head)
+      out.push_back(id.slot >= 0 && evicted(id.slot, head, id.row));
+  }
+  return out;
+}
+
 // Codes, parameters and factors put together one number at a time, without the kernels.
 std::vector<float> BlockRig::packed_rows(int slot, SideId side, int head_index) const {
   const PackedHead head = store.head(slot, head_index);
@@ -110,6 +131,7 @@ std::vector<float> BlockRig::packed_rows(int slot, SideId side, int head_index) 
       std::transform(from, from + dim, out, to_float);
       continue;
     }
+    if (evicted(slot, head_index, row)) continue;
     const bool in_low = head.tags && !((head.tags[row / 8] >> (row % 8)) & 1);
     std::copy_n(&coded[size_t((in_low ? low++ : high++) * dim)], dim, out);
   }

@@ -27,6 +27,9 @@ class BlockRig {
   // What attention should see, decoded without the kernels: [n_cells, n_heads, dim].
   std::vector<double> decoded(SideId side) const;
 
+  // Which rows no tier keeps: [n_cells, n_heads].
+  std::vector<bool> absent() const;
+
   float sum(int cell, int head) const;
   uint32_t probes_seen(int cell) const;
   uint32_t rows_seen(int cell) const;
@@ -38,6 +41,7 @@ class BlockRig {
 
  private:
   std::vector<float> packed_rows(int slot, SideId side, int head) const;
+  bool evicted(int slot, int head, int row) const;
 
   Attention step_;
   std::unique_ptr<Attender> attender_;  // of the last attend()

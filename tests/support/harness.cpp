@@ -156,6 +156,13 @@ OracleOut Harness::expected(int layer, bool over_written) const {
   };
   step.keys = rows(SideId::K);
   step.values = rows(SideId::V);
+  // No written key is all zeros; one that reads so was evicted.
+  if (cache_->policy().evicts() && !over_written) {
+    for (size_t at = 0; at < step.keys.size(); at += size_t(shape.k_dim)) {
+      const auto key = step.keys.begin() + ptrdiff_t(at);
+      step.absent.push_back(std::all_of(key, key + shape.k_dim, [](double x) { return x == 0; }));
+    }
+  }
   for (const half value : mask_)
     step.mask.push_back(value == kHalfNegInf ? kHidden : double(to_float(value)));
   return attention(step);

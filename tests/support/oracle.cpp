@@ -46,11 +46,15 @@ OracleTile quantize_tile(const std::vector<double>& x, int n, int dim, int bits,
   }
   OracleTile tile{std::vector<int>(x.size()), std::vector<double>(x.size()), {}};
   const int width = axis == Axis::Group ? group : dim;
-  const int n_sets = axis == Axis::Channel ? dim : n * dim / width;
+  // Tokens of a set that holds one channel.
+  const int run = axis == Axis::ChannelGroup ? group : n;
+  const bool per_channel = axis == Axis::Channel || axis == Axis::ChannelGroup;
+  const int n_sets = per_channel ? (n + run - 1) / run * dim : n * dim / width;
   for (int s = 0; s < n_sets; ++s) {
     std::vector<size_t> places;
-    if (axis == Axis::Channel) {
-      for (int t = 0; t < n; ++t) places.push_back(size_t(t * dim + s));
+    if (per_channel) {
+      for (int t = s / dim * run; t < std::min(n, (s / dim + 1) * run); ++t)
+        places.push_back(size_t(t * dim + s % dim));
     } else {
       for (int i = 0; i < width; ++i) places.push_back(size_t(s * width + i));
     }
@@ -90,7 +94,7 @@ struct RowView {
 double logit(const RowView& row, int cell, double& largest) {
   const OracleStep& step = row.step;
   const double mask = step.mask.empty() ? 0.0 : step.mask[size_t(row.query * step.n_cells + cell)];
-  if (mask == kHidden) return kHidden;
+  if (mask == kHidden || (!step.absent.empty() && step.absent[row.cell_at(cell)])) return kHidden;
   double dot = 0, size = 0;
   for (int c = 0; c < step.k_dim; ++c) {
     const double product = step.q[size_t((row.query * step.n_heads + row.head) * step.k_dim + c)] *

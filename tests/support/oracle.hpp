@@ -23,7 +23,8 @@ struct OracleSet {
 // `half_params` rounds step and floor to 16 bits before coding.
 OracleSet quantize_set(const std::vector<double>& x, int bits, bool half_params);
 
-// A whole tile x [n, dim] by an axis; `group` channels per set for Axis::Group. For Axis::Cst the
+// A whole tile x [n, dim] by an axis; `group` channels per set for Axis::Group, tokens for
+// Axis::ChannelGroup. For Axis::Cst the
 // factors are sqrt(max|x|) of x itself.
 struct OracleTile {
   std::vector<int> codes;      // [n, dim]
@@ -41,7 +42,8 @@ struct OracleStep {
   std::vector<double> values;  // [n_cells, n_kv_heads, v_dim]
   std::vector<double> mask;    // [n_queries, n_cells], kHidden hides; empty: all visible
   double scale = 1, max_bias = 0, soft_cap = 0;
-  std::vector<double> sinks;  // [n_heads] or empty
+  std::vector<double> sinks;      // [n_heads] or empty
+  std::vector<bool> absent = {};  // [n_cells, n_kv_heads] rows that were evicted, or empty
 };
 struct OracleOut {
   std::vector<double> out;      // [n_queries, n_heads, v_dim]

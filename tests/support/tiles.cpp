@@ -30,7 +30,8 @@ void CodedTile::decode_all() {
 CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis axis, int group,
                     Fit fit, const std::vector<half>& factors, Lanes lanes) {
   CodedTile tile;
-  tile.shape = {n, dim, bits, axis, axis == Axis::Group ? group : 0, lanes};
+  tile.shape = {
+      n, dim, bits, axis, axis == Axis::Group || axis == Axis::ChannelGroup ? group : 0, lanes};
   tile.packed.resize(code_bytes(tile.shape));
   tile.params.resize(2 * size_t(n_sets(tile.shape)));
   std::vector<float> scaled = x;

@@ -147,12 +147,12 @@ class Works {
 
   void add_search_sets() {
     for (const int bits : kBits)
-      for (const bool unbiased : {false, true}) {
+      for (const Fit fit : {Fit::Endpoint, Fit::Unbiased}) {
         const Numbers x = numbers(size_t(kTokens * kUnitRows));
         const auto found = std::make_shared<SetSearch>();
-        add(fmt::format("search_sets/{}bit{}", bits, unbiased ? "/unbiased" : ""), x->size(),
+        add(fmt::format("search_sets/{}bit{}", bits, clips(fit) ? "/unbiased" : ""), x->size(),
             x->size() * sizeof(float), [=, &k = k_] {
-              k.search_sets({x->data(), kTokens, kUnitRows, bits, unbiased}, *found);
+              k.search_sets({x->data(), kTokens, kUnitRows, bits, fit}, *found);
             });
       }
   }
