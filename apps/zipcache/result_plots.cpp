@@ -2,11 +2,14 @@
 #include "result_plots.hpp"
 
 #include <fmt/format.h>
+#include <spawn.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
-#include <cstdio>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
 #include <map>
 #include <numeric>
 
@@ -20,17 +23,6 @@ constexpr const char* kColours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
 
 // A 16-bit cache has no place on an axis of a few bits and of logarithms.
 constexpr double kMostBits = 15;
-
-std::string slug(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '.';
-    if (plain) out += c;
-    if (!plain && !out.empty() && out.back() != '-') out += '-';
-  }
-  while (!out.empty() && out.back() == '-') out.pop_back();
-  return out;
-}
 
 std::string quoted(const std::string& text) {
   std::string out = "\"";
@@ -85,7 +77,7 @@ Plot over_bits(const ResultGroup& group, const std::vector<Json>& rows) {
       "$points using 1:2:3 with yerrorbars pointtype 7 linecolor \"{}\", "
       "$points using 1:2:4 with labels left offset 0.8,0.4 noenhanced'\n",
       least->first - 0.3, most->first + room, kColours[0]);
-  return {"bits-" + slug(group.title), "divergence over bits", script};
+  return {"bits-" + group.name, "divergence over bits", script};
 }
 
 Plot by_depth(const ResultGroup& group, const std::vector<Json>& rows) {
@@ -109,7 +101,7 @@ Plot by_depth(const ResultGroup& group, const std::vector<Json>& rows) {
                                  "divergence from the 16-bit cache (KLD, nats)");
   script += data + "set logscale y\nset format y \"%g\"\nset key outside right top\n";
   script += fmt::format("draw = 'plot {}'\n", commands);
-  return {"depth-" + slug(group.title), "divergence by position", script};
+  return {"depth-" + group.name, "divergence by position", script};
 }
 
 Plot over_lines(const ResultGroup& group) {
@@ -137,17 +129,24 @@ Plot over_lines(const ResultGroup& group) {
   script +=
       data + "set yrange [0:103]\nset key outside right top\nset offsets graph 0.05, graph 0.05\n";
   script += fmt::format("draw = 'plot {}'\n", commands);
-  return {"retrieval-" + slug(group.title), "right answers over lines", script};
+  return {"retrieval-" + group.name, "right answers over lines", script};
 }
 
-// 127 is the shell's word for a program that it did not find.
-Status gnuplot_status(int wait_status) {
-  if (wait_status == 0) return ok();
-  if (WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 127) {
+// Runs gnuplot on the file `script`.
+Status run_gnuplot(const std::string& script) {
+  std::string program = "gnuplot", argument = script;
+  char* arguments[] = {program.data(), argument.data(), nullptr};
+  pid_t process = 0;
+  const int error = posix_spawnp(&process, program.c_str(), nullptr, nullptr, arguments, environ);
+  if (error != 0) {
     return {Code::Environment,
-            "found no gnuplot, expected it for --plots; install the package gnuplot-nox or leave "
-            "--plots out"};
+            fmt::format("gnuplot: {}; expected it for --plots: install the package gnuplot-nox or "
+                        "leave --plots out",
+                        std::strerror(error))};
   }
+  int status = 0;
+  waitpid(process, &status, 0);
+  if (status == 0) return ok();
   return {Code::Environment, "gnuplot failed; its message stands above"};
 }
 
@@ -173,15 +172,23 @@ std::vector<size_t> pareto(std::span<const std::pair<double, double>> points) {
 
 Status draw(const Plot& plot, const std::filesystem::path& folder) {
   const std::string file = (folder / plot.name).string();
-  const std::string script = fmt::format(
-      "{}set terminal svg size 760,460 noenhanced font \"sans,13\" background rgb \"white\"\n"
-      "set output {}\neval draw\n"
-      "set terminal pngcairo size 1140,690 noenhanced font \"sans,15\"\nset output {}\neval draw\n",
-      plot.script, quoted(file + ".svg"), quoted(file + ".png"));
-  std::FILE* gnuplot = popen("gnuplot 2>/dev/stderr || exit $?", "w");
-  if (gnuplot == nullptr) return {Code::Environment, "cannot start a shell for gnuplot"};
-  std::fputs(script.c_str(), gnuplot);
-  return gnuplot_status(pclose(gnuplot));
+  const std::string script_file = file + ".gnuplot";
+  {
+    std::ofstream script(script_file);
+    script << fmt::format(
+        "{}set terminal svg size 760,460 noenhanced font \"sans,13\" background rgb \"white\"\n"
+        "set output {}\neval draw\n"
+        "set terminal pngcairo size 1140,690 noenhanced font \"sans,15\"\nset output {}\n"
+        "eval draw\n",
+        plot.script, quoted(file + ".svg"), quoted(file + ".png"));
+    if (!script) {
+      return {Code::Environment,
+              fmt::format("--plots: cannot write '{}': {}", script_file, std::strerror(errno))};
+    }
+  }
+  const Status drawn = run_gnuplot(script_file);
+  std::filesystem::remove(script_file);
+  return drawn;
 }
 
 }  // namespace zipcache::cli

@@ -1,6 +1,6 @@
 // Pictures of results: scripts for gnuplot, and gnuplot itself.
 //
-// Thread safety: pure functions, but for run_gnuplot().
+// Thread safety: pure functions, but for draw().
 #pragma once
 
 #include <filesystem>

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
+#include <cmath>
 #include <set>
 #include <span>
 
@@ -90,10 +92,6 @@ std::string title_of(const Json& row, const Task& task) {
 
 double number(const Json& row, const char* field) { return row[field].get<double>(); }
 
-std::string plus_minus(double value, double error) {
-  return fmt::format("{} ± {}", divergence_text(value), divergence_text(error));
-}
-
 std::string coded_bits(const Json& row) {
   const bool known = row.contains("bits_coded") && row["bits_coded"].is_number();
   return known ? fmt::format("{:.2f}", number(row, "bits_coded")) : "-";
@@ -122,7 +120,7 @@ std::string kld_table(const ResultGroup& group, bool bold) {
   for (const Json& row : group.rows) {
     lines.push_back(
         {words(row["policy"]), fmt::format("{:.2f}", number(row, "bits_resident")), coded_bits(row),
-         plus_minus(number(row, "kld_mean"), number(row, "kld_mean_se")),
+         with_error(number(row, "kld_mean"), number(row, "kld_mean_se")),
          divergence_text(number(row, "kld_p50")), divergence_text(number(row, "kld_p99")),
          divergence_text(number(row, "kld_p999")),
          fmt::format("{:.1f} ± {:.1f}", 100 * number(row, "same_top"),
@@ -144,7 +142,7 @@ std::string kld_table(const ResultGroup& group, bool bold) {
 // A policy's bin that begins at `from`, as a cell.
 std::string depth_cell(const Json& row, const Json& from) {
   for (const Json& bin : row.value("by_depth", Json::array())) {
-    if (bin["from"] == from) return plus_minus(number(bin, "kld_mean"), number(bin, "kld_mean_se"));
+    if (bin["from"] == from) return with_error(number(bin, "kld_mean"), number(bin, "kld_mean_se"));
   }
   return "-";
 }
@@ -192,7 +190,33 @@ std::string retrieval_table(const ResultGroup& group, bool bold) {
   return markdown(columns, lines, bold);
 }
 
+// Letters, digits, points and dashes.
+std::string slug(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '.';
+    out += plain ? c : '-';
+  }
+  return out;
+}
+
+std::string name_of(const Json& row, const Task& task) {
+  std::string out = words(row["model"]);
+  out += row["f32_weights"] == true ? "-f32" : "";
+  for (const char* field : task.group) {
+    if (std::string_view(field) == "model" || std::string_view(field) == "f32_weights") continue;
+    out += "-" + (row[field].is_string() ? words(row[field]) : field + words(row[field]));
+  }
+  return slug(out);
+}
+
 }  // namespace
+
+std::string with_error(double value, double error) {
+  if (error <= 0) return fmt::format("{} ± 0", divergence_text(value));
+  const int decimals = std::clamp(static_cast<int>(1 - std::floor(std::log10(error))), 0, 9);
+  return fmt::format("{:.{}f} ± {:.{}f}", value, decimals, error, decimals);
+}
 
 Result<std::vector<ResultGroup>> group_results(const std::vector<Json>& rows) {
   std::vector<ResultGroup> groups;
@@ -204,7 +228,8 @@ Result<std::vector<ResultGroup>> group_results(const std::vector<Json>& rows) {
     key["task"] = (*task)->name;
     const size_t place = std::find(keys.begin(), keys.end(), key) - keys.begin();
     if (place == groups.size()) {
-      groups.push_back({std::string((*task)->name), title_of(rows[i], **task), {}});
+      groups.push_back(
+          {std::string((*task)->name), title_of(rows[i], **task), name_of(rows[i], **task), {}});
       keys.push_back(std::move(key));
     }
     std::vector<Json>& members = groups[place].rows;

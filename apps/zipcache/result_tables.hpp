@@ -16,6 +16,7 @@ namespace zipcache::cli {
 struct ResultGroup {
   std::string task;   // "kld" or "retrieval"
   std::string title;  // model, text, length
+  std::string name;   // other than any other group's; fit for a file
   std::vector<Json> rows;
 };
 
@@ -25,6 +26,9 @@ Result<std::vector<ResultGroup>> group_results(const std::vector<Json>& rows);
 
 // Every group with its title, tables and what they were measured with.
 Result<std::string> result_tables(const std::vector<Json>& rows, bool bold);
+
+// A value and its error with as many decimals as give the error two figures.
+std::string with_error(double value, double error);
 std::string group_tables(const ResultGroup& group, bool bold);
 
 // The numbers of lines of a retrieval group, smallest first, and its policies by bits.
