@@ -32,6 +32,7 @@ TEST(ResultFile, RowsAreThereWhenTheFileIsOpenedAgain) {
   }
   const auto file = ResultFile::open(path);
   ASSERT_TRUE(file.ok());
+  ASSERT_TRUE(file->find({{"policy", "zip"}}));
   EXPECT_EQ(*file->find({{"policy", "zip"}}), kRow);
   EXPECT_FALSE(file->find({{"policy", "zip"}, {"ctx", 512}}));
 }

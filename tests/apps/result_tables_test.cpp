@@ -71,11 +71,20 @@ TEST(ResultTables, RetrievalHasAColumnForEachNumberOfLines) {
   EXPECT_LT(place(*text, "| zip "), place(*text, "| f16 "));
 }
 
+TEST(ResultTables, RetrievalIsSortedByTheBitsOfTheLongestRecord) {
+  const auto groups = group_results({retrieval_row("a", 50, 9, 1), retrieval_row("b", 50, 10, 1),
+                                     retrieval_row("a", 200, 6, 1), retrieval_row("b", 200, 5, 1)});
+  EXPECT_EQ(policies_of(groups->front()), (std::vector<std::string>{"b", "a"}));
+  EXPECT_EQ(lines_of(groups->front()), (std::vector<int>{50, 200}));
+}
+
 TEST(ResultTables, AForeignRowIsNamed) {
   const auto foreign = group_results({kld_row("zip", 3.9, 0.007), {{"kind", "model"}}});
   ASSERT_FALSE(foreign.ok());
   EXPECT_NE(place(foreign.status().message(), "row 2"), std::string::npos);
   Json row = kld_row("zip", 3.9, 0.007);
+  row["kld_p99"] = "0.5";
+  EXPECT_NE(place(group_results({row}).status().message(), "kld_p99"), std::string::npos);
   row.erase("kld_p99");
   EXPECT_NE(place(group_results({row}).status().message(), "kld_p99"), std::string::npos);
 }
@@ -102,13 +111,15 @@ TEST(ResultPlots, WhatHasNoPlaceOnTheAxesIsLeftOut) {
     EXPECT_NE(place(plot.script, "\"zip\""), std::string::npos);
     EXPECT_EQ(place(plot.script, "\"f16\""), std::string::npos);
   }
-  EXPECT_TRUE(plots_of(group_results({kld_row("f16", 16, 0)})->front()).empty());
+  EXPECT_TRUE(plots_of(group_results({kld_row("f16", 16, 0.001)})->front()).empty());
+  EXPECT_TRUE(plots_of(group_results({kld_row("exact", 8.5, 0)})->front()).empty());
 }
 
 TEST(ResultPlots, EveryGroupHasItsOwnFiles) {
   Json other = kld_row("zip", 3.9, 0.007);
   other["f32_weights"] = true;
   const auto groups = group_results({kld_row("zip", 3.9, 0.007), other});
+  ASSERT_EQ(groups->size(), 2u);
   EXPECT_NE(plots_of((*groups)[0])[0].name, plots_of((*groups)[1])[0].name);
   EXPECT_NE(plots_of((*groups)[0])[0].name, plots_of((*groups)[0])[1].name);
 }
