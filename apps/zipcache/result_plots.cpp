@@ -2,15 +2,16 @@
 #include "result_plots.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <fstream>
-#include <map>
 #include <numeric>
 
 namespace zipcache::cli {
@@ -56,80 +57,106 @@ std::vector<Json> shown(const ResultGroup& group) {
   return rows;
 }
 
+using Point = std::pair<double, double>;  // bits, divergence
+
+// The name of `points[at]` would run into another point on its right.
+bool crowded(std::span<const Point> points, size_t at, double width) {
+  return std::any_of(points.begin(), points.end(), [&](const Point& other) {
+    const double right = (other.first - points[at].first) / width;
+    return right > 0 && right < 0.2 && std::abs(std::log10(other.second / points[at].second)) < 0.2;
+  });
+}
+
 Plot over_bits(const ResultGroup& group, const std::vector<Json>& rows) {
-  std::vector<std::pair<double, double>> points;
-  std::string data, line;
-  for (const Json& row : rows) {
+  std::vector<Point> points;
+  for (const Json& row : rows)
     points.emplace_back(number(row, "bits_resident"), number(row, "kld_mean"));
-    data += fmt::format("{} {} {} {}\n", points.back().first, points.back().second,
-                        1.96 * number(row, "kld_mean_se"), quoted(policy_of(row)));
+  const auto [least, most] = std::minmax_element(points.begin(), points.end());
+  const double width = std::max(1.0, most->first - least->first);
+  std::string data, right, left, line;
+  for (size_t i = 0; i < points.size(); ++i) {
+    const auto [bits, kld] = points[i];
+    data += fmt::format("{} {} {}\n", bits, kld, 1.96 * number(rows[i], "kld_mean_se"));
+    (crowded(points, i, width) ? left : right) +=
+        fmt::format("{} {} {}\n", bits, kld, quoted(policy_of(rows[i])));
   }
   for (const size_t at : pareto(points))
     line += fmt::format("{} {}\n", points[at].first, points[at].second);
-  const auto [least, most] = std::minmax_element(points.begin(), points.end());
-  const double room = std::max(0.5, 0.35 * (most->first - least->first));  // for the last name
   std::string script = beginning(group.title, "bits per element, all bytes",
                                  "divergence from the 16-bit cache (KLD, nats)");
-  script += block("points", data) + block("best", line);
+  script += block("points", data) + block("best", line) + block("right", right);
+  std::string names = "$right using 1:2:3 with labels left offset 0.8,0.4 noenhanced";
+  if (!left.empty()) {
+    script += block("left", left);
+    names += ", $left using 1:2:3 with labels right offset -0.8,-0.4 noenhanced";
+  }
   script += fmt::format(
       "set logscale y\nset format y \"%g\"\nset xrange [{:.2f}:{:.2f}]\nunset key\n"
       "draw = 'plot $best using 1:2 with lines linewidth 2 linecolor \"#999999\", "
-      "$points using 1:2:3 with yerrorbars pointtype 7 linecolor \"{}\", "
-      "$points using 1:2:4 with labels left offset 0.8,0.4 noenhanced'\n",
-      least->first - 0.3, most->first + room, kColours[0]);
+      "$points using 1:2:3 with yerrorbars pointtype 7 linecolor \"{}\", {}'\n",
+      least->first - 0.2 * width, most->first + 0.3 * width, kColours[0], names);
   return {"bits-" + group.name, "divergence over bits", script};
 }
 
+// One curve with error bars for each policy, and `settings`.
+std::string curves(const std::vector<std::string>& policies, const std::vector<std::string>& data,
+                   const std::string& columns, const std::string& settings) {
+  std::string blocks, commands;
+  for (size_t i = 0; i < policies.size(); ++i) {
+    blocks += block(fmt::format("policy{}", i), data[i]);
+    commands += fmt::format(
+        "{}$policy{} using {} with yerrorlines linewidth 1.5 pointtype 7 pointsize 0.6 "
+        "linecolor \"{}\" dashtype {} title {} noenhanced",
+        i == 0 ? "" : ", ", i, columns, kColours[i % std::size(kColours)],
+        1 + i / std::size(kColours), quoted(policies[i]));
+  }
+  return fmt::format("{}{}set key outside right top\ndraw = 'plot {}'\n", blocks, settings,
+                     commands);
+}
+
 Plot by_depth(const ResultGroup& group, const std::vector<Json>& rows) {
-  std::string data, commands;
-  for (size_t i = 0; i < rows.size(); ++i) {
+  std::vector<std::string> policies, data;
+  for (const Json& row : rows) {
     std::string lines;
-    for (const Json& bin : rows[i].value("by_depth", Json::array())) {
+    for (const Json& bin : row.value("by_depth", Json::array())) {
       const double mean = number(bin, "kld_mean");
       const double middle = (number(bin, "from") + number(bin, "to")) / 2;
+      // Where nothing is packed yet the divergence is 0, which has no logarithm.
       if (mean > 0)
         lines += fmt::format("{} {} {}\n", middle, mean, 1.96 * number(bin, "kld_mean_se"));
     }
-    data += block(fmt::format("policy{}", i), lines);
-    commands += fmt::format(
-        "{}$policy{} using 1:2:3 with yerrorlines linewidth 1.5 pointtype 7 pointsize 0.6 "
-        "linecolor \"{}\" dashtype {} title {} noenhanced",
-        i == 0 ? "" : ", ", i, kColours[i % std::size(kColours)], 1 + i / std::size(kColours),
-        quoted(policy_of(rows[i])));
+    policies.push_back(policy_of(row));
+    data.push_back(lines);
   }
-  std::string script = beginning(group.title, "position of the token",
-                                 "divergence from the 16-bit cache (KLD, nats)");
-  script += data + "set logscale y\nset format y \"%g\"\nset key outside right top\n";
-  script += fmt::format("draw = 'plot {}'\n", commands);
-  return {"depth-" + group.name, "divergence by position", script};
+  return {"depth-" + group.name, "divergence by position",
+          beginning(group.title, "position of the token",
+                    "divergence from the 16-bit cache (KLD, nats)") +
+              curves(policies, data, "1:2:3",
+                     "set logscale y\nset format y \"%g\"\nset xrange [0:*]\n")};
 }
 
 Plot over_lines(const ResultGroup& group) {
   const std::vector<std::string> policies = policies_of(group);
-  std::string data, commands;
+  const std::vector<int> counts = lines_of(group);
+  std::vector<std::string> data(policies.size());
   for (size_t i = 0; i < policies.size(); ++i) {
-    std::map<int, std::string> lines;
-    for (const Json& row : group.rows) {
-      if (policy_of(row) != policies[i]) continue;
-      const int count = row["lines"].get<int>();
-      lines[count] = fmt::format("{} {} {} {}\n", count, 100 * number(row, "accuracy"),
-                                 100 * number(row, "low95"), 100 * number(row, "high95"));
+    for (const int count : counts) {
+      for (const Json& row : group.rows) {
+        if (policy_of(row) != policies[i] || row["lines"] != count) continue;
+        // Side by side, since many have the same share of right answers.
+        data[i] += fmt::format("{} {} {} {}\n", count * (1 + 0.015 * static_cast<double>(i)),
+                               100 * number(row, "accuracy"), 100 * number(row, "low95"),
+                               100 * number(row, "high95"));
+      }
     }
-    const std::string joined =
-        std::accumulate(lines.begin(), lines.end(), std::string(),
-                        [](std::string all, const auto& entry) { return all + entry.second; });
-    data += block(fmt::format("policy{}", i), joined);
-    commands += fmt::format(
-        "{}$policy{} using 1:2:3:4 with yerrorlines linewidth 1.5 pointtype 7 pointsize 0.6 "
-        "linecolor \"{}\" dashtype {} title {} noenhanced",
-        i == 0 ? "" : ", ", i, kColours[i % std::size(kColours)], 1 + i / std::size(kColours),
-        quoted(policies[i]));
   }
-  std::string script = beginning(group.title, "lines of the record", "right answers (%)");
-  script +=
-      data + "set yrange [0:103]\nset key outside right top\nset offsets graph 0.05, graph 0.05\n";
-  script += fmt::format("draw = 'plot {}'\n", commands);
-  return {"retrieval-" + group.name, "right answers over lines", script};
+  return {
+      "retrieval-" + group.name, "right answers over lines",
+      beginning(group.title, "lines of the record", "right answers (%)") +
+          curves(policies, data, "1:2:3:4",
+                 fmt::format("set yrange [0:103]\nset logscale x\nset xtics ({})\n"
+                             "set xrange [{}:{}]\n",
+                             fmt::join(counts, ","), 0.9 * counts.front(), 1.2 * counts.back()))};
 }
 
 // Runs gnuplot on the file `script`.
