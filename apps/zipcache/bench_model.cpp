@@ -1,11 +1,9 @@
 // `zipcache bench model`: prompt and generation speed of a model at depths, one row per test and
 // policy.
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
-#include <ctime>
 #include <memory>
 
 #include "arguments.hpp"
@@ -76,8 +74,6 @@ Status check_length(const ModelBenchPlan& plan, const ModelFile& about) {
   }
   return ok();
 }
-
-std::string date_of_today() { return fmt::format("{:%Y-%m-%d}", fmt::gmtime(std::time(nullptr))); }
 
 Facts facts_of(const Options& options, const EngineFiles& files, const llama_model* model) {
   std::array<char, 128> type{};

@@ -29,7 +29,7 @@ Result<ChunkPlan> plan_chunks(size_t n_tokens, int ctx, int wanted, int ubatch) 
                     n_tokens, ctx)};
   }
   const size_t chunks = wanted == 0 ? available : std::min<size_t>(available, wanted);
-  return ChunkPlan{ctx, static_cast<int>(chunks), ctx / 2, ubatch};
+  return ChunkPlan{ctx, static_cast<int>(chunks), ctx / 2, ubatch, ctx / 2};
 }
 
 std::vector<MicroBatch> micro_batches(const ChunkPlan& plan) {

@@ -14,6 +14,7 @@ struct ChunkPlan {
   int chunks = 0;  // chunks that are run
   int first = 0;   // positions from here on predict the token after them
   int ubatch = 0;  // tokens of a micro-batch
+  int total = 0;   // positions from here on count in the totals; not before `first`
 
   int scored_per_chunk() const { return ctx - 1 - first; }
 };

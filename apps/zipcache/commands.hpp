@@ -18,9 +18,15 @@ void add_inspect(CLI::App& program, Action& action);
 void add_policies(CLI::App& program, Action& action);
 void add_doctor(CLI::App& program, Action& action);
 void add_bench(CLI::App& program, Action& action);
+void add_eval(CLI::App& program, Action& action);
 
 // The commands of `bench`.
 void add_bench_attention(CLI::App& bench, Action& action);
 void add_bench_model(CLI::App& bench, Action& action);
+
+// The commands of `eval`.
+void add_eval_kld(CLI::App& eval, Action& action);
+void add_eval_retrieval(CLI::App& eval, Action& action);
+void add_eval_report(CLI::App& eval, Action& action);
 
 }  // namespace zipcache::cli

@@ -17,8 +17,6 @@ namespace zipcache::cli {
 
 namespace {
 
-constexpr const char* kReference = "f16";
-
 struct Options {
   std::string model, text;
   std::string policies = "f16,q8_0,q4_0,zipcache,zip";
@@ -70,33 +68,6 @@ Result<Prepared> prepare(const Options& options) {
   return p;
 }
 
-// The tokens of chunk `index`; llama-perplexity puts the beginning-of-text token first, so does
-// this.
-std::vector<llama_token> chunk_tokens(const std::vector<llama_token>& tokens, const ChunkPlan& plan,
-                                      int index, const llama_vocab* vocab) {
-  const auto begin = tokens.begin() + static_cast<ptrdiff_t>(index) * plan.ctx;
-  std::vector<llama_token> chunk(begin, begin + plan.ctx);
-  if (llama_vocab_get_add_bos(vocab)) chunk.front() = llama_vocab_bos(vocab);
-  return chunk;
-}
-
-// The comparison with its reference first; `shown` gets the place of each choice.
-Status add_policies(Comparison& comparison, const std::vector<PolicyChoice>& choices,
-                    std::vector<size_t>& shown) {
-  ZC_TRY(comparison.add(PolicyChoice{kReference, ""}));
-  bool reference_shown = false;
-  for (const PolicyChoice& choice : choices) {
-    if (choice.ours() && choice.text == kReference && !reference_shown) {
-      reference_shown = true;
-      shown.push_back(0);
-      continue;
-    }
-    ZC_TRY(comparison.add(choice));
-    shown.push_back(comparison.n_policies() - 1);
-  }
-  return ok();
-}
-
 Status measure(Comparison& comparison, const std::vector<llama_token>& tokens,
                const ChunkPlan& plan, const llama_vocab* vocab, int decode_tokens) {
   const int64_t policies = static_cast<int64_t>(comparison.n_policies());
@@ -125,15 +96,6 @@ void print(const std::vector<CompareRow>& rows, const RunFacts& facts, Format fo
   fmt::print("{}", for_programs(format, objects));
 }
 
-void warn_about_length(const Options& options, const ModelFile& file) {
-  const int needed = options.ctx + options.decode_tokens;
-  if (file.trained_ctx == 0 || needed <= file.trained_ctx) return;
-  fmt::print(stderr,
-             "zipcache: warning: {} tokens are more than the {} that {} was trained for; expect "
-             "poor text\n",
-             needed, file.trained_ctx, file.name);
-}
-
 // Types whose products are computed without rounding the activations to 8 bits.
 bool rounds_activations(llama_ftype weights) {
   return weights != LLAMA_FTYPE_ALL_F32 && weights != LLAMA_FTYPE_MOSTLY_F16 &&
@@ -153,7 +115,7 @@ RunFacts facts_of(const Options& options, const Prepared& p, const ChunkPlan& pl
           llama_version_text(),
           processor_name(),
           wait_policy(),
-          options.f32_weights ? "expanded to 32 bits" : llama_ftype_name(weights),
+          weights_text(weights, options.f32_weights),
           rounds_activations(weights)};
 }
 
@@ -166,7 +128,7 @@ Status compare(const Options& options) {
   const Result<ChunkPlan> possible =
       plan_chunks(p.text.size(), options.ctx, options.chunks, options.ubatch);
   if (!possible.ok()) return possible.status();
-  warn_about_length(options, p.files.about);
+  warn_about_length(options.ctx + options.decode_tokens, p.files.about);
 
   llama_backend_init();
   Result<Engines> engines = open_engines(
@@ -180,16 +142,15 @@ Status compare(const Options& options) {
   if (!plan.ok()) return plan.status();
 
   const llama_ftype weights = llama_model_ftype(model);
-  Comparison comparison(std::move(*engines), p.files.about, *plan, options.threads,
-                        options.decode_tokens);
-  std::vector<size_t> shown;
-  ZC_TRY(add_policies(comparison, p.choices, shown));
+  Comparison comparison(*engines, p.files.about, {*plan, options.threads, options.decode_tokens});
+  const auto shown = comparison.add_policies(p.choices);
+  if (!shown.ok()) return shown.status();
   watch_interrupts();
   ZC_TRY(measure(comparison, tokens, *plan, vocab, options.decode_tokens));
 
   if (comparison.tokens_scored() > 0) {
     std::vector<CompareRow> rows;
-    for (const size_t place : shown) rows.push_back(comparison.row(place, interrupted()));
+    for (const size_t place : *shown) rows.push_back(comparison.row(place, interrupted()));
     print(rows, facts_of(options, p, *plan, weights), p.format);
   }
   if (!interrupted()) return ok();

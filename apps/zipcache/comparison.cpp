@@ -1,4 +1,4 @@
-// The work of `zipcache compare`.
+// The work of `zipcache compare` and `zipcache eval kld`.
 #include "comparison.hpp"
 
 #include <fmt/format.h>
@@ -34,15 +34,39 @@ double paper_ratio_of(const Policy& policy, const std::vector<LayerShape>& layer
 
 }  // namespace
 
-Comparison::Comparison(Engines engines, ModelFile file, ChunkPlan plan, int threads,
-                       int decode_tokens)
-    : engines_(std::move(engines)),
+std::vector<llama_token> chunk_tokens(std::span<const llama_token> tokens, const ChunkPlan& plan,
+                                      int index, const llama_vocab* vocab) {
+  const auto chosen = tokens.subspan(static_cast<size_t>(index) * plan.ctx, plan.ctx);
+  std::vector<llama_token> chunk(chosen.begin(), chosen.end());
+  if (llama_vocab_get_add_bos(vocab)) chunk.front() = llama_vocab_bos(vocab);
+  return chunk;
+}
+
+Comparison::Comparison(const Engines& engines, ModelFile file, const ComparisonPlan& plan)
+    : engines_(engines),
       file_(std::move(file)),
-      plan_(plan),
-      threads_(threads),
-      decode_tokens_(decode_tokens),
+      plan_(plan.chunks),
+      threads_(plan.threads),
+      decode_tokens_(plan.decode_tokens),
+      depth_bin_(plan.depth_bin),
       n_vocab_(llama_vocab_n_tokens(llama_model_get_vocab(engines_.served.get()))),
-      micro_batches_(micro_batches(plan)) {}
+      micro_batches_(micro_batches(plan.chunks)) {}
+
+Result<std::vector<size_t>> Comparison::add_policies(std::span<const PolicyChoice> choices) {
+  ZC_TRY(add(PolicyChoice{kReference, ""}));
+  std::vector<size_t> places;
+  bool reference_shown = false;
+  for (const PolicyChoice& choice : choices) {
+    if (choice.ours() && choice.text == kReference && !reference_shown) {
+      reference_shown = true;
+      places.push_back(0);
+      continue;
+    }
+    ZC_TRY(add(choice));
+    places.push_back(sessions_.size() - 1);
+  }
+  return places;
+}
 
 Status Comparison::add(const PolicyChoice& choice) {
   // One token more than are timed: the first builds the graph of single tokens.
@@ -52,7 +76,7 @@ Status Comparison::add(const PolicyChoice& choice) {
                            .n_ubatch = plan_.ubatch,
                            .n_threads = threads_});
   if (!opened.ok()) return opened.status();
-  Session session{std::move(*opened)};
+  Session session(std::move(*opened), depth_bin_);
   session.row.policy = choice.text;
   session.row.reference = sessions_.empty();
   sessions_.push_back(std::move(session));
@@ -118,53 +142,28 @@ void Comparison::score(std::span<const llama_token> chunk, const MicroBatch& bat
     for (int t = 1; t < threads_; ++t) threads.emplace_back(work, t);
     work(0);
   }
-  for (size_t at = 0; at < scores.size(); ++at)
-    sessions_[at % n_sessions].divergence.add(scores[at]);
+  for (size_t at = 0; at < scores.size(); ++at) {
+    Session& session = sessions_[at % n_sessions];
+    const int position = batch.logits_from + static_cast<int>(at / n_sessions);
+    session.by_depth.add(position, scores[at]);
+    if (position >= plan_.total) session.divergence.add(scores[at]);
+  }
 }
 
 Status Comparison::read_caches() {
   for (Session& session : sessions_) {
-    session.row.cache_tokens = position_;
-    session.row.kv_bytes_f16 = file_.elements_per_token() * position_ * 2;
-    if (session.choice.ours()) {
-      ZC_TRY(read_our_cache(session));
-    } else {
-      read_llama_cache(session);
-    }
+    const Result<CacheFigures> figures = read_cache(engines_, session, file_, position_);
+    if (!figures.ok()) return figures.status();
+    CompareRow& row = session.row;
+    static_cast<CacheFigures&>(row) = *figures;
+    row.cache_tokens = position_;
+    row.ratio_paper = row.ratio_resident;
+    if (!session.choice.ours()) continue;
+    const Result<Policy> policy = parse_policy(session.choice.text);
+    if (!policy.ok()) return policy.status();
+    row.ratio_paper = paper_ratio_of(*policy, file_.layers, position_);
   }
   return ok();
-}
-
-Status Comparison::read_our_cache(Session& session) const {
-  const Result<Json> cache = engines_.backend.cache(session.cache_id);
-  if (!cache.ok()) return cache.status();
-  CompareRow& row = session.row;
-  row.bits_per_element = cache->value("bits_per_element", 0.0);
-  row.ratio_params = cache->value("ratio_params", 0.0);
-  row.ratio_resident = cache->value("ratio_resident", 0.0);
-  row.kernel = cache->value("kernel", "");
-  row.kv_bytes_f16 = cache->value("elements", uint64_t{0}) * 2;
-  row.bytes = {cache->value("bytes_allocated", uint64_t{0}),
-               cache->value("bytes_peak", uint64_t{0}), cache->value("bytes_planned", uint64_t{0}),
-               cache->value("bytes", Json::object())};
-  const Result<Policy> policy = parse_policy(session.choice.text);
-  if (!policy.ok()) return policy.status();
-  row.ratio_paper = paper_ratio_of(*policy, file_.layers, position_);
-  return ok();
-}
-
-void Comparison::read_llama_cache(Session& session) const {
-  CompareRow& row = session.row;
-  const std::string& type = session.choice.llama_type;
-  const uint64_t now = llama_cache_bytes(file_, type, position_);
-  // llama.cpp allocates all cells when the context is made.
-  const uint64_t all =
-      llama_cache_bytes(file_, type, static_cast<int>(llama_n_ctx(session.context.get())));
-  row.bytes = {now, all, all, Json{{"llama_cpp", now}}};
-  const double ratio = static_cast<double>(row.kv_bytes_f16) / static_cast<double>(now);
-  row.ratio_paper = row.ratio_params = row.ratio_resident = ratio;
-  row.bits_per_element = 16 / ratio;
-  row.kernel = "ggml";
 }
 
 Status Comparison::time_decode(Progress& progress) {
@@ -189,6 +188,7 @@ CompareRow Comparison::row(size_t policy, bool partial) const {
   CompareRow row = session.row;
   row.partial = partial;
   row.summary = session.divergence.summary();
+  row.by_depth = session.by_depth.summary();
   row.prompt_tps = static_cast<double>(session.prompt_tokens) / session.prompt_seconds;
   row.decode_tps = session.decode_tps;
   return row;

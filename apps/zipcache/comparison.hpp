@@ -1,5 +1,5 @@
-// The work of `zipcache compare`: one context per policy, all fed the same micro-batches in
-// lock-step, so that only one micro-batch of reference logits exists at a time.
+// The work of `zipcache compare` and `zipcache eval kld`: one context per policy, all fed the same
+// micro-batches in lock-step, so that only one micro-batch of reference logits exists at a time.
 //
 // Thread safety: one thread at a time; scoring uses threads of its own inside a call.
 #pragma once
@@ -17,12 +17,29 @@
 
 namespace zipcache::cli {
 
+// The policy that the others are held against.
+inline constexpr const char* kReference = "f16";
+
+struct ComparisonPlan {
+  ChunkPlan chunks;
+  int threads = 1;
+  int decode_tokens = 0;  // generated after the last chunk to time decoding
+  int depth_bin = 512;    // tokens of a bin of depth
+};
+
+// The tokens of chunk `index`; llama-perplexity puts the beginning-of-text token first, so does
+// this.
+std::vector<llama_token> chunk_tokens(std::span<const llama_token> tokens, const ChunkPlan& plan,
+                                      int index, const llama_vocab* vocab);
+
 class Comparison {
  public:
-  Comparison(Engines engines, ModelFile file, ChunkPlan plan, int threads, int decode_tokens);
+  // `engines` outlive it.
+  Comparison(const Engines& engines, ModelFile file, const ComparisonPlan& plan);
 
-  // The first policy that is added is the reference.
-  Status add(const PolicyChoice& choice);
+  // Adds the reference and then the choices; the answer is the place of each choice. The reference
+  // is not run twice when it is among them.
+  Result<std::vector<size_t>> add_policies(std::span<const PolicyChoice> choices);
 
   // Touches all weights once in every context, so that the first timed step does not pay for it.
   Status warm_up(std::span<const llama_token> tokens);
@@ -43,24 +60,27 @@ class Comparison {
 
  private:
   struct Session : PolicyContext {
+    explicit Session(PolicyContext opened, int depth_bin)
+        : PolicyContext(std::move(opened)), by_depth(depth_bin) {}
     Divergence divergence = {};
+    DivergenceByDepth by_depth;
     double prompt_seconds = 0;
     int64_t prompt_tokens = 0;
     std::optional<double> decode_tps = {};
     CompareRow row = {};  // what is known about the cache
   };
 
+  Status add(const PolicyChoice& choice);
   Status run_micro_batch(std::span<const llama_token> chunk, const MicroBatch& batch);
   void score(std::span<const llama_token> chunk, const MicroBatch& batch);
-  Status read_our_cache(Session& session) const;
-  void read_llama_cache(Session& session) const;
   std::span<const float> logits(const Session& session, int output) const;
 
-  Engines engines_;
+  const Engines& engines_;
   ModelFile file_;
   ChunkPlan plan_;
   int threads_;
   int decode_tokens_;
+  int depth_bin_;
   size_t n_vocab_;
   std::vector<MicroBatch> micro_batches_;
   std::vector<Session> sessions_;  // the reference first

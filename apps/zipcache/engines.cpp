@@ -13,6 +13,24 @@
 
 namespace zipcache::cli {
 
+namespace {
+
+Result<CacheFigures> read_our_cache(const Engines& engines, int64_t id) {
+  const Result<Json> cache = engines.backend.cache(id);
+  if (!cache.ok()) return cache.status();
+  return CacheFigures{
+      .bytes = {cache->value("bytes_allocated", uint64_t{0}),
+                cache->value("bytes_peak", uint64_t{0}), cache->value("bytes_planned", uint64_t{0}),
+                cache->value("bytes", Json::object())},
+      .kv_bytes_f16 = cache->value("elements", uint64_t{0}) * 2,
+      .bits_per_element = cache->value("bits_per_element", 0.0),
+      .ratio_params = cache->value("ratio_params", 0.0),
+      .ratio_resident = cache->value("ratio_resident", 0.0),
+      .kernel = cache->value("kernel", "")};
+}
+
+}  // namespace
+
 Result<EngineFiles> find_engine_files(const std::string& model) {
   const auto path = find_model(model);
   if (!path.ok()) return path.status();
@@ -80,6 +98,18 @@ Result<PolicyContext> open_policy_context(const Engines& engines, const PolicyCh
   return opened;
 }
 
+void warn_about_length(int n_tokens, const ModelFile& about) {
+  if (about.trained_ctx == 0 || n_tokens <= about.trained_ctx) return;
+  fmt::print(stderr,
+             "zipcache: warning: {} tokens are more than the {} that {} was trained for; expect "
+             "poor text\n",
+             n_tokens, about.trained_ctx, about.name);
+}
+
+std::string weights_text(llama_ftype weights, bool expanded) {
+  return expanded ? "expanded to 32 bits" : llama_ftype_name(weights);
+}
+
 uint64_t llama_cache_bytes(const ModelFile& about, const std::string& type, int n_tokens) {
   const ggml_type cache = cache_type(type);
   uint64_t bytes = 0;
@@ -88,6 +118,24 @@ uint64_t llama_cache_bytes(const ModelFile& about, const std::string& type, int 
     bytes += ggml_row_size(cache, int64_t{layer.n_heads} * layer.v_dim);
   }
   return bytes * static_cast<uint64_t>(n_tokens);
+}
+
+Result<CacheFigures> read_cache(const Engines& engines, const PolicyContext& opened,
+                                const ModelFile& about, int n_tokens) {
+  if (opened.choice.ours()) return read_our_cache(engines, opened.cache_id);
+  const std::string& type = opened.choice.llama_type;
+  const uint64_t now = llama_cache_bytes(about, type, n_tokens);
+  // llama.cpp allocates all cells when the context is made.
+  const uint64_t all =
+      llama_cache_bytes(about, type, static_cast<int>(llama_n_ctx(opened.context.get())));
+  const uint64_t f16 = about.elements_per_token() * n_tokens * 2;
+  const double ratio = static_cast<double>(f16) / static_cast<double>(now);
+  return CacheFigures{.bytes = {now, all, all, Json{{"llama_cpp", now}}},
+                      .kv_bytes_f16 = f16,
+                      .bits_per_element = 16 / ratio,
+                      .ratio_params = ratio,
+                      .ratio_resident = ratio,
+                      .kernel = "ggml"};
 }
 
 }  // namespace zipcache::cli

@@ -1,5 +1,5 @@
-// What `compare` and `bench model` share: a model on both engines, and contexts that each have a
-// policy.
+// What the commands that run a model under several policies share: a model on both engines, and
+// contexts that each have a policy.
 //
 // Thread safety: one thread at a time.
 #pragma once
@@ -14,6 +14,7 @@
 #include "model.hpp"
 #include "model_file.hpp"
 #include "policy_list.hpp"
+#include "report.hpp"
 
 namespace zipcache::cli {
 
@@ -56,6 +57,16 @@ struct PolicyContext {
 // The cache type of `options` is the choice's.
 Result<PolicyContext> open_policy_context(const Engines& engines, const PolicyChoice& choice,
                                           ContextOptions options);
+
+// Warns on standard error when `n_tokens` are more than the model was trained for.
+void warn_about_length(int n_tokens, const ModelFile& about);
+
+// The type of a model's weights, as results name it.
+std::string weights_text(llama_ftype weights, bool expanded);
+
+// What the cache of `opened`, one policy's context, holds now that `n_tokens` are in it.
+Result<CacheFigures> read_cache(const Engines& engines, const PolicyContext& opened,
+                                const ModelFile& about, int n_tokens);
 
 // Bytes of `n_tokens` in llama.cpp's own cache of the type called `type`.
 uint64_t llama_cache_bytes(const ModelFile& about, const std::string& type, int n_tokens);

@@ -51,6 +51,7 @@ void set_up(CLI::App& program, Action& action) {
   add_policies(program, action);
   add_doctor(program, action);
   add_bench(program, action);
+  add_eval(program, action);
 }
 
 void print_error(const std::string& message) {

@@ -1,6 +1,7 @@
 // Where things are.
 #include "places.hpp"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <sched.h>
 
@@ -8,6 +9,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -130,6 +132,10 @@ fs::path default_text(const fs::path& program) {
   return program.parent_path() / "data" / "text" / "alice29.txt";
 }
 
+fs::path default_retrieval_file(const std::string& name, const fs::path& program) {
+  return program.parent_path() / "eval" / "retrieval_model" / name;
+}
+
 Result<std::string> read_text(const fs::path& path) {
   if (!is_file(path)) return no_file("--file", path, "expected the path of a text file");
   std::error_code error;
@@ -153,6 +159,8 @@ Result<std::string> read_text(const fs::path& path) {
   }
   return text;
 }
+
+std::string date_of_today() { return fmt::format("{:%Y-%m-%d}", fmt::gmtime(std::time(nullptr))); }
 
 std::string processor_name() {
   std::ifstream file("/proc/cpuinfo");

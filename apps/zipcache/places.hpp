@@ -30,8 +30,15 @@ Result<std::filesystem::path> find_model(const std::string& model);
 // The measured text, data/text/alice29.txt of the project that the program was built in.
 std::filesystem::path default_text(const std::filesystem::path& program = program_folder());
 
+// A file of the folder eval/retrieval_model of the project that the program was built in.
+std::filesystem::path default_retrieval_file(
+    const std::string& name, const std::filesystem::path& program = program_folder());
+
 // The whole of a text file. A missing, unreadable or empty one is an error.
 Result<std::string> read_text(const std::filesystem::path& path);
+
+// Today in UTC, as 2026-11-24.
+std::string date_of_today();
 
 // Name of the processor, and the number of threads that this process may use.
 std::string processor_name();

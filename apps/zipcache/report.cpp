@@ -89,6 +89,21 @@ std::string divergence_text(double value) {
   return fmt::format("{:.{}f}", value, size < 0.1 ? 5 : 3);
 }
 
+Json to_json(const Summary& s) {
+  return {{"ppl", s.ppl},
+          {"ppl_se", s.ppl_se},
+          {"ppl_ratio", s.ppl_ratio},
+          {"ppl_ratio_se", s.ppl_ratio_se},
+          {"kld_mean", s.kld_mean},
+          {"kld_mean_se", s.kld_mean_se},
+          {"kld_p50", s.kld_p50},
+          {"kld_p99", s.kld_p99},
+          {"kld_p999", s.kld_p999},
+          {"kld_max", s.kld_max},
+          {"same_top", s.same_top},
+          {"same_top_se", s.same_top_se}};
+}
+
 Json to_json(const CompareRow& row, const RunFacts& facts) {
   const Summary& s = row.summary;
   Json out = {
@@ -111,14 +126,9 @@ Json to_json(const CompareRow& row, const RunFacts& facts) {
       {"ratio_paper", row.ratio_paper},
       {"ratio_params", row.ratio_params},
       {"ratio_resident", row.ratio_resident},
-      {"ppl", s.ppl},
-      {"ppl_se", s.ppl_se},
-      {"kld_mean", s.kld_mean},
-      {"kld_mean_se", s.kld_mean_se},
-      {"kld_p999", s.kld_p999},
-      {"kld_max", s.kld_max},
-      {"same_top", s.same_top},
-      {"same_top_se", s.same_top_se},
+  };
+  out.update(to_json(s));
+  out.update(Json{
       {"prompt_tps", row.prompt_tps},
       {"decode_tps", row.decode_tps ? Json(*row.decode_tps) : Json()},
       {"decode_depth", row.decode_tps ? Json(row.cache_tokens) : Json()},
@@ -129,7 +139,7 @@ Json to_json(const CompareRow& row, const RunFacts& facts) {
       {"seed", facts.seed},
       {"llama_cpp", facts.llama_cpp},
       {"cpu", facts.cpu},
-  };
+  });
   return out;
 }
 

@@ -1,4 +1,4 @@
-// Rows of `zipcache compare`: one per policy, for people and for programs.
+// Rows of `zipcache compare` and `zipcache eval kld`: one per policy, for people and for programs.
 #pragma once
 
 #include <cstdint>
@@ -19,19 +19,25 @@ struct CacheBytes {
   Json by_kind = Json::object();  // {"codes": 1, ...}
 };
 
-struct CompareRow {
+// What a cache holds at one length.
+struct CacheFigures {
+  CacheBytes bytes;
+  uint64_t kv_bytes_f16 = 0;  // of the same elements at 16 bits
+  double bits_per_element = 0;
+  double ratio_params = 0, ratio_resident = 0;
+  std::string kernel;
+};
+
+struct CompareRow : CacheFigures {
   std::string policy;
   bool reference = false;  // the row that the others are held against
   bool partial = false;    // stopped before the last chunk ended
   Summary summary;
+  std::vector<DepthSummary> by_depth;
   int cache_tokens = 0;  // tokens in the cache when its bytes were read
-  double bits_per_element = 0;
-  uint64_t kv_bytes_f16 = 0;
-  CacheBytes bytes;
-  double ratio_paper = 0, ratio_params = 0, ratio_resident = 0;
+  double ratio_paper = 0;
   double prompt_tps = 0;
   std::optional<double> decode_tps;  // absent when not measured
-  std::string kernel;
 };
 
 // What is the same for all rows of one run.
@@ -49,6 +55,8 @@ struct RunFacts {
   bool rounds_activations = false;  // which puts a floor under every divergence
 };
 
+// The figures of a summary, without its number of tokens.
+Json to_json(const Summary& summary);
 Json to_json(const CompareRow& row, const RunFacts& facts);
 
 // The table with a footer that says what was run and what the columns mean.

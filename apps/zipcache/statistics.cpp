@@ -48,7 +48,8 @@ TokenScore score(const Distribution& reference, std::span<const float> logits, s
     // A probability of 0 contributes 0, also where a logit is -inf.
     if (p > 0) kld += p * (reference.log_probability[i] - (logits[i] - log_mass));
   }
-  return {kld, log_mass - logits[next_token], top == reference.top};
+  const double surprise = log_mass - logits[next_token];
+  return {kld, surprise, top == reference.top, surprise + reference.log_probability[next_token]};
 }
 
 void Divergence::add(const TokenScore& token) {
@@ -57,6 +58,8 @@ void Divergence::add(const TokenScore& token) {
   kld_squares_ += token.kld * token.kld;
   surprise_sum_ += token.surprise;
   surprise_squares_ += token.surprise * token.surprise;
+  excess_sum_ += token.excess;
+  excess_squares_ += token.excess * token.excess;
   same_top_ += token.same_top ? 1 : 0;
 }
 
@@ -67,15 +70,35 @@ Summary Divergence::summary() const {
   const double n = static_cast<double>(s.tokens);
   s.ppl = std::exp(surprise_sum_ / n);
   s.ppl_se = s.ppl * standard_error(surprise_sum_, surprise_squares_, s.tokens);
+  s.ppl_ratio = std::exp(excess_sum_ / n);
+  s.ppl_ratio_se = s.ppl_ratio * standard_error(excess_sum_, excess_squares_, s.tokens);
   s.kld_mean = kld_sum_ / n;
   s.kld_mean_se = standard_error(kld_sum_, kld_squares_, s.tokens);
   std::vector<double> sorted = kld_;
   std::sort(sorted.begin(), sorted.end());
+  s.kld_p50 = percentile(sorted, 0.5);
+  s.kld_p99 = percentile(sorted, 0.99);
   s.kld_p999 = percentile(sorted, 0.999);
   s.kld_max = sorted.back();
   s.same_top = static_cast<double>(same_top_) / n;
   s.same_top_se = s.tokens < 2 ? 0 : std::sqrt(s.same_top * (1 - s.same_top) / (n - 1));
   return s;
+}
+
+void DivergenceByDepth::add(int position, const TokenScore& token) {
+  const size_t bin = static_cast<size_t>(position / width_);
+  if (bin >= bins_.size()) bins_.resize(bin + 1);
+  bins_[bin].add(token);
+}
+
+std::vector<DepthSummary> DivergenceByDepth::summary() const {
+  std::vector<DepthSummary> out;
+  int begin = 0;
+  for (const Divergence& bin : bins_) {
+    out.push_back({begin, begin + width_, bin.summary()});
+    begin += width_;
+  }
+  return out;
 }
 
 double percentile(std::span<const double> sorted, double fraction) {
@@ -94,6 +117,18 @@ double standard_error(double sum, double squares, size_t n) {
   // Rounding can push the difference of two equal numbers below zero.
   const double variance = std::max(0.0, squares / count - mean * mean);
   return std::sqrt(variance / (count - 1));
+}
+
+Interval wilson(size_t right, size_t n) {
+  if (n == 0) return {};
+  constexpr double z = 1.959963984540054;  // 97.5 % of a normal distribution lie below it
+  const double count = static_cast<double>(n);
+  const double share = static_cast<double>(right) / count;
+  const double extra = z * z / count;
+  const double middle = (share + extra / 2) / (1 + extra);
+  const double half =
+      z / (1 + extra) * std::sqrt(share * (1 - share) / count + extra / (4 * count));
+  return {std::max(0.0, middle - half), std::min(1.0, middle + half)};
 }
 
 }  // namespace zipcache::cli

@@ -19,7 +19,6 @@ import time
 import lines
 
 MODEL = pathlib.Path(__file__).with_name("retrieval-8m.gguf")
-SEED = "held-out"
 CONTEXT = 8192
 
 
@@ -65,7 +64,7 @@ def main():
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--lines", default="10,50,100,200", help="numbers of lines, with commas")
     parser.add_argument("--samples", type=int, default=100, help="records for each number of lines")
-    parser.add_argument("--seed", default=SEED)
+    parser.add_argument("--seed", default=lines.SEED)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--plugin", help="the backend's library; without it the cache is llama.cpp's own")
     parser.add_argument("--policy", default="zip", help="the backend's policy")

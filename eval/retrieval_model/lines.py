@@ -2,9 +2,15 @@
 
 The task of the paper's Figure 5 (LongEval's "lines"), in wording of our own. Training and every
 evaluation take their texts from here. Nothing but the standard library is needed.
+
+    python3 lines.py --lines 10,50,100,200 --samples 30 > lines.jsonl
+
+writes samples as `zipcache eval retrieval` reads them, one JSON object a line.
 """
 
+import argparse
 import dataclasses
+import json
 import random
 
 ADJECTIVES = """able amber ample angry arctic ashen awake azure bald bitter bland blunt bold brave brief bright
@@ -28,6 +34,7 @@ ribbon river saddle sparrow spoon thistle tiger turnip valley violin walnut will
 HEAD = "Remember the REGISTER_CONTENT of each line.\n"
 BETWEEN = ": REGISTER_CONTENT is <"
 N_DIGITS = 5
+SEED = "held-out"  # of evaluations; training never used it
 
 
 def line(name, number):
@@ -77,3 +84,18 @@ def samples(seed, n_lines, count):
         record = draw_record(rng, n_lines)
         which = rng.randrange(n_lines)
         yield record.prompt(which), record.numbers[which]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", default="10,50,100,200", help="numbers of lines, with commas")
+    parser.add_argument("--samples", type=int, default=30, help="records for each number of lines")
+    parser.add_argument("--seed", default=SEED)
+    options = parser.parse_args()
+    for n_lines in map(int, options.lines.split(",")):
+        for prompt, number in samples(options.seed, n_lines, options.samples):
+            print(json.dumps({"lines": n_lines, "seed": options.seed, "prompt": prompt, "answer": number}))
+
+
+if __name__ == "__main__":
+    main()

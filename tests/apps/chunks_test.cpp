@@ -11,6 +11,7 @@ TEST(Chunks, SecondHalfIsScoredWithoutTheLastPosition) {
   ASSERT_TRUE(plan.ok());
   EXPECT_EQ(plan->chunks, 2);
   EXPECT_EQ(plan->first, 1024);
+  EXPECT_EQ(plan->total, 1024);
   EXPECT_EQ(plan->scored_per_chunk(), 1023);  // as llama-perplexity: n_ctx - 1 - n_ctx / 2
 }
 

@@ -87,6 +87,57 @@ TEST(Statistics, SummaryAgreesWithItsTokens) {
   EXPECT_EQ(s.same_top_se, 0.5);
 }
 
+TEST(Statistics, PerplexityRatioIsOverTheSameTokens) {
+  Distribution reference;
+  softmax(logits_of({0.5, 0.25, 0.25}, 3), reference);
+  const std::vector<float> logits = logits_of({0.25, 0.5, 0.25}, 0);
+  EXPECT_NEAR(score(reference, logits, 0).excess, std::log(2.0), kLogitError);
+  EXPECT_NEAR(score(reference, logits, 1).excess, -std::log(2.0), kLogitError);
+  Divergence divergence;
+  divergence.add({0, 5, true, std::log(2.0)});
+  divergence.add({0, 1, true, std::log(8.0)});
+  const Summary s = divergence.summary();
+  EXPECT_NEAR(s.ppl_ratio, 4, 1e-12);
+  // Two logarithms that lie log(4) apart: their standard error is half of that.
+  EXPECT_NEAR(s.ppl_ratio_se, 4 * std::log(2.0), 1e-12);
+}
+
+TEST(DivergenceByDepth, TokensGoToTheBinOfTheirPosition) {
+  DivergenceByDepth bins(4);
+  bins.add(3, {0.5, 0, true});
+  bins.add(4, {0.1, 0, true});
+  bins.add(7, {0.3, 0, false});
+  bins.add(12, {1, 0, true});
+  const std::vector<DepthSummary> out = bins.summary();
+  ASSERT_EQ(out.size(), 4u);
+  EXPECT_EQ(out[1].begin, 4);
+  EXPECT_EQ(out[1].end, 8);
+  EXPECT_EQ(out[0].summary.tokens, 1u);
+  EXPECT_EQ(out[1].summary.tokens, 2u);
+  EXPECT_NEAR(out[1].summary.kld_mean, 0.2, 1e-12);
+  EXPECT_EQ(out[2].summary.tokens, 0u);
+  EXPECT_EQ(out[3].summary.kld_max, 1);
+}
+
+// The figures are those of the table in Newcombe (1998), method 3.
+TEST(Wilson, GivesThePublishedIntervals) {
+  EXPECT_NEAR(wilson(81, 263).low, 0.2553, 5e-5);
+  EXPECT_NEAR(wilson(81, 263).high, 0.3662, 5e-5);
+  EXPECT_NEAR(wilson(15, 148).low, 0.0624, 5e-5);
+  EXPECT_NEAR(wilson(15, 148).high, 0.1605, 5e-5);
+  EXPECT_NEAR(wilson(1, 29).low, 0.0061, 5e-5);
+  EXPECT_NEAR(wilson(1, 29).high, 0.1718, 5e-5);
+}
+
+TEST(Wilson, StaysInsideZeroToOne) {
+  EXPECT_EQ(wilson(0, 20).low, 0);
+  EXPECT_NEAR(wilson(0, 20).high, 0.1611, 5e-5);
+  EXPECT_NEAR(wilson(20, 20).low, 1 - 0.1611, 5e-5);
+  EXPECT_EQ(wilson(20, 20).high, 1);
+  EXPECT_EQ(wilson(0, 0).low, 0);
+  EXPECT_EQ(wilson(0, 0).high, 1);
+}
+
 TEST(Statistics, SummaryOfNothingIsZero) { EXPECT_EQ(Divergence().summary().ppl, 0); }
 
 }  // namespace

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -39,6 +40,16 @@ def test_the_readme_has_examples_to_run():
         "README.md holds no example marked ```sh test"
 
 
-def test_the_measured_text_is_the_one_that_its_readme_names():
-    stated = re.search(r"`([0-9a-f]{64})`", (ROOT / "data/text/README.md").read_text())[1]
-    assert hashlib.sha256((ROOT / "data/text/alice29.txt").read_bytes()).hexdigest() == stated
+TEXTS = ROOT / "data" / "text"
+
+
+def test_the_measured_texts_are_those_that_their_readme_names():
+    stated = dict(re.findall(r"^\| `(\w+\.txt)` .*`([0-9a-f]{64})` \|$", (TEXTS / "README.md").read_text(), re.MULTILINE))
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in TEXTS.glob("*.txt")}
+    assert stated == found and len(found) == 4
+
+
+def test_the_generator_makes_the_same_texts_again(tmp_path):
+    subprocess.run([sys.executable, TEXTS / "make.py", "--folder", tmp_path], check=True)
+    for name in ("chat.txt", "tools.txt"):
+        assert (tmp_path / name).read_bytes() == (TEXTS / name).read_bytes()

@@ -1,0 +1,38 @@
+// Rows of `zipcache eval` for people: put in groups that may be compared, and as Markdown tables.
+//
+// Thread safety: pure functions.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "table.hpp"
+#include "zipcache/status.hpp"
+
+namespace zipcache::cli {
+
+// Rows of one task that differ in policy only (for retrieval also in the number of lines), fewest
+// bits first. Of rows that were measured again the last is here.
+struct ResultGroup {
+  std::string task;   // "kld" or "retrieval"
+  std::string title;  // model, text, length
+  std::string name;   // other than any other group's; fit for a file
+  std::vector<Json> rows;
+};
+
+// Groups in the order of their first rows. BadData names a row that lacks a field or has an unknown
+// task.
+Result<std::vector<ResultGroup>> group_results(const std::vector<Json>& rows);
+
+// Every group with its title, tables and what they were measured with.
+Result<std::string> result_tables(const std::vector<Json>& rows, bool bold);
+
+// A value and its error with as many decimals as give the error two figures.
+std::string with_error(double value, double error);
+std::string group_tables(const ResultGroup& group, bool bold);
+
+// The numbers of lines of a retrieval group, smallest first, and its policies by bits.
+std::vector<int> lines_of(const ResultGroup& group);
+std::vector<std::string> policies_of(const ResultGroup& group);
+
+}  // namespace zipcache::cli
