@@ -136,6 +136,8 @@ Status ModelBench::measure(const SpeedTest& test, Progress& progress) {
     for (size_t i = 0; i < n; ++i) {
       const size_t turn = (i + size_t(round)) % n;
       const PolicyContext& contender = contenders_[turn];
+      // First, since a cache that is cleared forgets its times.
+      ZC_TRY(rewind(contender.context.get(), test.depth));
       const Result<CacheTime> before = cache_time(contender);
       if (!before.ok()) return before.status();
       const auto seconds = seconds_of(contender.context.get(), test);
@@ -158,7 +160,6 @@ Status ModelBench::measure(const SpeedTest& test, Progress& progress) {
 
 Result<std::optional<double>> ModelBench::seconds_of(llama_context* context,
                                                      const SpeedTest& test) const {
-  ZC_TRY(rewind(context, test.depth));
   const int size = test.n_prompt > 0 ? plan_.ubatch : 1;
   const std::span<const llama_token> tokens(tokens_);
   const auto start = Clock::now();

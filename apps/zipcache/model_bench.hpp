@@ -60,7 +60,7 @@ class ModelBench {
   Status open(int n_ctx, std::span<const PolicyChoice> choices);
   Status fill(int depth, Progress& progress);
   Status measure(const SpeedTest& test, Progress& progress);
-  // Seconds that `test` took; nothing when interrupted.
+  // Seconds that `test` takes on a rewound context; nothing when interrupted.
   Result<std::optional<double>> seconds_of(llama_context* context, const SpeedTest& test) const;
   Status read_cache(const PolicyContext& contender, ModelBenchRow& row) const;
   Result<CacheTime> cache_time(const PolicyContext& contender) const;
