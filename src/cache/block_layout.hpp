@@ -4,19 +4,19 @@
 // Raw block (all heads of one layer):
 //   K rows    f16  [head, token, k_dim]
 //   V rows    f16  [head, token, v_dim]
-//   sums      f32  [head, token]   attention received from probes      } only when the policy
-//   scores seen      u32  [2, token]      probe rows, then all rows, that could see the token
-//   present   u8   [head, 16]      bit t of byte t/8: token t is there; only when the policy
-//   evicts,
-//                                  since rows may move here after their heads' rows were evicted
+//   only when the policy ranks by scores:
+//   sums      f32  [head, token]   attention received from probes
+//   seen      u32  [2, token]      probe rows, then all rows, that could see the token
+//   only when the policy evicts, since rows may move here after their heads' rows were evicted:
+//   present   u8   [head, 16]      bit t of byte t/8: token t is there
 //
 // Packed block (docs/formats.md):
 //   offsets   u32  [head]          where the head's own parts begin
 //   n_high    u16  [head]          tokens in the high tier
-//   tags      u8   [head, 16]      bit t of byte t/8: token t is in the high tier; only with two
-//   tiers sinks     f16  [head, n_sinks, k_dim] then [head, n_sinks, v_dim] per head, for K and
-//   then V: factors (Axis::Cst), then for each tier params and codes (codec/tile.hpp); K has tokens
-//   in its lanes, V channels
+//   tags      u8   [head, 16]      bit t of byte t/8: token t is in the high tier; with two tiers
+//   sinks     f16  [head, n_sinks, k_dim], then [head, n_sinks, v_dim]
+//   per head, for K and then V: factors (Axis::Cst), then for each tier params and codes
+//   (codec/tile.hpp); K has tokens in its lanes, V channels
 // Parameters shared by several blocks (Cadence::Prompt) stand in a piece of their own:
 //   per head, for K and then V: factors, then each tier's params
 // Every part of a packed block begins at a multiple of 64 bytes.
