@@ -18,6 +18,7 @@ namespace {
 Result<CacheFigures> read_our_cache(const Engines& engines, int64_t id) {
   const Result<Json> cache = engines.backend.cache(id);
   if (!cache.ok()) return cache.status();
+  const Json seconds = cache->value("seconds", Json::object());
   return CacheFigures{
       .bytes = {cache->value("bytes_allocated", uint64_t{0}),
                 cache->value("bytes_peak", uint64_t{0}), cache->value("bytes_planned", uint64_t{0}),
@@ -26,7 +27,20 @@ Result<CacheFigures> read_our_cache(const Engines& engines, int64_t id) {
       .bits_per_element = cache->value("bits_per_element", 0.0),
       .ratio_params = cache->value("ratio_params", 0.0),
       .ratio_resident = cache->value("ratio_resident", 0.0),
-      .kernel = cache->value("kernel", "")};
+      .kernel = cache->value("kernel", ""),
+      .seconds = {seconds.value("attention", 0.0), seconds.value("scoring", 0.0),
+                  seconds.value("packing", 0.0)}};
+}
+
+// Bytes of `n_tokens` in llama.cpp's own cache of the type called `type`.
+uint64_t llama_cache_bytes(const ModelFile& about, const std::string& type, int n_tokens) {
+  const ggml_type cache = cache_type(type);
+  uint64_t bytes = 0;
+  for (const LayerShape& layer : about.layers) {
+    bytes += ggml_row_size(cache, int64_t{layer.n_heads} * layer.k_dim);
+    bytes += ggml_row_size(cache, int64_t{layer.n_heads} * layer.v_dim);
+  }
+  return bytes * static_cast<uint64_t>(n_tokens);
 }
 
 }  // namespace
@@ -108,16 +122,6 @@ void warn_about_length(int n_tokens, const ModelFile& about) {
 
 std::string weights_text(llama_ftype weights, bool expanded) {
   return expanded ? "expanded to 32 bits" : llama_ftype_name(weights);
-}
-
-uint64_t llama_cache_bytes(const ModelFile& about, const std::string& type, int n_tokens) {
-  const ggml_type cache = cache_type(type);
-  uint64_t bytes = 0;
-  for (const LayerShape& layer : about.layers) {
-    bytes += ggml_row_size(cache, int64_t{layer.n_heads} * layer.k_dim);
-    bytes += ggml_row_size(cache, int64_t{layer.n_heads} * layer.v_dim);
-  }
-  return bytes * static_cast<uint64_t>(n_tokens);
 }
 
 Result<CacheFigures> read_cache(const Engines& engines, const PolicyContext& opened,

@@ -68,7 +68,4 @@ std::string weights_text(llama_ftype weights, bool expanded);
 Result<CacheFigures> read_cache(const Engines& engines, const PolicyContext& opened,
                                 const ModelFile& about, int n_tokens);
 
-// Bytes of `n_tokens` in llama.cpp's own cache of the type called `type`.
-uint64_t llama_cache_bytes(const ModelFile& about, const std::string& type, int n_tokens);
-
 }  // namespace zipcache::cli

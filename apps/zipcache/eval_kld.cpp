@@ -63,11 +63,7 @@ std::vector<Job> list_jobs(const Options& options, const EvalSetup& setup,
                       {"ctx", ctx},
                       {"chunks", options.chunks},
                       {"depth_bin", options.bin}});
-      Job job{&text, ctx, key, {}};
-      for (const PolicyChoice& choice : setup.choices) {
-        if (!setup.kept.find(with_policy(key, choice))) job.missing.push_back(choice);
-      }
-      jobs.push_back(std::move(job));
+      jobs.push_back({&text, ctx, key, missing_policies(setup, key)});
     }
   }
   return jobs;
@@ -190,9 +186,7 @@ Status eval_kld(const Options& options) {
 
   std::vector<Json> rows;
   for (const Job& job : jobs) {
-    for (const PolicyChoice& choice : setup->choices) {
-      if (auto row = setup->kept.find(with_policy(job.key, choice))) rows.push_back(*row);
-    }
+    for (Json& row : rows_of(*setup, job.key)) rows.push_back(std::move(row));
   }
   return finish_eval(options, setup->format, rows);
 }

@@ -69,9 +69,7 @@ Result<std::vector<Job>> list_jobs(const Options& options, const EvalSetup& setu
                         {"records_print", fingerprint(content)},
                         {"lines", n_lines},
                         {"samples", job.samples.size()}});
-    for (const PolicyChoice& choice : setup.choices) {
-      if (!setup.kept.find(with_policy(job.key, choice))) job.missing.push_back(choice);
-    }
+    job.missing = missing_policies(setup, job.key);
     jobs.push_back(std::move(job));
   }
   return jobs;
@@ -176,9 +174,7 @@ Status eval_retrieval(const Options& options) {
 
   std::vector<Json> rows;
   for (const Job& job : *jobs) {
-    for (const PolicyChoice& choice : setup->choices) {
-      if (auto row = setup->kept.find(with_policy(job.key, choice))) rows.push_back(*row);
-    }
+    for (Json& row : rows_of(*setup, job.key)) rows.push_back(std::move(row));
   }
   return finish_eval(options, setup->format, rows);
 }

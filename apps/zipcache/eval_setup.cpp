@@ -88,6 +88,22 @@ Json with_policy(Json key, const PolicyChoice& choice) {
   return key;
 }
 
+std::vector<PolicyChoice> missing_policies(const EvalSetup& setup, const Json& key) {
+  std::vector<PolicyChoice> missing;
+  for (const PolicyChoice& choice : setup.choices) {
+    if (!setup.kept.find(with_policy(key, choice))) missing.push_back(choice);
+  }
+  return missing;
+}
+
+std::vector<Json> rows_of(const EvalSetup& setup, const Json& key) {
+  std::vector<Json> rows;
+  for (const PolicyChoice& choice : setup.choices) {
+    if (auto row = setup.kept.find(with_policy(key, choice))) rows.push_back(std::move(*row));
+  }
+  return rows;
+}
+
 Json eval_facts(const EvalOptions& options, const Engines& engines, const PolicyChoice& choice) {
   Json facts = {
       {"attend", choice.ours() ? "a chunk reads itself and raw rows exactly, older tokens packed"

@@ -47,6 +47,10 @@ Result<Engines> open_eval_engines(const EvalOptions& options, const EvalSetup& s
 // `key` with the policy of `choice`; a row that matches it need not be measured again.
 Json with_policy(Json key, const PolicyChoice& choice);
 
+// The policies that have no row of `key` yet, and the rows that there are, in the user's order.
+std::vector<PolicyChoice> missing_policies(const EvalSetup& setup, const Json& key);
+std::vector<Json> rows_of(const EvalSetup& setup, const Json& key);
+
 // Fields that do not decide whether a row is measured again: machine, date, how attention reads.
 Json eval_facts(const EvalOptions& options, const Engines& engines, const PolicyChoice& choice);
 

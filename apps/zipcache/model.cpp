@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 
+#include "interrupt.hpp"
 #include "llama_log.hpp"
 
 namespace zipcache::cli {
@@ -119,6 +120,17 @@ Status decode(llama_context* context, std::span<const llama_token> tokens, int f
   return failed(Code::Incompatible,
                 fmt::format("decoding at position {} failed ({})", first, answer),
                 "run again with -v");
+}
+
+Result<int> decode_prompt(llama_context* context, std::span<const llama_token> prompt, int ubatch) {
+  const int total = static_cast<int>(prompt.size());
+  int at = 0;
+  while (at < total && !interrupted()) {
+    const int n = std::min(ubatch, total - at);
+    ZC_TRY(decode(context, prompt.subspan(at, n), at, at + n == total ? n - 1 : n));
+    at += n;
+  }
+  return at;
 }
 
 std::string piece(const llama_model* model, llama_token token) {

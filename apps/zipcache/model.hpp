@@ -50,6 +50,10 @@ std::vector<llama_token> tokenise(const llama_model* model, const std::string& t
 Status decode(llama_context* context, std::span<const llama_token> tokens, int first,
               int logits_from);
 
+// Decodes a prompt from position 0 on, `ubatch` tokens at a time; the last one's logits are kept.
+// The answer is how many were decoded: fewer than all after an interrupt.
+Result<int> decode_prompt(llama_context* context, std::span<const llama_token> prompt, int ubatch);
+
 // The text of a token; control tokens have none.
 std::string piece(const llama_model* model, llama_token token);
 

@@ -131,6 +131,7 @@ Status ModelBench::measure(const SpeedTest& test, Progress& progress) {
   for (size_t i = 0; i < n; ++i) {
     rows[i].test = test;
     rows[i].policy = contenders_[i].choice.text;
+    rows[i].kernel = contenders_[i].choice.ours() ? "zipcache" : "ggml";
   }
   for (int round = 0; round <= plan_.reps && !interrupted(); ++round) {
     for (size_t i = 0; i < n; ++i) {
@@ -138,7 +139,7 @@ Status ModelBench::measure(const SpeedTest& test, Progress& progress) {
       const PolicyContext& contender = contenders_[turn];
       // First, since a cache that is cleared forgets its times.
       ZC_TRY(rewind(contender.context.get(), test.depth));
-      const Result<CacheTime> before = cache_time(contender);
+      const auto before = read_cache(engines_, contender, about_, test.depth);
       if (!before.ok()) return before.status();
       const auto seconds = seconds_of(contender.context.get(), test);
       if (!seconds.ok()) return seconds.status();
@@ -146,10 +147,12 @@ Status ModelBench::measure(const SpeedTest& test, Progress& progress) {
       progress.step(work_of(test));
       if (round == 0) continue;
       rows[turn].tps.push_back(test.tokens() / **seconds);
-      ZC_TRY(read_cache(contender, rows[turn]));
-      const Result<CacheTime> after = cache_time(contender);
+      const auto after = read_cache(engines_, contender, about_, test.depth + test.tokens());
       if (!after.ok()) return after.status();
-      if (contender.choice.ours()) rows[turn].shares = shares_of(*before, *after, **seconds);
+      rows[turn].kv_bytes = after->bytes.now;
+      if (!contender.choice.ours()) continue;
+      rows[turn].isa = after->kernel;
+      rows[turn].shares = shares_of(before->seconds, after->seconds, **seconds);
     }
   }
   add_ratios(rows);
@@ -170,31 +173,6 @@ Result<std::optional<double>> ModelBench::seconds_of(llama_context* context,
     ZC_TRY(decode(context, tokens.subspan(at, n), at, n - 1));
   }
   return std::optional(std::chrono::duration<double>(Clock::now() - start).count());
-}
-
-Status ModelBench::read_cache(const PolicyContext& contender, ModelBenchRow& row) const {
-  if (!contender.choice.ours()) {
-    row.kernel = "ggml";
-    row.kv_bytes =
-        llama_cache_bytes(about_, contender.choice.llama_type, row.test.depth + row.test.tokens());
-    return ok();
-  }
-  const Result<Json> cache = engines_.backend.cache(contender.cache_id);
-  if (!cache.ok()) return cache.status();
-  row.kernel = "zipcache";
-  row.isa = cache->value("kernel", "");
-  row.kv_bytes = cache->value("bytes_allocated", uint64_t{0});
-  return ok();
-}
-
-// Seconds spent so far; zeros for a cache of llama.cpp's or one that has not begun.
-Result<CacheTime> ModelBench::cache_time(const PolicyContext& contender) const {
-  if (!contender.choice.ours()) return CacheTime{};
-  const Result<Json> cache = engines_.backend.cache(contender.cache_id);
-  if (!cache.ok()) return cache.status();
-  const Json seconds = cache->value("seconds", Json::object());
-  return CacheTime{seconds.value("attention", 0.0), seconds.value("scoring", 0.0),
-                   seconds.value("packing", 0.0)};
 }
 
 }  // namespace zipcache::cli

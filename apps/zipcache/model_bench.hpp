@@ -26,11 +26,6 @@ struct ModelBenchPlan {
   int most_tokens() const;
 };
 
-// Where a cache of ours spent time, in seconds or as shares of a test's.
-struct CacheTime {
-  double attention = 0, scoring = 0, packing = 0;
-};
-
 // One test of one policy.
 struct ModelBenchRow {
   SpeedTest test;
@@ -62,8 +57,6 @@ class ModelBench {
   Status measure(const SpeedTest& test, Progress& progress);
   // Seconds that `test` takes on a rewound context; nothing when interrupted.
   Result<std::optional<double>> seconds_of(llama_context* context, const SpeedTest& test) const;
-  Status read_cache(const PolicyContext& contender, ModelBenchRow& row) const;
-  Result<CacheTime> cache_time(const PolicyContext& contender) const;
   int64_t work(std::span<const PolicyChoice> choices) const;
 
   const Engines& engines_;

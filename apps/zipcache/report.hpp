@@ -19,6 +19,11 @@ struct CacheBytes {
   Json by_kind = Json::object();  // {"codes": 1, ...}
 };
 
+// Where a cache of ours spent time, in seconds or as shares of a test's.
+struct CacheTime {
+  double attention = 0, scoring = 0, packing = 0;
+};
+
 // What a cache holds at one length.
 struct CacheFigures {
   CacheBytes bytes;
@@ -26,6 +31,7 @@ struct CacheFigures {
   double bits_per_element = 0;
   double ratio_params = 0, ratio_resident = 0;
   std::string kernel;
+  CacheTime seconds = {};  // since the cache was made or cleared; zeros for llama.cpp's
 };
 
 struct CompareRow : CacheFigures {

@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <span>
 
 #include "interrupt.hpp"
@@ -45,14 +44,9 @@ Result<std::vector<RetrievalSample>> read_samples(const std::filesystem::path& p
 Result<std::string> ask(const llama_model* model, llama_context* context,
                         const RetrievalSample& sample, int ubatch) {
   llama_memory_clear(llama_get_memory(context), true);
-  const std::span<const llama_token> prompt(sample.tokens);
-  int position = 0;
-  while (position < static_cast<int>(prompt.size())) {
-    const int n = std::min(ubatch, static_cast<int>(prompt.size()) - position);
-    const bool last = position + n == static_cast<int>(prompt.size());
-    ZC_TRY(decode(context, prompt.subspan(position, n), position, last ? n - 1 : n));
-    position += n;
-  }
+  const Result<int> read = decode_prompt(context, sample.tokens, ubatch);
+  if (!read.ok()) return read.status();
+  int position = *read;
   const llama_vocab* vocab = llama_model_get_vocab(model);
   std::string said;
   // A token has at least one byte, or else it is the end.

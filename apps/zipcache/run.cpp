@@ -157,15 +157,10 @@ Result<Session> start(const Options& options) {
 }
 
 Status read_prompt(const Options& options, const Session& session, Timing& timing) {
-  const std::span<const llama_token> prompt = session.prompt;
-  const int n = static_cast<int>(prompt.size());
   const auto start_time = Clock::now();
-  for (int at = 0; at < n && !interrupted(); at += options.ubatch) {
-    const int size = std::min(options.ubatch, n - at);
-    ZC_TRY(decode(session.context.get(), prompt.subspan(at, size), at,
-                  at + size == n ? size - 1 : size));
-    timing.prompt_tokens += size;
-  }
+  const Result<int> read = decode_prompt(session.context.get(), session.prompt, options.ubatch);
+  if (!read.ok()) return read.status();
+  timing.prompt_tokens = *read;
   timing.prompt_seconds = seconds_since(start_time);
   return ok();
 }
