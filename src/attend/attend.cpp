@@ -57,10 +57,8 @@ class Operation {
     const int64_t useful = total * (shape.k_dim + shape.v_dim) / kChannelsPerThread;
     n_tasks_ = int(std::clamp(useful, int64_t{1}, int64_t{step_.n_threads}));
     space_.sums.resize(std::max(space_.sums.size(), size_t(n_tasks_ * n_heads_)));
-    if (space_.n_pending < n_heads_) {
-      space_.pending = std::make_unique<std::atomic<int>[]>(size_t(n_heads_));
-      space_.n_pending = n_heads_;
-    }
+    if (space_.pending.size() < size_t(n_heads_))
+      space_.pending = std::vector<std::atomic<int>>(size_t(n_heads_));
     for (int head = 0; head < n_heads_; ++head)
       space_.pending[size_t(head)] = last_task(head) - first_task(head) + 1;
     parallel_for(n_tasks_, n_tasks_, [&](int task, int worker) {

@@ -21,10 +21,10 @@ void hide_filling(int rows, const PackedHead& head, int n, float* scores) {
   }
 }
 
-// Rows that were evicted, of a block whose policy evicts.
+// Rows of a raw block that were evicted, where `present` says so, and columns beyond its n rows.
 void hide_absent(int rows, const uint8_t* present, int n, int ld, float* scores) {
-  for (int i = 0; present && i < n; ++i) {
-    if ((present[i / 8] >> (i % 8)) & 1) continue;
+  for (int i = present ? 0 : n; i < ld; ++i) {
+    if (i < n && ((present[i / 8] >> (i % 8)) & 1)) continue;
     for (int r = 0; r < rows; ++r) scores[r * ld + i] = kHidden;
   }
 }
@@ -103,8 +103,6 @@ void BlockAttention::softmax(const QueryTile& queries, Visible visible, int n, i
   finish_scores(step_, queries.first_head, group_, queries.n_queries, visible, scratch.bias.data(),
                 n, scores, ld);
   hide(scores);
-  for (int r = 0; r < queries.n_rows() && n < ld; ++r)
-    std::fill(scores + r * ld + n, scores + (r + 1) * ld, kHidden);
   scratch.rescale.resize(size_t(queries.n_rows()));
   kernels_.softmax(scores, queries.n_rows(), ld, ld, sums.peak.data(), sums.mass.data(),
                    scratch.rescale.data());

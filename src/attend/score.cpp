@@ -27,7 +27,8 @@ class ProbePass {
     const LogBlock& block = log_.block(slot);
     const int n = block.n_rows, ld = padded_to(n, kUnitRows);
     uint8_t* raw = store_.block(slot).raw;
-    gather(head, scratch.queries);
+    // Query rows of all probes, one behind the other.
+    gather_queries(step_, probes_, head, group_, store_.raw.shape.k_dim, false, scratch.queries);
     scratch.scores.resize(size_t(scratch.queries.n_rows()) * size_t(ld));
     half_scores(kernels_, scratch.queries, store_.raw.k(raw, head), n, scratch.turned,
                 scratch.scores.data(), ld);
@@ -38,11 +39,6 @@ class ProbePass {
   }
 
  private:
-  // Query rows of all probes, one behind the other.
-  void gather(int head, QueryTile& tile) const {
-    gather_queries(step_, probes_, head, group_, store_.raw.shape.k_dim, false, tile);
-  }
-
   void add_probe(int query, int head, const LogBlock& block, float* scores, int ld,
                  std::vector<float>& bias, float* sums) const {
     const int n = block.n_rows;

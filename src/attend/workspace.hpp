@@ -2,7 +2,6 @@
 #pragma once
 
 #include <atomic>
-#include <memory>
 #include <vector>
 
 #include "attend/block_attention.hpp"
@@ -10,12 +9,11 @@
 namespace zipcache {
 
 struct Workspace {
-  std::vector<Scratch> scratch;                 // [worker]
-  std::vector<TaskSums> sums;                   // [task, head], or [worker] for a prompt
-  std::vector<int> before;                      // [block] work before it
-  std::unique_ptr<std::atomic<int>[]> pending;  // [head] tasks that have not left it
-  int n_pending = 0;
-  std::vector<float> log_mass;  // [n_queries, n_heads], or empty
+  std::vector<Scratch> scratch;           // [worker]
+  std::vector<TaskSums> sums;             // [task, head], or [worker] for a prompt
+  std::vector<int> before;                // [block] work before it
+  std::vector<std::atomic<int>> pending;  // [head] tasks that have not left it
+  std::vector<float> log_mass;            // [n_queries, n_heads], or empty
 
   void begin(int n_workers) {
     if (scratch.size() < size_t(n_workers)) scratch.resize(size_t(n_workers));
