@@ -142,7 +142,7 @@ int run(int argc, char** argv) {
 }  // namespace zipcache::cli
 
 int main(int argc, char** argv) {
-  zipcache::cli::wait_asleep(argv);
+  zipcache::cli::wait_shortly(argv);
   // Exceptions come only from third-party code and from exhausted memory; this is their one edge.
   try {
     return zipcache::cli::run(argc, argv);
