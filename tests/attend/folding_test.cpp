@@ -30,6 +30,18 @@ const char* const kPolicies[] = {"uniform",
                                  "zipcache,k_axis=channel32,v_axis=channel16",
                                  "zipcache,rotate=hadamard",
                                  "random-tiers",
+                                 "kvarn-k4v2,sinks=0",
+                                 "sym8",
+                                 "sym4-had,k=4/3,v=8/2,ratio=0.4",
+                                 "sym4,k_axis=cst,v_axis=channel32",
+                                 "turbo-k4v4",
+                                 "turbo-k4v4,v_codec=lloyd,bits=4/2,v=3/2,v_axis=channel32",
+                                 "fp8",
+                                 "fp8,k_axis=token,v_axis=token,v_dual=3",
+                                 "nvfp4",
+                                 "roco",
+                                 "uniform,dual=3,k_axis=channel32,v_axis=group32",
+                                 "zipcache,dual=2,k_axis=group16,v_axis=channel",
                                  "zipcache,k=16/4,v=8/3"};
 
 struct Case {
