@@ -199,7 +199,7 @@ Factors factors_of(const Side& side, const std::vector<float>& x, int dim) {
   return factors;
 }
 
-void divide_by(std::vector<float>& x, int dim, const Factors& factors) {
+std::vector<float> divided_by(std::vector<float> x, int dim, const Factors& factors) {
   const size_t width = size_t(dim), n = x.size() / width;
   for (size_t t = 0; t < n && !factors.channels.empty(); ++t) {
     for (size_t c = 0; c < width; ++c) x[t * width + c] /= factors.channels[c];
@@ -207,6 +207,7 @@ void divide_by(std::vector<float>& x, int dim, const Factors& factors) {
   for (size_t t = 0; t < n && !factors.tokens.empty(); ++t) {
     for (size_t c = 0; c < width; ++c) x[t * width + c] /= factors.tokens[t];
   }
+  return x;
 }
 
 // Factors as 16-bit numbers, filled up with zeros to whole units of `n`; `out` is null where a side
@@ -227,21 +228,27 @@ std::vector<float> rows_of_tier(const std::vector<float>& x, int dim,
   return rows;
 }
 
+// The numbers of a tier as its tile holds them: raw ones are not divided by factors.
+const std::vector<float>& as_held(const TileShape& tile, const std::vector<float>& rows,
+                                  const std::vector<float>& divided) {
+  return tile.bits == 16 ? rows : divided;
+}
+
 void store_token_factors(const Factors& factors, const std::vector<uint8_t>& tiers, int tier,
                          const TileView& tile) {
   store_factors(rows_of_tier(factors.tokens, 1, tiers, tier), tile.shape.n_tokens,
                 const_cast<half*>(tile.token_factors));
 }
 
-void encode_side(const Side& spec, const PackedSide& out, size_t n_tiers, std::vector<float> x,
-                 const std::vector<uint8_t>& tiers) {
+void encode_side(const Side& spec, const PackedSide& out, size_t n_tiers,
+                 const std::vector<float>& x, const std::vector<uint8_t>& tiers) {
   const int dim = out.tiers[0].shape.dim;
   const Factors factors = factors_of(spec, x, dim);
   store_factors(factors.channels, dim, out.factors);
-  divide_by(x, dim, factors);
+  const std::vector<float> divided = divided_by(x, dim, factors);
   for (size_t tier = 0; tier < n_tiers; ++tier) {
     const TileView& tile = out.tiers[tier];
-    const auto rows = rows_of_tier(x, dim, tiers, int(tier));
+    const auto rows = rows_of_tier(as_held(tile.shape, x, divided), dim, tiers, int(tier));
     store_token_factors(factors, tiers, int(tier), tile);
     encode_tile(tile.shape, spec.fit, rows.data(), const_cast<uint8_t*>(tile.codes),
                 const_cast<half*>(tile.params));
@@ -267,20 +274,22 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
   const Factors factors = factors_of(spec, all, dim);
   store_factors(factors.channels, dim, out[0].factors);
   std::vector<Factors> own(plans.size(), factors);
+  std::vector<std::vector<float>> divided;
   auto next = factors.tokens.begin();
   for (size_t b = 0; b < plans.size(); ++b) {
     if (!factors.tokens.empty()) own[b].tokens.assign(next, next + plans[b].n_coded);
     next += factors.tokens.empty() ? 0 : plans[b].n_coded;
-    divide_by(x[b], dim, own[b]);
+    divided.push_back(divided_by(x[b], dim, own[b]));
   }
   for (size_t tier = 0; tier < policy.tiers.size(); ++tier) {
     std::vector<std::vector<float>> rows;
     all.clear();
+    const TileShape& shape = out[0].tiers[tier].shape;
     for (size_t b = 0; b < plans.size(); ++b) {
-      rows.push_back(rows_of_tier(x[b], dim, plans[b].tiers[size_t(head)], int(tier)));
+      rows.push_back(rows_of_tier(as_held(shape, x[b], divided[b]), dim,
+                                  plans[b].tiers[size_t(head)], int(tier)));
       all.insert(all.end(), rows.back().begin(), rows.back().end());
     }
-    const TileShape& shape = out[0].tiers[tier].shape;
     const bool common = shape.axis == Axis::Channel && coded(shape.bits) && !all.empty();
     std::vector<SetFit> fits;
     if (common) {
@@ -421,7 +430,7 @@ void repack_keys(LayerStore& store, int slot, const float* rows) {
       tiers.push_back(packed.tags && !((packed.tags[row / 8] >> (row % 8)) & 1) ? 1 : 0);
     }
     if (policy.k.rotation == Rotation::Hadamard) hadamard(x.data(), stored.n_coded, dim, dim);
-    encode_side(policy.k, packed.k, policy.tiers.size(), std::move(x), tiers);
+    encode_side(policy.k, packed.k, policy.tiers.size(), x, tiers);
   }
 }
 
