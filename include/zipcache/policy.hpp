@@ -26,7 +26,11 @@ enum class Axis : uint8_t {
   Group,         // `group` neighbouring channels of one token          (paper: groupwise)
   ChannelGroup,  // one channel over `group` neighbouring tokens of the tile         (KIVI)
   Cst,  // tokenwise after dividing channel c by sqrt(max|x_c|) (paper: channel-separable tokenwise)
+  None,  // no parameters: codes stand for the values themselves (Codec::E4m3)
 };
+
+// A set lies along a channel: its parameters belong to channels.
+constexpr bool by_channel(Axis axis) { return axis == Axis::Channel || axis == Axis::ChannelGroup; }
 
 // How the (step, floor) pair of a set is chosen. All cost the same bits.
 enum class Fit : uint8_t {
@@ -40,6 +44,16 @@ enum class Fit : uint8_t {
 // The range is searched for, and may be clipped.
 constexpr bool clips(Fit fit) { return fit == Fit::Unbiased || fit == Fit::Mse; }
 
+// What the codes of a set stand for. Those beside Affine have a step and no floor.
+enum class Codec : uint8_t {
+  Affine,     // floor + step * code
+  Symmetric,  // step * (code - 2^(bits - 1)): q4_0 and q8_0 of llama.cpp, in groups of 32 channels
+  Lloyd,      // step * a level of the best quantizer of normal numbers (Lloyd-Max); the step keeps
+              // the set's norm (TurboQuant)
+  E4m3,       // 8-bit floating point numbers, with a step or without
+  E2m1,       // 4-bit floating point numbers, with a step of 8 bits (NVFP4)
+};
+
 enum class Rotation : uint8_t { None, Hadamard };
 
 // What ranks the tokens of a block.
@@ -48,6 +62,7 @@ enum class Statistic : uint8_t {
   Random,   // control: a seeded draw
   Recency,  // control: the newest tokens of the block
   Last,     // attention received from the newest query row alone (TOVA)
+  MeanStd,  // Mean, but first the tokens whose attention varies most (RoCo)
 };
 
 // Divisor of a token's summed probe attention (decision A1).
@@ -98,7 +113,16 @@ struct Side {
   int group = 32;  // channels per set when axis is Group, tokens when it is ChannelGroup
   Fit fit = Fit::Endpoint;
   Rotation rotation = Rotation::None;
+  // Rounds of dual scaling (KVarN): channels and tokens divided by their standard deviations in
+  // turn before they are coded; 0 for none.
+  int dual = 0;
+  Codec codec = Codec::Affine;
   bool operator==(const Side&) const = default;
+
+  // What a value is multiplied with beside the parameters of its set: a factor of its channel, or
+  // of its token. What runs along a set needs none, since the set's parameters hold it.
+  bool channel_factors() const { return axis == Axis::Cst || (dual > 0 && !by_channel(axis)); }
+  bool token_factors() const { return dual > 0 && by_channel(axis); }
 };
 
 // Code widths of one tier; each is 2, 3, 4, 8 or 16 (raw), or both are 0: the tier keeps nothing,
@@ -155,8 +179,11 @@ struct Policy {
   // Scores decide something, so probe rows are worth their cost.
   bool needs_scores() const {
     return tiers.size() > 1 &&
-           (saliency.statistic == Statistic::Mean || saliency.statistic == Statistic::Last);
+           (saliency.statistic == Statistic::Mean || saliency.statistic == Statistic::MeanStd ||
+            saliency.statistic == Statistic::Last);
   }
+  // And the spread of what probes gave.
+  bool needs_squares() const { return needs_scores() && saliency.statistic == Statistic::MeanStd; }
   // Some packed tokens are kept nowhere.
   bool evicts() const { return tiers.back().evicts(); }
 };

@@ -158,14 +158,15 @@ void BlockAttention::add_packed(int head_index, const QueryTile& queries, int sl
   const Visible visible = look(queries, slot, view, order, n, scratch);
   if (visible == Visible::None) return;
   scratch.scores.resize(size_t(queries.n_rows()) * size_t(n));
-  const bool on_codes = queries.n_rows() <= kDecodeRows;
-  if (on_codes)
+  const Policy& policy = store_.packed.policy();
+  const bool few = queries.n_rows() <= kDecodeRows;
+  if (few && codes_are_numbers(policy.k.codec))
     code_scores(queries, head, n, scratch);
   else
     expanded_scores(queries, head, n, scratch);
   softmax(queries, visible, n, n, scratch, sums.packed,
           [&](float* scores) { hide_filling(queries.n_rows(), head, n, scores); });
-  if (on_codes)
+  if (few && codes_are_numbers(policy.v.codec))
     sum_codes(queries.n_rows(), head, n, next, scratch, sums.packed);
   else
     sum_expanded(queries.n_rows(), head, n, scratch, sums.packed);
@@ -272,10 +273,14 @@ void BlockAttention::sum_expanded(int rows, const PackedHead& head, int n, Scrat
                 ld, true);
 }
 
-// Codes of 8 bits leave no room for a second byte in a product.
+// Codes of 8 bits leave no room for a second byte in a product, steps that may be negative none for
+// probabilities without a sign.
 Weighting BlockAttention::weighting(SideId side, int bits) const {
   if (bits == 8 || precision_ == Precision::Exact) return Weighting::Words;
-  if (side == SideId::V) return Weighting::UnsignedBytes;
+  if (side == SideId::V) {
+    const bool affine = store_.packed.policy().v.codec == Codec::Affine;
+    return affine ? Weighting::UnsignedBytes : Weighting::Words;
+  }
   return precision_ == Precision::K2 ? Weighting::Words : Weighting::SignedBytes;
 }
 

@@ -1,6 +1,7 @@
 // Attention of a tile of query rows to one block after another: the work of one task. Few query
 // rows of a KV head multiply codes as they are stored, parameters folded into the query and the
-// probabilities; many work on a block expanded into a tile that stays in cache.
+// probabilities; many, and codes that name levels of a table, work on a block expanded into a tile
+// that stays in cache.
 #pragma once
 
 #include <vector>

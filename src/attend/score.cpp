@@ -34,13 +34,19 @@ class ProbePass {
                 scratch.scores.data(), ld);
     for (size_t i = 0; i < probes_.size(); ++i) {
       float* scores = scratch.scores.data() + ptrdiff_t(i) * group_ * ld;
-      add_probe(probes_[i], head, block, scores, ld, scratch.bias, store_.raw.sums(raw, head));
+      add_probe(probes_[i], head, block, scores, ld, scratch.bias,
+                {store_.raw.sums(raw, head), store_.raw.squares(raw, head)});
     }
   }
 
  private:
+  // Where the attention of probes to the tokens of a block is added up, and its squares or null.
+  struct Totals {
+    float *sums, *squares;
+  };
+
   void add_probe(int query, int head, const LogBlock& block, float* scores, int ld,
-                 std::vector<float>& bias, float* sums) const {
+                 std::vector<float>& bias, const Totals& totals) const {
     const int n = block.n_rows;
     Visible visible = view_of(step_, block, query, 1);
     if (visible == Visible::Some) {
@@ -53,13 +59,18 @@ class ProbePass {
     finish_scores(step_, head * group_, group_, 1, visible, bias.data(), n, scores, ld);
     // The newest row alone counts: what earlier ones gave goes.
     for (int i = 0; newest_only_ && i < n; ++i) {
-      if (sees(step_, query, block.cells[size_t(i)])) sums[i] = 0;
+      if (sees(step_, query, block.cells[size_t(i)])) totals.sums[i] = 0;
     }
     for (int h = 0; h < group_; ++h) {
       float* row = scores + h * ld;
       // Minus the log of the sum instead of the peak: exp gives the probability itself.
       kernels_.exp_row(row, n, log_mass_[query * step_.n_heads + head * group_ + h]);
-      for (int i = 0; i < n; ++i) sums[i] += row[i];
+      for (int i = 0; i < n; ++i) totals.sums[i] += row[i];
+    }
+    for (int i = 0; totals.squares && i < n; ++i) {
+      float given = 0;
+      for (int h = 0; h < group_; ++h) given += scores[h * ld + i];
+      totals.squares[i] += given * given;
     }
   }
 

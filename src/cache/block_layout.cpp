@@ -8,7 +8,7 @@ namespace {
 constexpr size_t align8(size_t bytes) { return (bytes + 7) / 8 * 8; }
 constexpr size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-enum class Part { Counts, Tags, KSinks, VSinks, Factors, Params, Codes };
+enum class Part { Counts, Tags, KSinks, VSinks, Factors, Params, TokenFactors, Codes };
 
 // Hands out consecutive parts of a block and of a shared parameter set.
 struct Cursor {
@@ -30,7 +30,8 @@ RawLayout::RawLayout(const LayerShape& layer, const Policy& policy) : shape(laye
   const size_t rows = size_t(kBlockTokens) * size_t(shape.n_heads);
   v_at = align8(rows * size_t(shape.k_dim) * sizeof(half));
   sums_at = v_at + align8(rows * size_t(shape.v_dim) * sizeof(half));
-  seen_at = sums_at + (scores ? rows * sizeof(float) : 0);
+  squares_at = sums_at + (scores ? rows * sizeof(float) : 0);
+  seen_at = squares_at + (policy.needs_squares() ? rows * sizeof(float) : 0);
   present_at = seen_at + (scores ? 2 * size_t(kBlockTokens) * sizeof(uint32_t) : 0);
   bytes = present_at + (policy.evicts() ? size_t(shape.n_heads) * kBlockTokens / 8 : 0);
 }
@@ -43,6 +44,10 @@ half* RawLayout::v(uint8_t* block, int head) const {
 }
 float* RawLayout::sums(uint8_t* block, int head) const {
   return reinterpret_cast<float*>(block + sums_at) + size_t(head) * kBlockTokens;
+}
+float* RawLayout::squares(uint8_t* block, int head) const {
+  if (squares_at == seen_at) return nullptr;
+  return reinterpret_cast<float*>(block + squares_at) + size_t(head) * kBlockTokens;
 }
 uint32_t* RawLayout::probes_seen(uint8_t* block) const {
   return reinterpret_cast<uint32_t*>(block + seen_at);
@@ -70,7 +75,7 @@ void PackedLayout::walk_head(int n_high, int n_coded, Visit&& visit) const {
     const int dim = side == 0 ? shape_.k_dim : shape_.v_dim;
     const TileShape none;
     visit(Part::Factors, side, 0, none,
-          spec.axis == Axis::Cst ? size_t(padded_to(dim, kUnitRows)) * sizeof(half) : 0);
+          spec.channel_factors() ? size_t(padded_to(dim, kUnitRows)) * sizeof(half) : 0);
     for (size_t tier = 0; tier < policy_.tiers.size(); ++tier) {
       const TileShape tile{!holds(tier) ? 0
                            : tier == 0  ? n_high
@@ -79,8 +84,13 @@ void PackedLayout::walk_head(int n_high, int n_coded, Visit&& visit) const {
                            side == 0 ? policy_.tiers[tier].k_bits : policy_.tiers[tier].v_bits,
                            spec.axis,
                            spec.group,
-                           side == 0 ? Lanes::Tokens : Lanes::Channels};
+                           side == 0 ? Lanes::Tokens : Lanes::Channels,
+                           spec.codec};
       visit(Part::Params, side, int(tier), tile, param_bytes(tile));
+      visit(Part::TokenFactors, side, int(tier), tile,
+            spec.token_factors() && coded(tile.bits)
+                ? size_t(padded_to(tile.n_tokens, kUnitRows)) * sizeof(half)
+                : 0);
       visit(Part::Codes, side, int(tier), tile, code_bytes(tile));
     }
   }
@@ -172,6 +182,8 @@ PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sin
                 if (size) out.factors = reinterpret_cast<half*>(here);
               } else if (part == Part::Params) {
                 view = {tile, nullptr, reinterpret_cast<half*>(here), out.factors};
+              } else if (part == Part::TokenFactors) {
+                if (size) view.token_factors = reinterpret_cast<half*>(here);
               } else {
                 view.codes = here;
               }

@@ -6,6 +6,7 @@
 //   V rows    f16  [head, token, v_dim]
 //   only when the policy ranks by scores:
 //   sums      f32  [head, token]   attention received from probes
+//   squares   f32  [head, token]   attention of each probe squared; for Statistic::MeanStd
 //   seen      u32  [2, token]      probe rows, then all rows, that could see the token
 //   only when the policy evicts, since rows may move here after their heads' rows were evicted:
 //   present   u8   [head, 16]      bit t of byte t/8: token t is there
@@ -15,8 +16,8 @@
 //   n_high    u16  [head]          tokens in the high tier
 //   tags      u8   [head, 16]      bit t of byte t/8: token t is in the high tier; with two tiers
 //   sinks     f16  [head, n_sinks, k_dim], then [head, n_sinks, v_dim]
-//   per head, for K and then V: factors (Axis::Cst), then for each tier params and codes
-//   (codec/tile.hpp); K has tokens in its lanes, V channels
+//   per head, for K and then V: channel factors, then for each tier params, token factors and codes
+//   (codec/tile.hpp, Side::channel_factors); K has tokens in its lanes, V channels
 // Parameters shared by several blocks (Cadence::Prompt) stand in a piece of their own:
 //   per head, for K and then V: factors, then each tier's params
 // Every part of a packed block begins at a multiple of 64 bytes.
@@ -37,7 +38,7 @@ namespace zipcache {
 struct RawLayout {
   RawLayout(const LayerShape& shape, const Policy& policy);
   LayerShape shape;
-  size_t v_at = 0, sums_at = 0, seen_at = 0, present_at = 0, bytes = 0;
+  size_t v_at = 0, sums_at = 0, squares_at = 0, seen_at = 0, present_at = 0, bytes = 0;
 
   half* k(uint8_t* block, int head) const;
   half* v(uint8_t* block, int head) const;
@@ -45,6 +46,8 @@ struct RawLayout {
     return side == SideId::K ? k(block, head) : v(block, head);
   }
   float* sums(uint8_t* block, int head) const;
+  // [kBlockTokens] of a head, or null when the policy does not ask for them.
+  float* squares(uint8_t* block, int head) const;
   uint32_t* probes_seen(uint8_t* block) const;
   uint32_t* rows_seen(uint8_t* block) const;
   // [16] of a head, or null when the policy does not evict.

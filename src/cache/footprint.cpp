@@ -197,18 +197,21 @@ double paper_ratio(const Policy& policy, double C, double l, double b) {
   const double tiers = double(policy.tiers.size());
   const auto params = [&](const Side& side, int Tier::*bits) {
     if (!coded(policy.tiers.front().*bits) && !coded(policy.tiers.back().*bits)) return 0.0;
+    const double factors = side.channel_factors() ? C : side.token_factors() ? b * l : 0.0;
+    const double per_set = double(set_bytes(side.codec)) / sizeof(half);
     switch (side.axis) {
+      case Axis::None:
+        return factors;
       case Axis::Channel:
-        return 2 * C * tiers;
-      case Axis::Token:
-        return 2 * b * l;
+        return factors + per_set * C * tiers;
       case Axis::Group:
       case Axis::ChannelGroup:
-        return 2 * b * C * l / side.group;
+        return factors + per_set * b * C * l / side.group;
+      case Axis::Token:
       case Axis::Cst:
         break;
     }
-    return C + 2 * b * l;
+    return factors + per_set * b * l;
   };
   // The published mixed-precision figures need 4C + 4bl, which no printed formula gives.
   const bool published = tiers == 2 && policy.k.axis == Axis::Channel && policy.v.axis == Axis::Cst;

@@ -6,6 +6,7 @@
 #include "base/parallel.hpp"
 #include "codec/kernels.hpp"
 #include "saliency/probes.hpp"
+#include "transform/dual_scale.hpp"
 #include "transform/hadamard.hpp"
 
 namespace zipcache {
@@ -39,6 +40,7 @@ float row_score(const PackJob& job, const StreamLog& log, const LayerStore& stor
                     uint64_t(job.layer) << 16 | uint64_t(head), place)
           .unit();
     case Statistic::Mean:
+    case Statistic::MeanStd:
     case Statistic::Last:
       break;
   }
@@ -62,18 +64,40 @@ void keep_evicted(const LayerStore& store, Plan& plan) {
   }
 }
 
-// Scores of all coded tokens of the job's ranked blocks, in log order.
-std::vector<float> head_scores(const PackJob& job, const StreamLog& log, const LayerStore& store,
-                               const std::vector<Plan*>& ranked, int head) {
+// What ranks the coded tokens of the job's ranked blocks, in log order.
+struct Ranking {
   std::vector<float> scores;
+  std::vector<float> deviations;  // Statistic::MeanStd, else empty
+};
+
+Ranking head_ranking(const PackJob& job, const StreamLog& log, const LayerStore& store,
+                     const std::vector<Plan*>& ranked, int head) {
+  Ranking ranking;
   for (const Plan* plan : ranked) {
+    uint8_t* raw = store.block(plan->slot).raw;
+    const float* squares = store.raw.squares(raw, head);
     for (int row = 0; row < kBlockTokens; ++row) {
-      if (!plan->sinks.test(size_t(row)))
-        scores.push_back(row_score(job, log, store, plan->slot, head, row));
+      if (plan->sinks.test(size_t(row))) continue;
+      ranking.scores.push_back(row_score(job, log, store, plan->slot, head, row));
+      if (!squares) continue;
+      ranking.deviations.push_back(score_deviation(store.raw.sums(raw, head)[row], squares[row],
+                                                   store.raw.probes_seen(raw)[row]));
     }
   }
   const Saliency& saliency = store.packed.policy().saliency;
-  return pooled_scores(scores, saliency.pool, saliency.pool_width);
+  ranking.scores = pooled_scores(ranking.scores, saliency.pool, saliency.pool_width);
+  return ranking;
+}
+
+void add(const std::vector<float>& values, std::vector<float>& sums) {
+  sums.resize(values.size(), 0.0f);
+  for (size_t i = 0; i < values.size(); ++i) sums[i] += values[i];
+}
+
+// Of the tokens that are kept, three in ten because their attention varies most (RoCo).
+std::vector<uint8_t> tiers_of(const Ranking& ranking, int n_high) {
+  if (ranking.deviations.empty()) return allocate(ranking.scores, n_high);
+  return allocate(keep_uncertain(ranking.scores, ranking.deviations, 3 * n_high / 10), n_high);
 }
 
 void hand_out(const std::vector<uint8_t>& tiers, const std::vector<Plan*>& ranked, int head) {
@@ -111,18 +135,18 @@ int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& sto
   }
   if (!ranked.empty()) {
     const int n_high = high_count(job, log, policy, ranked);
-    std::vector<float> sum;
+    Ranking all_heads;
     for (int head = 0; head < n_heads; ++head) {
-      std::vector<float> scores = head_scores(job, log, store, ranked, head);
+      const Ranking ranking = head_ranking(job, log, store, ranked, head);
       if (policy.saliency.scope == Scope::Head) {
-        hand_out(allocate(scores, n_high), ranked, head);
+        hand_out(tiers_of(ranking, n_high), ranked, head);
         continue;
       }
-      if (sum.empty()) sum.assign(scores.size(), 0.0f);
-      for (size_t i = 0; i < scores.size(); ++i) sum[i] += scores[i];
+      add(ranking.scores, all_heads.scores);
+      add(ranking.deviations, all_heads.deviations);
     }
     if (policy.saliency.scope == Scope::Layer) {
-      const auto tiers = allocate(sum, n_high);
+      const auto tiers = tiers_of(all_heads, n_high);
       for (int head = 0; head < n_heads; ++head) hand_out(tiers, ranked, head);
     }
   }
@@ -153,40 +177,79 @@ std::vector<float> coded_rows(const LayerStore& store, const Plan& plan, SideId 
   return x;
 }
 
-// Channel factors with their filling.
-void store_factors(const float* x, int n, int dim, half* factors) {
-  cst_factors(x, n, dim, factors);
-  std::fill(factors + dim, factors + padded_to(dim, kUnitRows), half{0});
+// What values are divided by before they are coded, in numbers that 16 bits hold; empty for none.
+struct Factors {
+  std::vector<float> channels, tokens;
+};
+
+Factors factors_of(const Side& side, const std::vector<float>& x, int dim) {
+  if (x.empty() || !(side.channel_factors() || side.token_factors())) return {};
+  const int n = int(x.size()) / dim;
+  Factors factors;
+  if (side.axis == Axis::Cst) {
+    std::vector<half> roots(static_cast<size_t>(dim));
+    cst_factors(x.data(), n, dim, roots.data());
+    factors.channels.resize(roots.size());
+    best_kernels().halves(roots.data(), factors.channels.data(), dim);
+    return factors;
+  }
+  DualScale scale = dual_scale(x.data(), n, dim, side.dual);
+  if (side.channel_factors()) factors.channels = std::move(scale.channels);
+  if (side.token_factors()) factors.tokens = std::move(scale.tokens);
+  return factors;
 }
 
-void divide_by(std::vector<float>& x, int dim, const half* factors) {
-  std::vector<float> divisors(static_cast<size_t>(dim));
-  best_kernels().halves(factors, divisors.data(), dim);
-  for (size_t row = 0; row < x.size(); row += size_t(dim)) {
-    for (size_t c = 0; c < size_t(dim); ++c) x[row + c] /= divisors[c];
+std::vector<float> divided_by(std::vector<float> x, int dim, const Factors& factors) {
+  const size_t width = size_t(dim), n = x.size() / width;
+  for (size_t t = 0; t < n && !factors.channels.empty(); ++t) {
+    for (size_t c = 0; c < width; ++c) x[t * width + c] /= factors.channels[c];
   }
+  for (size_t t = 0; t < n && !factors.tokens.empty(); ++t) {
+    for (size_t c = 0; c < width; ++c) x[t * width + c] /= factors.tokens[t];
+  }
+  return x;
+}
+
+// Factors as 16-bit numbers, filled up with zeros to whole units of `n`; `out` is null where a side
+// has none.
+void store_factors(const std::vector<float>& factors, int n, half* out) {
+  if (!out) return;
+  std::fill_n(out, padded_to(n, kUnitRows), half{0});
+  best_kernels().to_halves(factors.data(), out, int(factors.size()));
 }
 
 std::vector<float> rows_of_tier(const std::vector<float>& x, int dim,
                                 const std::vector<uint8_t>& tiers, int tier) {
   std::vector<float> rows;
-  for (size_t t = 0; t < tiers.size(); ++t) {
+  for (size_t t = 0; t < tiers.size() && !x.empty(); ++t) {
     if (tiers[t] != tier) continue;
     rows.insert(rows.end(), x.begin() + ptrdiff_t(t) * dim, x.begin() + ptrdiff_t(t + 1) * dim);
   }
   return rows;
 }
 
-void encode_side(const Side& spec, const PackedSide& out, size_t n_tiers, std::vector<float> x,
-                 const std::vector<uint8_t>& tiers) {
+// The numbers of a tier as its tile holds them: raw ones are not divided by factors.
+const std::vector<float>& as_held(const TileShape& tile, const std::vector<float>& rows,
+                                  const std::vector<float>& divided) {
+  return tile.bits == 16 ? rows : divided;
+}
+
+void store_token_factors(const Factors& factors, const std::vector<uint8_t>& tiers, int tier,
+                         const TileView& tile) {
+  store_factors(rows_of_tier(factors.tokens, 1, tiers, tier), tile.shape.n_tokens,
+                const_cast<half*>(tile.token_factors));
+}
+
+void encode_side(const Side& spec, const PackedSide& out, size_t n_tiers,
+                 const std::vector<float>& x, const std::vector<uint8_t>& tiers) {
   const int dim = out.tiers[0].shape.dim;
-  if (out.factors) {
-    store_factors(x.data(), int(tiers.size()), dim, out.factors);
-    divide_by(x, dim, out.factors);
-  }
+  const Factors factors = factors_of(spec, x, dim);
+  store_factors(factors.channels, dim, out.factors);
+  const std::vector<float> divided = divided_by(x, dim, factors);
   for (size_t tier = 0; tier < n_tiers; ++tier) {
     const TileView& tile = out.tiers[tier];
-    const auto rows = rows_of_tier(x, dim, tiers, int(tier));
+    const auto rows = rows_of_tier(as_held(tile.shape, x, divided), dim, tiers, int(tier));
+    store_token_factors(factors, tiers, int(tier), tile);
     encode_tile(tile.shape, spec.fit, rows.data(), const_cast<uint8_t*>(tile.codes),
                 const_cast<half*>(tile.params));
   }
@@ -208,18 +271,25 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
     all.insert(all.end(), x.back().begin(), x.back().end());
   }
   const int dim = out[0].tiers[0].shape.dim;
-  if (out[0].factors) {
-    store_factors(all.data(), int(all.size()) / dim, dim, out[0].factors);
-    for (auto& rows : x) divide_by(rows, dim, out[0].factors);
+  const Factors factors = factors_of(spec, all, dim);
+  store_factors(factors.channels, dim, out[0].factors);
+  std::vector<Factors> own(plans.size(), factors);
+  std::vector<std::vector<float>> divided;
+  auto next = factors.tokens.begin();
+  for (size_t b = 0; b < plans.size(); ++b) {
+    if (!factors.tokens.empty()) own[b].tokens.assign(next, next + plans[b].n_coded);
+    next += factors.tokens.empty() ? 0 : plans[b].n_coded;
+    divided.push_back(divided_by(x[b], dim, own[b]));
   }
   for (size_t tier = 0; tier < policy.tiers.size(); ++tier) {
     std::vector<std::vector<float>> rows;
     all.clear();
+    const TileShape& shape = out[0].tiers[tier].shape;
     for (size_t b = 0; b < plans.size(); ++b) {
-      rows.push_back(rows_of_tier(x[b], dim, plans[b].tiers[size_t(head)], int(tier)));
+      rows.push_back(rows_of_tier(as_held(shape, x[b], divided[b]), dim,
+                                  plans[b].tiers[size_t(head)], int(tier)));
       all.insert(all.end(), rows.back().begin(), rows.back().end());
     }
-    const TileShape& shape = out[0].tiers[tier].shape;
     const bool common = shape.axis == Axis::Channel && coded(shape.bits) && !all.empty();
     std::vector<SetFit> fits;
     if (common) {
@@ -228,6 +298,7 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
     }
     for (size_t b = 0; b < plans.size(); ++b) {
       const TileView& tile = out[b].tiers[tier];
+      store_token_factors(own[b], plans[b].tiers[size_t(head)], int(tier), tile);
       auto* codes = const_cast<uint8_t*>(tile.codes);
       if (common)
         encode_with(tile.shape, fits, rows[b].data(), codes);
@@ -359,7 +430,7 @@ void repack_keys(LayerStore& store, int slot, const float* rows) {
       tiers.push_back(packed.tags && !((packed.tags[row / 8] >> (row % 8)) & 1) ? 1 : 0);
     }
     if (policy.k.rotation == Rotation::Hadamard) hadamard(x.data(), stored.n_coded, dim, dim);
-    encode_side(policy.k, packed.k, policy.tiers.size(), std::move(x), tiers);
+    encode_side(policy.k, packed.k, policy.tiers.size(), x, tiers);
   }
 }
 

@@ -23,6 +23,8 @@ struct CodePart {
   const half *row_steps, *row_floors;        // filled, or null
   const half *column_steps, *column_floors;  // filled, or null
   const half *row_factors, *column_factors;  // filled, or null
+  const float* levels;  // [2^bits] what codes stand for, or null: only expand() takes these
+  float implied_floor;  // of steps without floors, in steps
 };
 
 // How the vector that codes are multiplied with is held.
@@ -115,6 +117,10 @@ struct PlacedPart {
 };
 int n_parts(const TileShape& shape);
 PlacedPart part_of(const TileView& tile, int index);
+
+// Largest number of steps of a tile: sets of 16 channels of each token, or of 16 tokens of each
+// channel.
+inline constexpr int kMaxSets = kMaxColumns / kUnitRows * kBlockTokens;
 
 // Decodes a whole tile: out[column * ld + row], rows filled.
 void expand_tile(const Kernels& kernels, const TileView& tile, float* out, int ld);

@@ -120,6 +120,50 @@ void encode_by_token(const TileShape& shape, Fit fit, const float* rows, uint8_t
   }
 }
 
+// Tokens and channels of one set.
+int set_tokens(const TileShape& shape) {
+  if (shape.axis == Axis::Channel) return shape.n_tokens;
+  return shape.axis == Axis::ChannelGroup ? shape.group : 1;
+}
+int set_channels(const TileShape& shape) {
+  if (by_channel(shape.axis)) return 1;
+  return shape.axis == Axis::Group ? shape.group : shape.dim;
+}
+
+void store_step(const TileShape& shape, float step, half* params, int set) {
+  if (shape.codec == Codec::E2m1)
+    reinterpret_cast<uint8_t*>(params)[set] = to_e4m3(step);
+  else
+    params[set] = to_half(step);
+}
+
+// A codec without floors, set by set.
+void encode_sets(const TileShape& shape, const float* rows, uint8_t* codes, half* params) {
+  const int tokens = set_tokens(shape), channels = set_channels(shape);
+  std::vector<float> x;
+  std::vector<uint8_t> x_codes;
+  for (int first = 0; first < shape.n_tokens; first += tokens) {
+    const int end = std::min(first + tokens, shape.n_tokens);
+    for (int channel = 0; channel < shape.dim; channel += channels) {
+      x.clear();
+      for (int t = first; t < end; ++t) {
+        const float* row = rows + t * shape.dim + channel;
+        x.insert(x.end(), row, row + channels);
+      }
+      const int n = int(x.size());
+      x_codes.resize(x.size());
+      if (shape.axis == Axis::None) {
+        code_on(shape.codec, shape.bits, 1.0f, x.data(), n, x_codes.data());
+      } else {
+        const float step = code_set(shape.codec, shape.bits, x.data(), n, x_codes.data());
+        store_step(shape, step, params, set_of(shape, first, channel));
+      }
+      for (int i = 0; i < n; ++i)
+        write_code(shape, codes, first + i / channels, channel + i % channels, x_codes[size_t(i)]);
+    }
+  }
+}
+
 // Channel parameters for each group of neighbouring tokens.
 void encode_by_token_group(const TileShape& shape, Fit fit, const float* rows, uint8_t* codes,
                            half* params) {
@@ -148,7 +192,7 @@ size_t code_bytes(const TileShape& shape) {
 }
 
 int n_sets(const TileShape& shape) {
-  if (shape.bits == 16 || shape.n_tokens == 0) return 0;
+  if (shape.bits == 16 || shape.n_tokens == 0 || shape.axis == Axis::None) return 0;
   if (shape.axis == Axis::Channel) return padded_to(shape.dim, kUnitRows);
   if (shape.axis == Axis::ChannelGroup) {
     return padded_to(shape.n_tokens, shape.group) / shape.group * padded_to(shape.dim, kUnitRows);
@@ -165,11 +209,19 @@ int set_of(const TileShape& shape, int token, int channel) {
       return channel / shape.group * padded_to(shape.n_tokens, kUnitRows) + token;
     case Axis::ChannelGroup:
       return token / shape.group * padded_to(shape.dim, kUnitRows) + channel;
+    case Axis::None:
+      return 0;
     case Axis::Token:
     case Axis::Cst:
       break;
   }
   return token;
+}
+
+float step_of(const TileShape& shape, const half* params, int set) {
+  if (shape.axis == Axis::None) return 1.0f;
+  if (shape.codec == Codec::E2m1) return from_e4m3(reinterpret_cast<const uint8_t*>(params)[set]);
+  return to_float(params[set]);
 }
 
 uint8_t read_code(const TileShape& shape, const uint8_t* codes, int token, int channel) {
@@ -224,6 +276,11 @@ void encode_tile(const TileShape& shape, Fit fit, const float* x, uint8_t* codes
     half* rows = reinterpret_cast<half*>(codes);
     for (int i = 0; i < shape.n_tokens * shape.dim; ++i) rows[i] = to_half(x[i]);
     return;
+  }
+  if (shape.codec != Codec::Affine) {
+    std::memset(codes, 0, code_bytes(shape));
+    if (params) std::memset(params, 0, param_bytes(shape));
+    return encode_sets(shape, x, codes, params);
   }
   if (shape.axis == Axis::Channel) {
     const auto fits = fit_channels(x, shape.n_tokens, shape.dim, shape.bits, fit);

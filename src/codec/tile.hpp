@@ -22,8 +22,12 @@
 //             Axis::ChannelGroup   [tokens / group, channels], the last group may be short
 //           Runs of tokens and channels are filled up to 16 with zeros.
 //
-// Value = floor + step * code, times the channel's factor for Axis::Cst (factors belong to the
-// block). dim is a multiple of 8. Pure functions, thread-safe.
+//           Codecs without a floor (codec/levels.hpp) have steps alone, f16, or 8 bits for E2m1;
+//           none with Axis::None.
+//
+// Value = floor + step * code, or step * level, times the factor of its channel or token where
+// there is one (channel factors belong to the block). dim is a multiple of 8. Pure functions,
+// thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -31,6 +35,7 @@
 #include <span>
 #include <vector>
 
+#include "codec/levels.hpp"
 #include "codec/quantize.hpp"
 
 namespace zipcache {
@@ -55,6 +60,7 @@ struct TileShape {
   Axis axis = Axis::Channel;
   int group = 0;  // channels per set for Axis::Group, tokens for Axis::ChannelGroup
   Lanes lanes = Lanes::Tokens;
+  Codec codec = Codec::Affine;
 
   int n_rows() const { return lanes == Lanes::Tokens ? n_tokens : dim; }
   int n_columns() const { return lanes == Lanes::Tokens ? dim : n_tokens; }
@@ -69,7 +75,7 @@ size_t code_bytes(const TileShape& shape);
 // Sets as stored, filling included.
 int n_sets(const TileShape& shape);
 inline size_t param_bytes(const TileShape& shape) {
-  return sizeof(half) * 2 * size_t(n_sets(shape));
+  return set_bytes(shape.codec) * size_t(n_sets(shape));
 }
 // Place among the sets of the parameters of a value.
 int set_of(const TileShape& shape, int token, int channel);
@@ -78,9 +84,13 @@ int set_of(const TileShape& shape, int token, int channel);
 struct TileView {
   TileShape shape;
   const uint8_t* codes = nullptr;  // [code_bytes]
-  const half* params = nullptr;    // [2, n_sets]
-  const half* factors = nullptr;   // [padded_to(dim, 16)] of Axis::Cst, else null
+  const half* params = nullptr;    // [param_bytes]: steps [n_sets], then floors where there are any
+  const half* factors = nullptr;   // [padded_to(dim, 16)] of channels, or null
+  const half* token_factors = nullptr;  // [padded_to(n_tokens, 16)], or null
 };
+
+// Step of a set, 1 where there are no parameters.
+float step_of(const TileShape& shape, const half* params, int set);
 
 // Reads and writes one code: the reference that kernels are tested against. `codes` must hold zeros
 // where a code is written.

@@ -21,10 +21,16 @@ constexpr Word<Fit> kFits[] = {{"endpoint", Fit::Endpoint},
                                {"mse", Fit::Mse}};
 constexpr Word<Rotation> kRotations[] = {{"none", Rotation::None},
                                          {"hadamard", Rotation::Hadamard}};
+constexpr Word<Codec> kCodecs[] = {{"affine", Codec::Affine},
+                                   {"sym", Codec::Symmetric},
+                                   {"lloyd", Codec::Lloyd},
+                                   {"e4m3", Codec::E4m3},
+                                   {"e2m1", Codec::E2m1}};
 constexpr Word<Statistic> kStatistics[] = {{"mean", Statistic::Mean},
                                            {"random", Statistic::Random},
                                            {"recency", Statistic::Recency},
-                                           {"last", Statistic::Last}};
+                                           {"last", Statistic::Last},
+                                           {"mean_std", Statistic::MeanStd}};
 constexpr Word<Norm> kNorms[] = {
     {"probe_nnz", Norm::ProbeNnz}, {"full_causal", Norm::FullCausal}, {"none", Norm::None}};
 constexpr Word<DecodeProbes> kDecodeProbes[] = {{"spread", DecodeProbes::Spread},
@@ -128,6 +134,7 @@ bool parse_axis(std::string_view text, Side& side) {
   if (text == "channel") return side.axis = Axis::Channel, true;
   if (text == "token") return side.axis = Axis::Token, true;
   if (text == "cst") return side.axis = Axis::Cst, true;
+  if (text == "none") return side.axis = Axis::None, true;
   return false;
 }
 
@@ -139,6 +146,8 @@ std::string axis_text(const Side& side) {
       return "token";
     case Axis::Cst:
       return "cst";
+    case Axis::None:
+      return "none";
     case Axis::ChannelGroup:
       return fmt::format("channel{}", side.group);
     case Axis::Group:
@@ -167,10 +176,12 @@ bool parse_probes(std::string_view text, Saliency& saliency) {
 constexpr std::string_view kBits =
     "2, 3, 4, 8 or 16, 0 to evict, or two of them as high/low such as 4/2";
 constexpr std::string_view kAxes =
-    "channel, token, cst, groupN (channels, N from 16 to 256) or channelN (tokens, N from 16 to "
-    "128)";
+    "channel, token, cst, groupN (channels, N from 16 to 256), channelN (tokens, N from 16 to 128) "
+    "or none";
 constexpr std::string_view kFitWords = "endpoint, midpoint, unbiased or mse";
 constexpr std::string_view kRotationWords = "none or hadamard";
+constexpr std::string_view kCodecWords = "affine, sym, lloyd, e4m3 or e2m1";
+constexpr std::string_view kDualWords = "a number of rounds from 0 to 64";
 
 using P = Policy;
 using V = std::string_view;
@@ -190,6 +201,15 @@ const Field kFields[] = {
      [](const P& p) { return axis_text(p.k); }, true},
     {"v_axis", kAxes, [](P& p, V v) { return parse_axis(v, p.v); },
      [](const P& p) { return axis_text(p.v); }, true},
+    {"codec", kCodecWords,
+     [](P& p, V v) {
+       return parse_word(kCodecs, v, p.k.codec) && parse_word(kCodecs, v, p.v.codec);
+     },
+     nullptr, true},
+    {"k_codec", kCodecWords, [](P& p, V v) { return parse_word(kCodecs, v, p.k.codec); },
+     [](const P& p) { return word_of(kCodecs, p.k.codec); }, true},
+    {"v_codec", kCodecWords, [](P& p, V v) { return parse_word(kCodecs, v, p.v.codec); },
+     [](const P& p) { return word_of(kCodecs, p.v.codec); }, true},
     {"fit", kFitWords,
      [](P& p, V v) { return parse_word(kFits, v, p.k.fit) && parse_word(kFits, v, p.v.fit); },
      nullptr, true},
@@ -206,7 +226,16 @@ const Field kFields[] = {
      [](const P& p) { return word_of(kRotations, p.k.rotation); }, true},
     {"v_rotate", kRotationWords, [](P& p, V v) { return parse_word(kRotations, v, p.v.rotation); },
      [](const P& p) { return word_of(kRotations, p.v.rotation); }, true},
-    {"score", "mean, last, random or recency",
+    {"dual", kDualWords,
+     [](P& p, V v) {
+       return parse_int(v, 0, kMaxDual, p.k.dual) && parse_int(v, 0, kMaxDual, p.v.dual);
+     },
+     nullptr, true},
+    {"k_dual", kDualWords, [](P& p, V v) { return parse_int(v, 0, kMaxDual, p.k.dual); },
+     [](const P& p) { return fmt::format("{}", p.k.dual); }, true},
+    {"v_dual", kDualWords, [](P& p, V v) { return parse_int(v, 0, kMaxDual, p.v.dual); },
+     [](const P& p) { return fmt::format("{}", p.v.dual); }, true},
+    {"score", "mean, mean_std, last, random or recency",
      [](P& p, V v) { return parse_word(kStatistics, v, p.saliency.statistic); },
      [](const P& p) { return word_of(kStatistics, p.saliency.statistic); }, false},
     {"norm", "probe_nnz, full_causal or none",
@@ -258,6 +287,8 @@ std::string field_names(bool per_layer_only) {
 }
 
 }  // namespace
+
+std::string codec_name(Codec codec) { return word_of(kCodecs, codec); }
 
 std::string precision_name(Precision precision) { return word_of(kPrecisions, precision); }
 

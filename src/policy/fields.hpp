@@ -12,6 +12,8 @@ namespace zipcache {
 
 // Most neighbouring scores that are pooled.
 inline constexpr int kMaxPool = 31;
+// Most rounds of dual scaling.
+inline constexpr int kMaxDual = 64;
 
 struct Field {
   std::string_view name;
@@ -31,6 +33,8 @@ Status apply_fields(Policy& policy, std::string_view text, std::string_view wher
 // Applies one field.
 Status apply_field(Policy& policy, std::string_view name, std::string_view value,
                    std::string_view where, bool per_layer_only);
+
+std::string codec_name(Codec codec);
 
 // At most 60 characters of hostile text, control characters escaped, in quotes.
 std::string quote_text(std::string_view text);

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "codec/levels.hpp"
 #include "policy/fields.hpp"
 
 namespace zipcache {
@@ -58,6 +59,47 @@ Status check_group(const Side& side, bool three_bits, const char* which) {
                       which, side.group, unit, unit)};
 }
 
+Status check_dual(const Side& side, const char* which) {
+  ZC_TRY(check_range(fmt::format("{}_dual", which).c_str(), side.dual, 0, kMaxDual));
+  if (side.dual == 0 || side.axis != Axis::Cst) return ok();
+  return {Code::BadPolicy,
+          fmt::format("policy, {0}_dual: found {1} with {0}_axis=cst, which has channel factors of "
+                      "its own; use {0}_axis=token",
+                      which, side.dual)};
+}
+
+// Widths, parameters and fits that a side's codec has.
+Status check_codec(const Policy& policy, const Side& side, int Tier::*bits, const char* which) {
+  const auto wrong = [&](const std::string& what) {
+    return Status{Code::BadPolicy,
+                  fmt::format("policy, {}_codec={}: {}", which, codec_name(side.codec), what)};
+  };
+  for (const Tier& tier : policy.tiers) {
+    const int width = tier.*bits;
+    if (width == 0 || width == 16 || has_width(side.codec, width)) continue;
+    std::string widths;
+    for (const int other : {2, 3, 4, 8}) {
+      if (has_width(side.codec, other)) widths += fmt::format("{}, ", other);
+    }
+    return wrong(fmt::format("found {} bits, expected {}16 or 0", width, widths));
+  }
+  if (side.axis == Axis::None && side.codec != Codec::E4m3) {
+    return wrong(
+        fmt::format("found {0}_axis=none, which leaves codes without a step; use "
+                    "{0}_axis=token or {0}_codec=e4m3",
+                    which));
+  }
+  if (side.codec == Codec::Affine) return ok();
+  if (side.axis == Axis::Channel) {
+    return wrong(
+        fmt::format("found {0}_axis=channel, expected a set inside one block: use "
+                    "{0}_axis=channel128, token, groupN or cst",
+                    which));
+  }
+  if (side.fit == Fit::Endpoint) return ok();
+  return wrong(fmt::format("its step needs no fit; add {}_fit=endpoint", which));
+}
+
 bool is_width(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8 || bits == 16; }
 
 Status check_tiers(const Policy& policy) {
@@ -89,6 +131,10 @@ Status check_fields(const Policy& policy) {
   };
   ZC_TRY(check_group(policy.k, has_three(&Tier::k_bits), "k"));
   ZC_TRY(check_group(policy.v, has_three(&Tier::v_bits), "v"));
+  ZC_TRY(check_codec(policy, policy.k, &Tier::k_bits, "k"));
+  ZC_TRY(check_codec(policy, policy.v, &Tier::v_bits, "v"));
+  ZC_TRY(check_dual(policy.k, "k"));
+  ZC_TRY(check_dual(policy.v, "v"));
   ZC_TRY(check_range("ratio in 1/1000", policy.high_permille, 0, 1000));
   ZC_TRY(check_range("sinks", policy.window.sinks, 0, kBlockTokens));
   ZC_TRY(check_range("recent", policy.window.recent, 0, 1 << 20));
@@ -162,10 +208,10 @@ std::string to_text(const Policy& policy) {
 Status check(const Policy& policy) {
   ZC_TRY(check_fields(policy));
   const Saliency& saliency = policy.saliency;
-  if (policy.needs_scores() && saliency.statistic == Statistic::Mean &&
+  if (policy.needs_scores() && saliency.statistic != Statistic::Last &&
       saliency.recent_permille + saliency.random_permille == 0) {
     return {Code::BadPolicy,
-            "policy, probes: found 0+0, but score=mean needs probe rows; use 5+5, or "
+            "policy, probes: found 0+0, but score=mean and mean_std need probe rows; use 5+5, or "
             "score=last, random or recency"};
   }
   if (saliency.recent_permille + saliency.random_permille > 1000) {

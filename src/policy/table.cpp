@@ -10,6 +10,12 @@ namespace {
 
 #define ZC_UNIFORM(BITS) "bits=" BITS ",k_axis=channel,v_axis=cst,fit=endpoint"
 
+// Sets of 32 channels of a token with a step alone.
+#define ZC_SYMMETRIC(BITS) "bits=" BITS ",codec=sym,k_axis=group32,v_axis=group32,fit=endpoint"
+
+#define ZC_KVARN(K, V) \
+  "k=" K ",v=" V ",k_axis=channel,v_axis=token,rotate=hadamard,dual=8,fit=endpoint,sinks=128"
+
 constexpr PolicyRow kRows[] = {
     {"f16", "bits=16", "16-bit cache through this backend, 32-bit accumulation; the reference"},
     {"uniform", ZC_UNIFORM("4"),
@@ -41,6 +47,29 @@ constexpr PolicyRow kRows[] = {
      "KIVI at 4 bits, otherwise as kivi2"},
     {"had4", "bits=4,k_axis=token,v_axis=token,rotate=hadamard,fit=endpoint",
      "4 bits per token of a head, K and V rotated (QuaRot's cache)"},
+    {"kvarn-k4v2", ZC_KVARN("4", "2"),
+     "KVarN: rotated, channels and tokens scaled to one spread, K per channel and V per token; "
+     "first "
+     "128 tokens at 16 bits"},
+    {"kvarn-k2v2", ZC_KVARN("2", "2"), "KVarN with fewer bits: K2 V2"},
+    {"kvarn-k4v4", ZC_KVARN("4", "4"), "KVarN with more bits: K4 V4"},
+    {"sym8", ZC_SYMMETRIC("8"),
+     "the values of llama.cpp's q8_0 in this cache, without its rotation"},
+    {"sym8-had", ZC_SYMMETRIC("8") ",rotate=hadamard", "the same, rotated"},
+    {"sym4", ZC_SYMMETRIC("4"),
+     "the values of llama.cpp's q4_0 in this cache, without its rotation"},
+    {"sym4-had", ZC_SYMMETRIC("4") ",rotate=hadamard", "the same, rotated"},
+    {"turbo-k4v4", "bits=4,k_codec=lloyd,k_axis=token,v_axis=token,k_rotate=hadamard,fit=endpoint",
+     "TurboQuant as vLLM has it, but in all layers: K rotated, Lloyd-Max levels times the token's "
+     "norm; V per token"},
+    {"fp8", "bits=8,codec=e4m3,k_axis=none,v_axis=none,fit=endpoint",
+     "8-bit floating point numbers (e4m3) without a scale, as vLLM's uncalibrated cache; beyond "
+     "448 "
+     "they saturate"},
+    {"nvfp4", "bits=4,codec=e2m1,k_axis=group16,v_axis=group16,fit=endpoint",
+     "NVFP4: 4-bit floating point numbers, 16 channels sharing an e4m3 scale; without a scale of "
+     "the "
+     "tensor, as llama.cpp has it"},
     {"qserve4", "bits=4,k_axis=cst,v_axis=token,fit=endpoint",
      "QServe's 4-bit cache: per token of a head, K smoothed by the root of each channel's largest "
      "value, taken from each block instead of calibration"},
@@ -55,6 +84,9 @@ constexpr PolicyRow kRows[] = {
      "ever"},
     {"tova", "bits=16/0,ratio=0.25,score=last",
      "TOVA by blocks: a quarter of each block's tokens, by the attention of the newest query row"},
+    {"roco", "bits=16/0,ratio=0.25,score=mean_std,probes=100+0,sinks=4,recent=10",
+     "RoCo by blocks: a quarter of each block's tokens, three tenths of them those whose attention "
+     "varies most, the others by mean attention of all query rows so far"},
     {"snapkv", "bits=16/0,ratio=0.25,probes=6.2+0,pool=5,recent=32",
      "SnapKV by chunks: a quarter of each block's tokens, by the attention of each chunk's newest "
      "6.2 % of rows (32 of 512), averaged over 5 neighbours; generated tokens are evicted too"},
@@ -68,6 +100,8 @@ constexpr PolicyRow kRows[] = {
      "control: zipcache with the newest tokens of a block salient"},
 };
 
+#undef ZC_SYMMETRIC
+#undef ZC_KVARN
 #undef ZC_UNIFORM
 #undef ZC_PAPER
 

@@ -45,6 +45,21 @@ float normalized_score(float sum, uint32_t probes_seen, uint32_t rows_seen, Norm
   return sum;
 }
 
+float score_deviation(float sum, float squares, uint32_t probes_seen) {
+  if (probes_seen == 0) return 0;
+  const float n = static_cast<float>(probes_seen), mean = sum / n;
+  return std::sqrt(std::max(0.0f, squares / n - mean * mean));
+}
+
+std::vector<float> keep_uncertain(std::vector<float> scores, const std::vector<float>& deviations,
+                                  int n_kept) {
+  const std::vector<uint8_t> tiers = allocate(deviations, n_kept);
+  for (size_t i = 0; i < scores.size(); ++i) {
+    if (tiers[i] == 0) scores[i] = INFINITY;
+  }
+  return scores;
+}
+
 std::vector<float> pooled_scores(const std::vector<float>& scores, Pool pool, int width) {
   if (width == 1) return scores;
   const int n = int(scores.size()), reach = width / 2;

@@ -22,6 +22,15 @@ std::bitset<kBlockTokens> choose_decode_probes(const Saliency& saliency, Random 
 // so that it is not demoted for lack of evidence.
 float normalized_score(float sum, uint32_t probes_seen, uint32_t rows_seen, Norm norm);
 
+// Spread of what the probes gave a token, from the sum over them of its square: the standard
+// deviation over the probe rows that could see it. 0 for a token that none saw.
+float score_deviation(float sum, float squares, uint32_t probes_seen);
+
+// The scores [n] with those of the `n_kept` largest deviations raised to infinity, so that they are
+// kept whatever their score (RoCo). Of equal deviations the later token is kept.
+std::vector<float> keep_uncertain(std::vector<float> scores, const std::vector<float>& deviations,
+                                  int n_kept);
+
 // Each score [n] merged with those of its (width - 1) / 2 neighbours on either side, as far as
 // there are any. Tokens without a score keep infinity and lend it to nobody.
 std::vector<float> pooled_scores(const std::vector<float>& scores, Pool pool, int width);

@@ -105,6 +105,28 @@ TEST(Saliency, TheNewestRowAloneCountsWhereThePolicySaysSo) {
   EXPECT_NEAR(made->sum(2, 0), .2, 2e-6);
 }
 
+TEST(Saliency, SquaresAreThoseOfWhatEachProbeGave) {
+  const auto made = rig_of_logits(toy_logits(), 4, *parse_policy("roco"));
+  made->score({1, 3});
+  const double squares[] = {.36 + .16, .16 + .01, .04, .09};
+  const double sums[] = {1, .5, .2, .3};
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_NEAR(made->squares(i, 0), squares[i], 2e-6);
+    EXPECT_NEAR(made->sum(i, 0), sums[i], 2e-6);
+  }
+}
+
+// Two query heads share a KV head: what they give together is one probe's attention.
+TEST(Saliency, SquaresTakeTheQueryHeadsOfAGroupTogether) {
+  BlockRig rig({1, 16, 16}, *parse_policy("roco"), 128);
+  rig.append(2, std::vector<float>(32, 0.0f), std::vector<float>(32, 0.0f));
+  rig.attend(std::vector<float>(2 * 2 * 16, 1.0f), 2, 2, 0, *runnable_kernels().front());
+  rig.score({0, 1});
+  // Keys of zeros: the first row gives token 0 all of both heads, the second a half of each.
+  EXPECT_NEAR(rig.squares(0, 0), 4 + 1, 1e-5);
+  EXPECT_NEAR(rig.squares(1, 0), 1, 1e-5);
+}
+
 TEST(Saliency, IdenticalLogitsGiveHarmonicNumbers) {
   const int n = 60;
   const auto made = rig_of_logits(std::vector<double>(size_t(n * n), 0.5), n, Norm::ProbeNnz);

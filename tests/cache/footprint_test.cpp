@@ -32,6 +32,13 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
                                   "zip,sinks=128,recent=0",
                                   "kivi2,sinks=3",
                                   "mikv,recent=20",
+                                  "kvarn-k4v2,sinks=2",
+                                  "sym4",
+                                  "nvfp4",
+                                  "fp8",
+                                  "turbo-k4v4",
+                                  "roco",
+                                  "zipcache,dual=2,v_axis=channel",
                                   "random+pin",
                                   "streaming,recent=100",
                                   "h2o,recent=0,bits=4/0",
@@ -153,6 +160,33 @@ TEST(Footprint, BitsOfABlockAreThoseOfTheFormula) {
     const double bits = 8.0 * double(bytes.codes + bytes.params + bytes.tags - 6) / elements;
     EXPECT_NEAR(bits, expected, 1e-12);
   }
+}
+
+// Codes, and for K and V each 128 steps, floors and factors of the other axis.
+TEST(Footprint, BytesOfAKvarnTileAreThePublishedOnes) {
+  const auto tile = [](const char* text) {
+    const PackedLayout layout({1, 128, 128}, *parse_policy(text));
+    const PackedBytes bytes = layout.bytes(std::vector<int>{128}, 128, 0, false);
+    return bytes.codes + bytes.params;
+  };
+  EXPECT_EQ(tile("kvarn-k2v2"), 9728u);
+  EXPECT_EQ(tile("kvarn-k4v2"), 13824u);
+  EXPECT_EQ(tile("kvarn-k4v4"), 17920u);
+}
+
+// Bits per element of K and of V, parameters included, of a block of 128 tokens of 128 channels.
+TEST(Footprint, BitsOfCodecsWithoutFloorsAreThePublishedOnes) {
+  const auto bits = [](const char* text) {
+    const PackedLayout layout({1, 128, 128}, *parse_policy(text));
+    const PackedBytes bytes = layout.bytes(std::vector<int>{128}, 128, 0, false);
+    return 8.0 * double(bytes.codes + bytes.params) / (2 * 128 * 128);
+  };
+  EXPECT_EQ(bits("sym8"), 8.5);  // 34 bytes for 32 channels
+  EXPECT_EQ(bits("sym4"), 4.5);  // 18 bytes
+  EXPECT_EQ(bits("fp8"), 8.0);
+  EXPECT_EQ(bits("nvfp4"), 4.5);                         // 9 bytes for 16 channels
+  EXPECT_EQ(bits("turbo-k4v4"), 8.0 * (66 + 68) / 256);  // bytes of a key and of a value
+  EXPECT_EQ(bits("turbo-k4v4,bits=3"), 8.0 * (50 + 52) / 256);
 }
 
 TEST(Footprint, ImpossibleArgumentsAreRefused) {

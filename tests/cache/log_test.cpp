@@ -113,8 +113,8 @@ TEST(BlockLayout, RegionsListEveryCodedRowOnceHighTierFirst) {
 }
 
 TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
-  for (const char* text :
-       {"zipcache", "zip", "uniform,k_axis=group16,v_axis=channel", "zipcache,k=16/4"}) {
+  for (const char* text : {"zipcache", "zip", "uniform,k_axis=group16,v_axis=channel",
+                           "zipcache,k=16/4", "zipcache,dual=2,v_axis=token"}) {
     for (const int n_sinks : {0, 5, 128}) {
       const LayerShape shape{3, 80, 96};
       const PackedLayout layout(shape, *parse_policy(text));
@@ -152,6 +152,9 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
             claim(tile.codes, code_bytes(tile.shape));
             claim(tile.params, param_bytes(tile.shape));
             claimed += code_bytes(tile.shape) + param_bytes(tile.shape);
+            if (!tile.token_factors) continue;
+            const size_t factors = 2 * size_t(padded_to(tile.shape.n_tokens, kUnitRows));
+            claim(tile.token_factors, factors), claimed += factors;
           }
         }
       }

@@ -249,7 +249,8 @@ INSTANTIATE_TEST_SUITE_P(
                     "zipcache,k_axis=token,v_axis=token",
                     "random-tiers,k=8/4,v=8/4,k_axis=token,v_axis=token,cadence=prompt",
                     "random+pin,recent=0,sinks=2", "streaming,recent=100,sinks=3",
-                    "h2o,bits=8/0,k_axis=token,v_axis=token,recent=30"),
+                    "h2o,bits=8/0,k_axis=token,v_axis=token,recent=30",
+                    "roco,bits=8/0,k_axis=token,v_axis=token,recent=30", "sym8"),
     [](const auto& info) { return "policy" + std::to_string(info.index); });
 
 }  // namespace

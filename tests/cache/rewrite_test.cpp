@@ -238,7 +238,7 @@ TEST(Compaction, WritingEveryCellInTheWorstOrderNeverRunsOutOfBlocks) {
 }
 
 TEST(Rotation, KeysTurnByTheirShiftAndValuesStay) {
-  for (const char* policy : {"f16", "uniform,bits=8", "zip,k=8,recent=0"}) {
+  for (const char* policy : {"f16", "uniform,bits=8", "zip,k=8,recent=0", "sym8-had"}) {
     Harness harness({1, 300, {{2, 64, 64}}}, policy, 1);
     ASSERT_TRUE(harness.prompt(300, 150).ok());
     const auto keys = test::to_floats(harness.read(0, SideId::K));
@@ -277,7 +277,8 @@ TEST(Rotation, SharedKeyParametersAreRefusedWithTheCure) {
 TEST(Extremes, TheLargestRowsDecodeToFiniteNumbers) {
   for (const char* policy :
        {"uniform", "zip,recent=0,sinks=0", "uniform,rotate=hadamard,bits=2", "uniform,fit=midpoint",
-        "uniform,fit=unbiased,bits=2", "uniform,fit=mse,bits=2", "uniform,k_axis=cst"}) {
+        "uniform,fit=unbiased,bits=2", "uniform,fit=mse,bits=2", "uniform,k_axis=cst", "sym4-had",
+        "sym8", "turbo-k4v4", "nvfp4", "fp8", "kvarn-k4v2,sinks=0"}) {
     auto cache = std::move(*Cache::create({1, 128, {{1, 64, 64}}}, *parse_policy(policy)));
     std::vector<float> rows(128 * 64);
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = i % 5 < 3 ? 65504.0f : -65504.0f;

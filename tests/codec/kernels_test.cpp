@@ -55,19 +55,29 @@ TEST_P(KernelSet, FloatsBecomeTheNearestHalves) {
   EXPECT_EQ(out.back(), 0x1234);
 }
 
-constexpr Axis kAxes[] = {Axis::Channel, Axis::Token, Axis::Group, Axis::ChannelGroup, Axis::Cst};
+constexpr Axis kAxes[] = {Axis::Channel,      Axis::Token, Axis::Group,
+                          Axis::ChannelGroup, Axis::Cst,   Axis::None};
 
-// Calls check(tile) for tiles of every axis, width, lane order and awkward size.
+// What check() of policies allows.
+bool fits(Codec codec, Axis axis, int bits) {
+  if (!has_width(codec, bits)) return false;
+  if (axis == Axis::None) return codec == Codec::E4m3;
+  return codec == Codec::Affine || axis != Axis::Channel;
+}
+
+// Calls check(tile) for tiles of a codec with every axis, width, lane order and awkward size.
 template <class Check>
-void for_tiles(Check&& check) {
+void for_tiles(Codec codec, Check&& check) {
   for (const Axis axis : kAxes) {
     for (const int bits : {2, 3, 4, 8}) {
+      if (!fits(codec, axis, bits)) continue;
       for (const Lanes lanes : {Lanes::Tokens, Lanes::Channels}) {
         for (const int dim : {24, 64, 80, 96, 128, 256}) {
           if (axis == Axis::Group && dim % 32 != 0) continue;
+          if (codec != Codec::Affine && dim > 80 && dim < 256) continue;
           for (const int n : {1, 7, 17, 48, 128}) {
             check(test::code_tile(test::random_rows(n, dim, uint64_t(dim + n)), n, dim, bits, axis,
-                                  32, Fit::Endpoint, {}, lanes));
+                                  32, Fit::Endpoint, {}, lanes, codec));
           }
         }
       }
@@ -75,29 +85,38 @@ void for_tiles(Check&& check) {
   }
 }
 
-std::string name_of(const TileShape& s) {
-  return std::to_string(int(s.axis)) + " axis, " + std::to_string(s.bits) + " bits, lanes " +
-         std::to_string(int(s.lanes)) + ", " + std::to_string(s.n_tokens) + " x " +
-         std::to_string(s.dim);
+// For tiles whose codes are numbers.
+template <class Check>
+void for_tiles_of_numbers(Check&& check) {
+  for (const Codec codec : {Codec::Affine, Codec::Symmetric}) for_tiles(codec, check);
 }
 
-TEST_P(KernelSet, ExpandDecodesEveryAxisWidthAndSize) {
-  for_tiles([&](const test::CodedTile& tile) {
+std::string name_of(const TileShape& s) {
+  return std::to_string(int(s.codec)) + " codec, " + std::to_string(int(s.axis)) + " axis, " +
+         std::to_string(s.bits) + " bits, lanes " + std::to_string(int(s.lanes)) + ", " +
+         std::to_string(s.n_tokens) + " x " + std::to_string(s.dim);
+}
+
+TEST_P(KernelSet, ExpandDecodesEveryCodecAxisWidthAndSize) {
+  const auto check = [&](const test::CodedTile& tile) {
     const TileShape& shape = tile.shape;
     const int ld = padded_to(shape.n_rows(), kUnitRows);
     std::vector<float> out(size_t(shape.n_columns() * ld) + 1, -7.0f);
     expand_tile(kernels, tile.view(), out.data(), ld);
     for (int i = 0; i < shape.n_tokens * shape.dim; ++i) {
       const int t = i / shape.dim, c = i % shape.dim;
-      const double product = double(tile.step(t, c)) * tile.codes[size_t(i)];
+      const double product = double(tile.step(t, c)) * tile.level(tile.codes[size_t(i)]);
       const double exact = (product + tile.floor(t, c)) * tile.factor(c);
       // Product, sum and factor round once each, relative to the larger of their operands.
-      const double size = (product + std::fabs(tile.floor(t, c))) * tile.factor(c);
+      const double size = (std::fabs(product) + std::fabs(tile.floor(t, c))) * tile.factor(c);
       const size_t at = size_t(shape.lanes == Lanes::Tokens ? c * ld + t : t * ld + c);
       ASSERT_NEAR(out[at], exact, 3 * 0x1p-24 * size) << name_of(shape);
     }
     ASSERT_EQ(out.back(), -7.0f);
-  });
+  };
+  for (const Codec codec :
+       {Codec::Affine, Codec::Symmetric, Codec::Lloyd, Codec::E4m3, Codec::E2m1})
+    for_tiles(codec, check);
 }
 
 // Rounding a weight to a multiple of s moves a row's sum by s/2 for each code beyond the middle
@@ -114,7 +133,7 @@ double folding_error(const test::CodedTile& tile, int row, const std::vector<flo
       const int t = shape.lanes == Lanes::Tokens ? row : i;
       const int c = shape.lanes == Lanes::Tokens ? i : row;
       // A step that belongs to the row multiplies the sum, not the weight: same bound either way.
-      const double weight = std::fabs(double(x[size_t(i)]) * tile.factor(c)) * tile.step(t, c);
+      const double weight = std::fabs(double(x[size_t(i)]) * tile.factor(c) * tile.step(t, c));
       if (measure)
         largest = std::max(largest, weight);
       else
@@ -127,9 +146,11 @@ double folding_error(const test::CodedTile& tile, int row, const std::vector<flo
 TEST_P(KernelSet, ProductsOfCodesEqualTheSumOfProducts) {
   for (const Weighting weighting :
        {Weighting::Words, Weighting::SignedBytes, Weighting::UnsignedBytes}) {
-    for_tiles([&](const test::CodedTile& tile) {
+    for_tiles_of_numbers([&](const test::CodedTile& tile) {
       const TileShape& shape = tile.shape;
       if (shape.bits == 8 && weighting != Weighting::Words) return;
+      // Steps of either sign make weights of either sign.
+      if (shape.codec == Codec::Symmetric && weighting == Weighting::UnsignedBytes) return;
       const int n_rows = shape.n_rows(), n_columns = shape.n_columns();
       const int ld = padded_to(n_rows, kUnitRows), ldx = padded_to(n_columns, kUnitRows);
       for (int n = 1; n <= kMaxRows; ++n) {
@@ -161,7 +182,8 @@ TEST_P(KernelSet, ProductsOfCodesEqualTheSumOfProducts) {
               const double step = tile.step(t, c), floor = tile.floor(t, c);
               const double weight = double(weights[size_t(i)]) * tile.factor(c);
               sum += weight * (floor + step * tile.codes[size_t(t * shape.dim + c)]);
-              size += std::fabs(weight) * (std::fabs(floor) + step * top_code(shape.bits));
+              size +=
+                  std::fabs(weight) * (std::fabs(floor) + std::fabs(step) * top_code(shape.bits));
             }
             ASSERT_NEAR(out[size_t(r * ld + row)], sum,
                         folding_error(tile, row, weights, weighting) + 1e-5 * size)
@@ -177,9 +199,11 @@ TEST_P(KernelSet, ProductsOfCodesEqualTheSumOfProducts) {
 TEST_P(KernelSet, ProductsOfTheSmallestWeightsAreNumbers) {
   for (const Weighting weighting :
        {Weighting::Words, Weighting::SignedBytes, Weighting::UnsignedBytes}) {
-    for_tiles([&](const test::CodedTile& tile) {
+    for_tiles_of_numbers([&](const test::CodedTile& tile) {
       const TileShape& shape = tile.shape;
       if (shape.bits == 8 && weighting != Weighting::Words) return;
+      // Steps of either sign make weights of either sign.
+      if (shape.codec == Codec::Symmetric && weighting == Weighting::UnsignedBytes) return;
       std::vector<float> out(size_t(padded_to(shape.n_rows(), kUnitRows)));
       std::vector<FoldedRow> folded(kMaxRows);
       for (const float weight : {1e-30f, 1e-34f, 1e-36f, 1e-38f, 1e-42f, 0.0f}) {

@@ -177,6 +177,46 @@ TEST(Tile, SetsOfTokenGroupsStandGroupByGroup) {
   }
 }
 
+// Codecs without floors (docs/formats.md): one token of 16 channels in sets of 16.
+TEST(Tile, BytesOfCodecsWithoutFloorsAreThoseOfTheFormat) {
+  struct Golden {
+    Codec codec;
+    int bits;
+    Axis axis;
+    std::vector<float> x;
+    std::vector<uint8_t> codes;
+    std::vector<uint8_t> params;  // first bytes
+  };
+  const Golden cases[] = {
+      // The largest value, -8, has the lowest code: step 1 (0x3C00).
+      {Codec::Symmetric, 4, Axis::Token, {-8, 7, 0, 1}, {0, 15, 8, 9}, {0x00, 0x3C}},
+      // The largest value, 8, has the lowest code too: step -1 (0xBC00).
+      {Codec::Symmetric, 4, Axis::Token, {8, -7, 0, 1}, {0, 15, 8, 7}, {0x00, 0xBC}},
+      {Codec::Symmetric, 8, Axis::Token, {-127, 64, 0, 1}, {1, 192, 128, 129}, {0x00, 0x3C}},
+      // Largest size 6 times a scale of 2 (0x40 as e4m3).
+      {Codec::E2m1, 4, Axis::Group, {-12, 1, 0, 8}, {15, 1, 0, 6}, {0x40}},
+      {Codec::E4m3, 8, Axis::None, {-1, 448, 0, 0x1p-9f}, {0xB8, 0x7E, 0, 1}, {}},
+      // Largest size 448, so the step is 1.
+      {Codec::E4m3, 8, Axis::Token, {-1, 448, 0, 0x1p-9f}, {0xB8, 0x7E, 0, 1}, {0x00, 0x3C}},
+  };
+  for (const Golden& golden : cases) {
+    std::vector<float> x = golden.x;
+    x.resize(16, 0.0f);
+    const TileShape tile{1, 16, golden.bits, golden.axis, 16, Lanes::Tokens, golden.codec};
+    std::vector<uint8_t> packed(code_bytes(tile), 0xA5), expected(packed.size(), 0);
+    std::vector<half> params(param_bytes(tile) / 2 + 1, 0xA5A5);
+    encode_tile(tile, Fit::Endpoint, x.data(), packed.data(), params.data());
+    const uint8_t zero = golden.codec == Codec::Symmetric ? uint8_t(1 << (golden.bits - 1)) : 0;
+    for (int c = 0; c < 16; ++c)
+      write_code(tile, expected.data(), 0, c, c < 4 ? golden.codes[size_t(c)] : zero);
+    EXPECT_EQ(packed, expected) << int(golden.codec);
+    EXPECT_EQ(params.back(), 0xA5A5);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(params.data());
+    for (size_t i = 0; i < param_bytes(tile); ++i)
+      EXPECT_EQ(bytes[i], i < golden.params.size() ? golden.params[i] : 0) << int(golden.codec);
+  }
+}
+
 TEST(Tile, EmptyTilesNeedNothing) {
   for (const Axis axis : {Axis::Channel, Axis::Token, Axis::Group, Axis::ChannelGroup, Axis::Cst}) {
     const TileShape shape{0, 64, 4, axis, 32};

@@ -89,6 +89,9 @@ TEST(Ratio, PoliciesGiveTheAppendixTheirOwnParameterCounts) {
   EXPECT_EQ(ratio("uniform,v_axis=token"), 3.996);
   EXPECT_EQ(ratio("uniform"), 3.995);
   EXPECT_EQ(ratio("f16"), 1.0);
+  // A factor of 16 bits for each token beside channel parameters, for each channel beside tokens'.
+  EXPECT_EQ(ratio("uniform,v_axis=token,dual=8"),
+            rounded(paper_ratio(4, 3 * 4096 + 3 * 8 * 4096.0, 8, 4096, 4096), 3));
 }
 
 // H2O's worked example: two of six tokens by score beside a window of two.

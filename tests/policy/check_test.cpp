@@ -40,6 +40,15 @@ const Change kWrong[] = {
     {"group of -8", [](Policy& p) { p.v.axis = Axis::Group, p.v.group = -8; }},
     {"token group of 256", [](Policy& p) { p.k.axis = Axis::ChannelGroup, p.k.group = 256; }},
     {"group of 12", [](Policy& p) { p.v.axis = Axis::Group, p.v.group = 12; }},
+    {"negative dual scaling", [](Policy& p) { p.k.dual = -1; }},
+    {"65 rounds of dual scaling", [](Policy& p) { p.k.dual = 65; }},
+    {"dual scaling beside channel factors", [](Policy& p) { p.v.dual = 1; }},
+    {"a codec of other widths", [](Policy& p) { p.v.codec = Codec::Lloyd, p.tiers[0].v_bits = 8; }},
+    {"no step for codes that need one", [](Policy& p) { p.v.axis = Axis::None; }},
+    {"an override that its codec has not",
+     [](Policy& p) {
+       p.v.codec = Codec::Lloyd, p.overrides = {{0, 1, "v=8"}};
+     }},
     {"negative sinks", [](Policy& p) { p.window.sinks = -1; }},
     {"more sinks than a block has tokens", [](Policy& p) { p.window.sinks = 129; }},
     {"negative window", [](Policy& p) { p.window.recent = -1; }},

@@ -9,7 +9,7 @@ namespace zipcache {
 namespace {
 
 TEST(PolicyText, EveryRowParsesToItselfAndKeepsItsName) {
-  ASSERT_EQ(policy_rows().size(), 23u);
+  ASSERT_EQ(policy_rows().size(), 34u);
   for (const PolicyRow& row : policy_rows()) {
     const auto policy = parse_policy(row.name);
     ASSERT_TRUE(policy.ok()) << policy.status().message();
@@ -46,6 +46,33 @@ TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
   EXPECT_EQ(had4.tiers, (std::vector<Tier>{{4, 4}}));
   EXPECT_EQ(had4.k, (Side{Axis::Token, 32, Fit::Endpoint, Rotation::Hadamard}));
   EXPECT_EQ(had4.v, had4.k);
+  const Policy kvarn = *parse_policy("kvarn-k4v2");
+  EXPECT_EQ(kvarn.tiers, (std::vector<Tier>{{4, 2}}));
+  EXPECT_EQ(kvarn.k, (Side{Axis::Channel, 32, Fit::Endpoint, Rotation::Hadamard, 8}));
+  EXPECT_EQ(kvarn.v, (Side{Axis::Token, 32, Fit::Endpoint, Rotation::Hadamard, 8}));
+  EXPECT_EQ(kvarn.window, (Window{128, 0}));
+  EXPECT_EQ(parse_policy("kvarn-k2v2")->tiers, (std::vector<Tier>{{2, 2}}));
+  EXPECT_EQ(parse_policy("kvarn-k4v4")->tiers, (std::vector<Tier>{{4, 4}}));
+  const Policy sym4 = *parse_policy("sym4");
+  EXPECT_EQ(sym4.k, (Side{Axis::Group, 32, Fit::Endpoint, Rotation::None, 0, Codec::Symmetric}));
+  EXPECT_EQ(sym4.v, sym4.k);
+  EXPECT_EQ(parse_policy("sym8")->k, sym4.k);
+  EXPECT_EQ(parse_policy("sym8")->tiers, (std::vector<Tier>{{8, 8}}));
+  EXPECT_EQ(parse_policy("sym4-had")->v.rotation, Rotation::Hadamard);
+  EXPECT_EQ(parse_policy("sym8-had")->k.rotation, Rotation::Hadamard);
+  const Policy turbo = *parse_policy("turbo-k4v4");
+  EXPECT_EQ(turbo.k, (Side{Axis::Token, 32, Fit::Endpoint, Rotation::Hadamard, 0, Codec::Lloyd}));
+  EXPECT_EQ(turbo.v, (Side{Axis::Token, 32, Fit::Endpoint, Rotation::None}));
+  const Policy fp8 = *parse_policy("fp8");
+  EXPECT_EQ(fp8.k, (Side{Axis::None, 32, Fit::Endpoint, Rotation::None, 0, Codec::E4m3}));
+  EXPECT_EQ(fp8.v, fp8.k);
+  const Policy nvfp4 = *parse_policy("nvfp4");
+  EXPECT_EQ(nvfp4.k, (Side{Axis::Group, 16, Fit::Endpoint, Rotation::None, 0, Codec::E2m1}));
+  EXPECT_EQ(nvfp4.v, nvfp4.k);
+  const Policy roco = *parse_policy("roco");
+  EXPECT_EQ(roco.saliency.statistic, Statistic::MeanStd);
+  EXPECT_TRUE(roco.needs_scores() && roco.needs_squares() && roco.evicts());
+  EXPECT_FALSE(parse_policy("h2o")->needs_squares());
   const Policy h2o = *parse_policy("h2o");
   EXPECT_EQ(h2o.tiers, (std::vector<Tier>{{16, 16}, {0, 0}}));
   EXPECT_EQ(h2o.saliency.recent_permille, 1000);
@@ -83,6 +110,11 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "zipcache,k=16/4",
                                "zip,v_axis=group32,k_axis=token",
                                "zip,k_axis=channel32,v_axis=channel128",
+                               "zip,dual=4",
+                               "had4,codec=lloyd,k_codec=sym",
+                               "fp8,v_axis=token,v_codec=e2m1,v=4",
+                               "roco,ratio=0.5",
+                               "zip,k_dual=1,v_dual=64",
                                "zip,fit=midpoint,rotate=none",
                                "zip,fit=mse,v_fit=unbiased",
                                "zip,k_fit=endpoint,v_fit=midpoint",
@@ -176,7 +208,21 @@ const Wrong kWrong[] = {
     {"zipcache,rotate=yes", "field rotate"},
     {"zipcache,k_rotate=haar", "field k_rotate"},
     {"zipcache,v_rotate=1", "field v_rotate"},
+    {"zipcache,dual=-1", "field dual"},
+    {"zipcache,dual=65", "field dual"},
+    {"zip,k_dual=x", "field k_dual"},
+    {"zipcache,v_dual=8", "v_axis=token"},
     {"zipcache,score=median", "field score"},
+    {"zipcache,score=mean_std,probes=0+0", "mean_std"},
+    {"zipcache,codec=nf4", "field codec"},
+    {"zipcache,k_codec=", "field k_codec"},
+    {"zipcache,v_codec=e2m1", "expected 4, 16 or 0"},
+    {"fp8,k=4", "k_codec=e4m3: found 4 bits, expected 8, 16 or 0"},
+    {"had4,k=8,k_codec=lloyd", "expected 2, 3, 4, 16 or 0"},
+    {"uniform,k_codec=sym", "k_axis=channel128"},
+    {"uniform,k_axis=none", "k_axis=none"},
+    {"sym4,v_axis=none", "v_axis=none"},
+    {"zip,v_codec=sym", "v_fit=endpoint"},
     {"zipcache,norm=all", "field norm"},
     {"snapkv,pool=0", "field pool"},
     {"snapkv,pool=4", "field pool"},
@@ -228,7 +274,7 @@ TEST(PolicyText, HostileBytesAreEscapedAndCutInTheMessage) {
   const std::string long_text(2000, 'x');
   const auto cut = parse_policy(long_text);
   ASSERT_FALSE(cut.ok());
-  EXPECT_LT(cut.status().message().size(), 400u);
+  EXPECT_LT(cut.status().message().size(), 600u);
   const auto escaped = parse_policy(std::string_view("zip\x1b[31m\n\0cache", 15));
   ASSERT_FALSE(escaped.ok());
   for (const char c : escaped.status().message()) EXPECT_GE(static_cast<unsigned char>(c), 0x20);

@@ -88,6 +88,22 @@ TEST(Pool, TokensWithoutAScoreStayOutOfIt) {
   EXPECT_EQ(pooled_scores({2, INFINITY, 4}, Pool::Max, 3), (std::vector<float>{2, INFINITY, 4}));
 }
 
+TEST(Score, TheDeviationIsThatOfWhatEachProbeGave) {
+  // Probes gave .1, .3 and .8: mean .4, variance (.09 + .01 + .16) / 3.
+  EXPECT_NEAR(score_deviation(1.2f, .74f, 3), std::sqrt(.26 / 3), 1e-6);
+  EXPECT_EQ(score_deviation(.5f, .25f, 1), 0);
+  EXPECT_EQ(score_deviation(0, 0, 0), 0);
+}
+
+TEST(Score, UncertainTokensAreKeptWhateverTheirScore) {
+  const std::vector<float> scores = {.1f, .5f, .3f, .2f}, deviations = {.9f, .1f, .2f, .3f};
+  EXPECT_EQ(keep_uncertain(scores, deviations, 0), scores);
+  EXPECT_EQ(keep_uncertain(scores, deviations, 2),
+            (std::vector<float>{INFINITY, .5f, .3f, INFINITY}));
+  // Two are kept: the uncertain first token, then the best of the others.
+  EXPECT_EQ(allocate(keep_uncertain(scores, deviations, 1), 2), (std::vector<uint8_t>{0, 0, 1, 1}));
+}
+
 TEST(Score, DivisorsAreProbesAllRowsOrNothing) {
   EXPECT_FLOAT_EQ(normalized_score(0.5f, 2, 4, Norm::ProbeNnz), 0.25f);
   EXPECT_FLOAT_EQ(normalized_score(0.5f, 2, 4, Norm::FullCausal), 0.125f);

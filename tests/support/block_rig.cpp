@@ -114,8 +114,12 @@ std::vector<float> BlockRig::packed_rows(int slot, SideId side, int head_index) 
     CodedTile tile;
     const TileView& view = packed.tiers[tier];
     tile.shape = view.shape;
-    tile.params.assign(view.params, view.params + 2 * n_sets(view.shape));
+    tile.params.assign(view.params, view.params + param_bytes(view.shape) / sizeof(half));
     if (view.factors) tile.factors.assign(view.factors, view.factors + padded_to(dim, kUnitRows));
+    if (view.token_factors) {
+      tile.token_factors.assign(view.token_factors,
+                                view.token_factors + padded_to(view.shape.n_tokens, kUnitRows));
+    }
     tile.packed.assign(view.codes, view.codes + code_bytes(view.shape));
     tile.decode_all();
     coded.insert(coded.end(), tile.values.begin(), tile.values.end());
@@ -166,6 +170,10 @@ std::vector<double> BlockRig::decoded(SideId side) const {
 float BlockRig::sum(int cell, int head) const {
   const RowId id = log.find(cell);
   return store.raw.sums(store.block(id.slot).raw, head)[id.row];
+}
+float BlockRig::squares(int cell, int head) const {
+  const RowId id = log.find(cell);
+  return store.raw.squares(store.block(id.slot).raw, head)[id.row];
 }
 uint32_t BlockRig::probes_seen(int cell) const {
   const RowId id = log.find(cell);

@@ -31,6 +31,7 @@ class BlockRig {
   std::vector<bool> absent() const;
 
   float sum(int cell, int head) const;
+  float squares(int cell, int head) const;
   uint32_t probes_seen(int cell) const;
   uint32_t rows_seen(int cell) const;
 

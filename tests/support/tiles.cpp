@@ -1,11 +1,19 @@
 #include "support/tiles.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace zipcache::test {
 
-float CodedTile::step(int t, int c) const { return to_float(params[size_t(set_of(shape, t, c))]); }
+float CodedTile::level(uint8_t code) const {
+  const float* levels = levels_of(shape.codec, shape.bits);
+  return levels ? levels[code] : float(code);
+}
+float CodedTile::step(int t, int c) const {
+  return step_of(shape, params.data(), set_of(shape, t, c));
+}
 float CodedTile::floor(int t, int c) const {
+  if (shape.codec != Codec::Affine) return step(t, c) * implied_floor(shape.codec, shape.bits);
   return to_float(params[params.size() / 2 + size_t(set_of(shape, t, c))]);
 }
 
@@ -22,18 +30,19 @@ void CodedTile::decode_all() {
     for (int c = 0; c < shape.dim; ++c) {
       const size_t i = size_t(t) * dim + size_t(c);
       codes[i] = read_code(shape, packed.data(), t, c);
-      values[i] = decode(codes[i], to_half(step(t, c)), to_half(floor(t, c))) * factor(c);
+      values[i] = std::fma(step(t, c), level(codes[i]), floor(t, c)) * factor(c) * token_factor(t);
     }
   }
 }
 
 CodedTile code_tile(const std::vector<float>& x, int n, int dim, int bits, Axis axis, int group,
-                    Fit fit, const std::vector<half>& factors, Lanes lanes) {
+                    Fit fit, const std::vector<half>& factors, Lanes lanes, Codec codec) {
   CodedTile tile;
   tile.shape = {
-      n, dim, bits, axis, axis == Axis::Group || axis == Axis::ChannelGroup ? group : 0, lanes};
+      n,     dim,  bits, axis, axis == Axis::Group || axis == Axis::ChannelGroup ? group : 0,
+      lanes, codec};
   tile.packed.resize(code_bytes(tile.shape));
-  tile.params.resize(2 * size_t(n_sets(tile.shape)));
+  tile.params.resize(param_bytes(tile.shape) / sizeof(half));
   std::vector<float> scaled = x;
   if (axis == Axis::Cst) {
     tile.factors = factors;
