@@ -44,12 +44,13 @@ Status check(const CacheShape& shape);
 
 // Every byte, by kind. `allocated()` is their sum and what the cache holds now.
 struct Bytes {
-  size_t codes = 0;    // packed codes
-  size_t params = 0;   // steps, floors, channel factors
-  size_t tags = 0;     // tier tags and block headers
-  size_t raw = 0;      // 16-bit rows: window, sinks, the block being filled
-  size_t scores = 0;   // sums and counts of raw rows; with eviction, which of them are there
-  size_t map = 0;      // cell <-> row tables
+  size_t codes = 0;   // packed codes
+  size_t params = 0;  // steps, floors, channel factors
+  size_t tags = 0;    // tier tags and block headers
+  size_t raw = 0;     // 16-bit rows: window, sinks, the block being filled
+  size_t scores = 0;  // sums and counts of raw rows; with eviction, which of them are there
+  size_t map =
+      0;  // tables beside the blocks: cell <-> row; with k_round=query what queries are like
   size_t padding = 0;  // alignment, unused rows of raw blocks, freed storage kept for reuse
   size_t allocated() const { return codes + params + tags + raw + scores + map + padding; }
   Bytes& operator+=(const Bytes& other);

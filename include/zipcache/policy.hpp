@@ -56,6 +56,12 @@ enum class Codec : uint8_t {
 
 enum class Rotation : uint8_t { None, Hadamard };
 
+// How key values become codes on the grid that their fit chose. Both cost the same bits.
+enum class Rounding : uint8_t {
+  Nearest,
+  Query,  // errors of a key's channels cancel where the prompts' queries look; not in the paper
+};
+
 // What ranks the tokens of a block.
 enum class Statistic : uint8_t {
   Mean,     // attention received from probe rows (Eq. 8 and 9)
@@ -164,6 +170,7 @@ struct LayerOverride {
 struct Policy {
   std::string name = "f16";
   Side k, v;
+  Rounding k_rounding = Rounding::Nearest;
   std::vector<Tier> tiers = {{16, 16}};  // best first; one or two
   int high_permille = 1000;              // share of tokens in the first tier, in 1/1000
   Saliency saliency;

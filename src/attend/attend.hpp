@@ -30,6 +30,10 @@ class Attender {
   void score(const Attention& step, const StreamLog& log, LayerStore& store,
              const std::vector<int>& probes);
 
+  // Lets the layer learn from the step's query rows how keys are best rounded, when the policy
+  // rounds by queries and the rows are enough to learn from.
+  void learn_queries(const Attention& step, LayerStore& store);
+
  private:
   const Kernels& kernels_;
   std::unique_ptr<Workspace> space_;

@@ -616,6 +616,7 @@ Status Engine::attend(const Attention& step) {
   seconds_.attention += watch.lap();
   if (scored) attender_.score(step, log, target, probes);
   seconds_.scoring += watch.lap();
+  attender_.learn_queries(step, target);
   if (policy_.cadence == Cadence::Stream || decode_step) ZC_TRY(pack_due(step, false));
   seconds_.packing += watch.lap();
   return ok();
@@ -626,6 +627,7 @@ void Engine::clear() {
   for (auto& made : stores_) {
     for (int slot = 0; slot < StreamLog::max_blocks(shape_.n_cells); ++slot)
       made->release(slot, arena_);
+    for (QueryMoment& moment : made->moments) moment.forget();
   }
   arena_.clear();
   compactions_ = unscored_blocks_ = peak_ = 0;

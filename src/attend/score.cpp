@@ -117,4 +117,22 @@ void Attender::score(const Attention& step, const StreamLog& log, LayerStore& st
   });
 }
 
+void Attender::learn_queries(const Attention& step, LayerStore& store) {
+  const LayerShape& shape = store.raw.shape;
+  const int group = step.n_heads / shape.n_heads;
+  if (store.moments.empty() || step.n_queries < kShortStep ||
+      step.n_queries * group < kMomentRows) {
+    return;
+  }
+  std::vector<int> queries(size_t(step.n_queries), 0);
+  std::iota(queries.begin(), queries.end(), 0);
+  const bool rotated = store.packed.policy().k.rotation == Rotation::Hadamard;
+  space_->begin(step.n_threads);
+  parallel_for(step.n_threads, shape.n_heads, [&](int head, int worker) {
+    QueryTile& tile = space_->scratch[size_t(worker)].queries;
+    gather_queries(step, queries, head, group, shape.k_dim, rotated, tile);
+    store.moments[size_t(head)].learn(tile.for_packed(), tile.n_rows(), tile.ld);
+  });
+}
+
 }  // namespace zipcache

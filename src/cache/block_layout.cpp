@@ -67,12 +67,21 @@ void PackedLayout::walk_front(int n_sinks, Visit&& visit) const {
   visit(Part::VSinks, heads * size_t(n_sinks) * size_t(shape_.v_dim) * sizeof(half));
 }
 
+bool PackedLayout::tiers_share_params(SideId side) const {
+  const bool is_k = side == SideId::K;
+  const auto bits = [&](const Tier& tier) { return is_k ? tier.k_bits : tier.v_bits; };
+  const Side& spec = is_k ? policy_.k : policy_.v;
+  return two_tiers() && spec.axis == Axis::Channel && spec.codec == Codec::Affine &&
+         bits(policy_.tiers[0]) == bits(policy_.tiers[1]) && coded(bits(policy_.tiers[0]));
+}
+
 // Calls visit(part, side, tier, shape_of_tile, bytes) for every part of one head.
 template <class Visit>
 void PackedLayout::walk_head(int n_high, int n_coded, Visit&& visit) const {
   for (int side = 0; side < 2; ++side) {
     const Side& spec = side == 0 ? policy_.k : policy_.v;
     const int dim = side == 0 ? shape_.k_dim : shape_.v_dim;
+    const bool one_set = tiers_share_params(side == 0 ? SideId::K : SideId::V);
     const TileShape none;
     visit(Part::Factors, side, 0, none,
           spec.channel_factors() ? size_t(padded_to(dim, kUnitRows)) * sizeof(half) : 0);
@@ -86,7 +95,9 @@ void PackedLayout::walk_head(int n_high, int n_coded, Visit&& visit) const {
                            spec.group,
                            side == 0 ? Lanes::Tokens : Lanes::Channels,
                            spec.codec};
-      visit(Part::Params, side, int(tier), tile, param_bytes(tile));
+      TileShape covered = tile;  // by this tier's parameters
+      if (one_set) covered.n_tokens = tier == 0 ? n_coded : 0;
+      visit(Part::Params, side, int(tier), tile, param_bytes(covered));
       visit(Part::TokenFactors, side, int(tier), tile,
             spec.token_factors() && coded(tile.bits)
                 ? size_t(padded_to(tile.n_tokens, kUnitRows)) * sizeof(half)
@@ -167,27 +178,28 @@ PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sin
       found.v_sinks = reinterpret_cast<half*>(here) + sink_rows * size_t(shape_.v_dim);
   });
   Cursor cursor{offsets[wanted], shared_set ? shared_head_bytes() * size_t(wanted) : 0};
-  walk_head(n_high, n_coded,
-            [&](Part part, int side, int tier, const TileShape& tile, size_t size) {
-              const bool from_shared = shared_set && belongs_to_set(part, tile);
-              // A shared set holds every tier's channel parameters, also those that this block has
-              // no token for.
-              if (from_shared && part == Part::Params && size == 0 && coded(tile.bits)) {
-                size = 2 * sizeof(half) * size_t(padded_to(tile.dim, kUnitRows));
-              }
-              uint8_t* here = (from_shared ? shared_set : block) + cursor.take(size, from_shared);
-              PackedSide& out = side == 0 ? found.k : found.v;
-              TileView& view = out.tiers[tier];
-              if (part == Part::Factors) {
-                if (size) out.factors = reinterpret_cast<half*>(here);
-              } else if (part == Part::Params) {
-                view = {tile, nullptr, reinterpret_cast<half*>(here), out.factors};
-              } else if (part == Part::TokenFactors) {
-                if (size) view.token_factors = reinterpret_cast<half*>(here);
-              } else {
-                view.codes = here;
-              }
-            });
+  walk_head(
+      n_high, n_coded, [&](Part part, int side, int tier, const TileShape& tile, size_t size) {
+        const bool from_shared = shared_set && belongs_to_set(part, tile);
+        // A shared set holds every tier's channel parameters, also those that this block has
+        // no token for.
+        const bool first_serves =
+            tier == 1 && tiers_share_params(side == 0 ? SideId::K : SideId::V);
+        if (from_shared && part == Part::Params && size == 0 && coded(tile.bits) && !first_serves) {
+          size = 2 * sizeof(half) * size_t(padded_to(tile.dim, kUnitRows));
+        }
+        uint8_t* here = (from_shared ? shared_set : block) + cursor.take(size, from_shared);
+        PackedSide& out = side == 0 ? found.k : found.v;
+        TileView& view = out.tiers[tier];
+        if (part == Part::Factors) {
+          if (size) out.factors = reinterpret_cast<half*>(here);
+        } else if (part == Part::Params) {
+          const half* params = first_serves ? out.tiers[0].params : reinterpret_cast<half*>(here);
+          view = {tile, nullptr, params, out.factors};
+        } else {
+          view.codes = here;
+        }
+      });
   return found;
 }
 

@@ -17,7 +17,8 @@
 //   tags      u8   [head, 16]      bit t of byte t/8: token t is in the high tier; with two tiers
 //   sinks     f16  [head, n_sinks, k_dim], then [head, n_sinks, v_dim]
 //   per head, for K and then V: channel factors, then for each tier params, token factors and codes
-//   (codec/tile.hpp, Side::channel_factors); K has tokens in its lanes, V channels
+//   (codec/tile.hpp, Side::channel_factors); K has tokens in its lanes, V channels. Tiers of one
+//   width have one set of channel params, the first tier's, over the tokens of both.
 // Parameters shared by several blocks (Cadence::Prompt) stand in a piece of their own:
 //   per head, for K and then V: factors, then each tier's params
 // Every part of a packed block begins at a multiple of 64 bytes.
@@ -31,6 +32,7 @@
 #include <vector>
 
 #include "cache/log.hpp"
+#include "codec/query_rounding.hpp"
 #include "codec/tile.hpp"
 
 namespace zipcache {
@@ -100,6 +102,14 @@ class PackedLayout {
     return tier < policy_.tiers.size() && !policy_.tiers[tier].evicts();
   }
   bool two_tiers() const { return policy_.tiers.size() == 2; }
+  // Keys become codes with the help of their queries' moments.
+  bool rounds_by_queries() const { return policy_.k_rounding == Rounding::Query && !policy_.raw(); }
+  // Bytes of these moments in one layer of one stream.
+  size_t moment_bytes() const {
+    return rounds_by_queries() ? size_t(shape_.n_heads) * QueryMoment::bytes(shape_.k_dim) : 0;
+  }
+  // Both tiers of a side are coded on the same channel parameters.
+  bool tiers_share_params(SideId side) const;
   const Policy& policy() const { return policy_; }
   const LayerShape& shape() const { return shape_; }
 

@@ -160,6 +160,7 @@ Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& lay
     bytes.scores += (cost.raw.bytes - cost.raw.sums_at) * size_t(counts.raw);
   }
   bytes.map = StreamLog(std::max(1, n_tokens), int(layers.size())).bytes();
+  for (const LayerCost& cost : *costs) bytes.map += cost.packed.moment_bytes();
   bytes.padding = committed - (bytes.codes + bytes.params + bytes.tags + bytes.raw + bytes.scores);
   return bytes;
 }
@@ -178,6 +179,7 @@ Result<size_t> planned_bytes(const Policy& policy, const CacheShape& shape, int 
     const size_t raw_piece = Arena::rounded(cost.raw.bytes);
     if (!policy.raw()) per_stream += packed_total(cost, cell_blocks);
     per_stream += std::min(window_blocks, cell_blocks) * raw_piece;
+    per_stream += cost.packed.moment_bytes();
     largest_raw = std::max(largest_raw, raw_piece);
   }
   per_stream += StreamLog(shape.n_cells, int(shape.layers.size())).bytes();
@@ -202,8 +204,9 @@ double paper_ratio(const Policy& policy, double C, double l, double b) {
     switch (side.axis) {
       case Axis::None:
         return factors;
-      case Axis::Channel:
-        return factors + per_set * C * tiers;
+      case Axis::Channel:  // tiers of one width share them
+        return factors +
+               per_set * C * (policy.tiers.front().*bits == policy.tiers.back().*bits ? 1 : tiers);
       case Axis::Group:
       case Axis::ChannelGroup:
         return factors + per_set * b * C * l / side.group;

@@ -89,6 +89,7 @@ void LayerStore::count(const StreamLog& log, Bytes& bytes) const {
     bytes.raw += stored.bytes.sinks;
   }
   for (const SharedSet& set : shared_) bytes.params += set.bytes;
+  bytes.map += packed.moment_bytes();
 }
 
 namespace {

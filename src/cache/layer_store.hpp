@@ -6,6 +6,7 @@
 
 #include "base/arena.hpp"
 #include "cache/block_layout.hpp"
+#include "codec/query_rounding.hpp"
 
 namespace zipcache {
 
@@ -27,10 +28,14 @@ struct StoredBlock {
 class LayerStore {
  public:
   LayerStore(const LayerShape& shape, const Policy& policy, int n_slots)
-      : raw(shape, policy), packed(shape, policy), blocks_(size_t(n_slots)) {}
+      : raw(shape, policy),
+        packed(shape, policy),
+        moments(packed.rounds_by_queries() ? size_t(shape.n_heads) : 0, QueryMoment(shape.k_dim)),
+        blocks_(size_t(n_slots)) {}
 
   const RawLayout raw;
   const PackedLayout packed;
+  std::vector<QueryMoment> moments;  // [head], none unless keys are rounded by their queries
 
   const StoredBlock& block(int slot) const { return blocks_[size_t(slot)]; }
   StoredBlock& block(int slot) { return blocks_[size_t(slot)]; }

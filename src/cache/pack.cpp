@@ -240,18 +240,48 @@ void store_token_factors(const Factors& factors, const std::vector<uint8_t>& tie
                 const_cast<half*>(tile.token_factors));
 }
 
-void encode_side(const Side& spec, const PackedSide& out, size_t n_tiers,
+// Codes of rows x [n, dim] on given channel parameters, rounded by the queries where the policy
+// says so and prompts have taught what queries are like.
+void encode_rows(const LayerStore& store, SideId side, int head, const TileShape& tile,
+                 std::span<const SetFit> fits, std::vector<float> x, uint8_t* codes) {
+  if (side == SideId::K && !store.moments.empty() && store.moments[size_t(head)].known())
+    QueryRounding(store.moments[size_t(head)]).round(x.data(), tile.n_tokens, fits, tile.bits);
+  encode_with(tile, fits, x.data(), codes);
+}
+
+// Each channel of the tile has affine parameters over all tokens.
+bool fitted_by_channel(const TileShape& tile) {
+  return tile.axis == Axis::Channel && tile.codec == Codec::Affine && coded(tile.bits);
+}
+
+void encode_side(const LayerStore& store, SideId side, int head, const PackedSide& out,
                  const std::vector<float>& x, const std::vector<uint8_t>& tiers) {
+  const Policy& policy = store.packed.policy();
+  const Side& spec = side == SideId::K ? policy.k : policy.v;
   const int dim = out.tiers[0].shape.dim;
   const Factors factors = factors_of(spec, x, dim);
   store_factors(factors.channels, dim, out.factors);
   const std::vector<float> divided = divided_by(x, dim, factors);
-  for (size_t tier = 0; tier < n_tiers; ++tier) {
+  const auto fit = [&](const std::vector<float>& rows, const TileView& tile) {
+    const auto fits =
+        fit_channels(rows.data(), int(rows.size()) / dim, dim, tile.shape.bits, spec.fit);
+    store_params(fits, const_cast<half*>(tile.params));
+    return fits;
+  };
+  const bool one_set = store.packed.tiers_share_params(side) && !x.empty();
+  std::vector<SetFit> fits;
+  if (one_set) fits = fit(divided, out.tiers[0]);
+  for (size_t tier = 0; tier < policy.tiers.size(); ++tier) {
     const TileView& tile = out.tiers[tier];
-    const auto rows = rows_of_tier(as_held(tile.shape, x, divided), dim, tiers, int(tier));
+    auto rows = rows_of_tier(as_held(tile.shape, x, divided), dim, tiers, int(tier));
+    auto* codes = const_cast<uint8_t*>(tile.codes);
     store_token_factors(factors, tiers, int(tier), tile);
-    encode_tile(tile.shape, spec.fit, rows.data(), const_cast<uint8_t*>(tile.codes),
-                const_cast<half*>(tile.params));
+    if (!fitted_by_channel(tile.shape) || rows.empty()) {
+      encode_tile(tile.shape, spec.fit, rows.data(), codes, const_cast<half*>(tile.params));
+      continue;
+    }
+    if (!one_set) fits = fit(rows, tile);
+    encode_rows(store, side, head, tile.shape, fits, std::move(rows), codes);
   }
 }
 
@@ -281,18 +311,22 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
     next += factors.tokens.empty() ? 0 : plans[b].n_coded;
     divided.push_back(divided_by(x[b], dim, own[b]));
   }
+  const bool one_set = store.packed.tiers_share_params(side);
+  std::vector<SetFit> fits;
+  all.clear();
+  for (size_t b = 0; one_set && b < plans.size(); ++b)
+    all.insert(all.end(), divided[b].begin(), divided[b].end());
   for (size_t tier = 0; tier < policy.tiers.size(); ++tier) {
     std::vector<std::vector<float>> rows;
-    all.clear();
+    if (!one_set) all.clear();
     const TileShape& shape = out[0].tiers[tier].shape;
     for (size_t b = 0; b < plans.size(); ++b) {
       rows.push_back(rows_of_tier(as_held(shape, x[b], divided[b]), dim,
                                   plans[b].tiers[size_t(head)], int(tier)));
-      all.insert(all.end(), rows.back().begin(), rows.back().end());
+      if (!one_set) all.insert(all.end(), rows.back().begin(), rows.back().end());
     }
-    const bool common = shape.axis == Axis::Channel && coded(shape.bits) && !all.empty();
-    std::vector<SetFit> fits;
-    if (common) {
+    const bool common = fitted_by_channel(shape) && !all.empty();
+    if (common && !(one_set && tier == 1)) {
       fits = fit_channels(all.data(), int(all.size()) / dim, dim, shape.bits, spec.fit);
       store_params(fits, const_cast<half*>(out[0].tiers[tier].params));
     }
@@ -301,7 +335,7 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
       store_token_factors(own[b], plans[b].tiers[size_t(head)], int(tier), tile);
       auto* codes = const_cast<uint8_t*>(tile.codes);
       if (common)
-        encode_with(tile.shape, fits, rows[b].data(), codes);
+        encode_rows(store, side, head, tile.shape, fits, std::move(rows[b]), codes);
       else
         encode_tile(tile.shape, spec.fit, rows[b].data(), codes, const_cast<half*>(tile.params));
     }
@@ -333,7 +367,6 @@ void store_tags(const Plan& plan, int head, uint8_t* tags) {
 }
 
 void encode_head(const LayerStore& store, std::vector<Plan>& plans, int head, uint8_t* set) {
-  const Policy& policy = store.packed.policy();
   for (Plan& plan : plans) {
     const PackedHead packed =
         store.packed.head(plan.result.packed, head, plan.n_coded, int(plan.sinks.count()), set);
@@ -341,10 +374,10 @@ void encode_head(const LayerStore& store, std::vector<Plan>& plans, int head, ui
     store_sinks(store, plan, head, packed);
     if (set) continue;
     const auto& tiers = plan.tiers[size_t(head)];
-    encode_side(policy.k, packed.k, policy.tiers.size(), coded_rows(store, plan, SideId::K, head),
-                tiers);
-    encode_side(policy.v, packed.v, policy.tiers.size(), coded_rows(store, plan, SideId::V, head),
-                tiers);
+    for (const SideId side : {SideId::K, SideId::V}) {
+      encode_side(store, side, head, side == SideId::K ? packed.k : packed.v,
+                  coded_rows(store, plan, side, head), tiers);
+    }
   }
   if (!set) return;
   encode_side_shared(store, SideId::K, head, plans, set);
@@ -430,7 +463,7 @@ void repack_keys(LayerStore& store, int slot, const float* rows) {
       tiers.push_back(packed.tags && !((packed.tags[row / 8] >> (row % 8)) & 1) ? 1 : 0);
     }
     if (policy.k.rotation == Rotation::Hadamard) hadamard(x.data(), stored.n_coded, dim, dim);
-    encode_side(policy.k, packed.k, policy.tiers.size(), x, tiers);
+    encode_side(store, SideId::K, head, packed.k, x, tiers);
   }
 }
 

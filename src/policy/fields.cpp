@@ -26,6 +26,8 @@ constexpr Word<Codec> kCodecs[] = {{"affine", Codec::Affine},
                                    {"lloyd", Codec::Lloyd},
                                    {"e4m3", Codec::E4m3},
                                    {"e2m1", Codec::E2m1}};
+constexpr Word<Rounding> kRoundings[] = {{"nearest", Rounding::Nearest},
+                                         {"query", Rounding::Query}};
 constexpr Word<Statistic> kStatistics[] = {{"mean", Statistic::Mean},
                                            {"random", Statistic::Random},
                                            {"recency", Statistic::Recency},
@@ -217,6 +219,9 @@ const Field kFields[] = {
      [](const P& p) { return word_of(kFits, p.k.fit); }, true},
     {"v_fit", kFitWords, [](P& p, V v) { return parse_word(kFits, v, p.v.fit); },
      [](const P& p) { return word_of(kFits, p.v.fit); }, true},
+    {"k_round", "nearest or query",
+     [](P& p, V v) { return parse_word(kRoundings, v, p.k_rounding); },
+     [](const P& p) { return word_of(kRoundings, p.k_rounding); }, true},
     {"rotate", kRotationWords,
      [](P& p, V v) {
        return parse_word(kRotations, v, p.k.rotation) && parse_word(kRotations, v, p.v.rotation);

@@ -135,6 +135,14 @@ Status check_fields(const Policy& policy) {
   ZC_TRY(check_codec(policy, policy.v, &Tier::v_bits, "v"));
   ZC_TRY(check_dual(policy.k, "k"));
   ZC_TRY(check_dual(policy.v, "v"));
+  if (policy.k_rounding == Rounding::Query &&
+      (policy.k.axis != Axis::Channel || policy.k.codec != Codec::Affine)) {
+    return {
+        Code::BadPolicy,
+        fmt::format("policy {}: k_round=query needs k_axis=channel and codec=affine; set them, or "
+                    "k_round=nearest",
+                    policy.name)};
+  }
   ZC_TRY(check_range("ratio in 1/1000", policy.high_permille, 0, 1000));
   ZC_TRY(check_range("sinks", policy.window.sinks, 0, kBlockTokens));
   ZC_TRY(check_range("recent", policy.window.recent, 0, 1 << 20));
