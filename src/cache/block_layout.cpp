@@ -196,6 +196,8 @@ PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sin
         } else if (part == Part::Params) {
           const half* params = first_serves ? out.tiers[0].params : reinterpret_cast<half*>(here);
           view = {tile, nullptr, params, out.factors};
+        } else if (part == Part::TokenFactors) {
+          if (size) view.token_factors = reinterpret_cast<half*>(here);
         } else {
           view.codes = here;
         }

@@ -16,6 +16,10 @@ namespace {
 #define ZC_KVARN(K, V) \
   "k=" K ",v=" V ",k_axis=channel,v_axis=token,rotate=hadamard,dual=8,fit=endpoint,sinks=128"
 
+#define ZC_ZIP                                                                               \
+  "k_axis=channel,k_fit=endpoint,k_round=query,v_axis=token,v_fit=unbiased,rotate=hadamard," \
+  "sinks=4,recent=128"
+
 constexpr PolicyRow kRows[] = {
     {"f16", "bits=16", "16-bit cache through this backend, 32-bit accumulation; the reference"},
     {"uniform", ZC_UNIFORM("4"),
@@ -29,16 +33,12 @@ constexpr PolicyRow kRows[] = {
     {"zipcache-code", ZC_PAPER ",norm=full_causal,replacement=1,decode_probes=last",
      "the paper as its released code scores: full causal divisor, draws with replacement, one "
      "decode probe"},
-    {"zip", "k=4,v=2,k_axis=channel,v_axis=token,v_rotate=hadamard,fit=unbiased,sinks=4,recent=128",
-     "the default: K4 V2, V rotated, slope-1 fit, 4 sinks and the newest 128 tokens at 16 bits"},
-    {"zip2", "bits=2,k_axis=channel,v_axis=token,rotate=hadamard,fit=unbiased,sinks=4,recent=128",
-     "zip with fewer bits: K2 V2, K rotated too, which 2 bits need"},
-    {"zip3",
-     "k=3,v=2,k_axis=channel,v_axis=token,v_rotate=hadamard,fit=unbiased,sinks=4,recent=128",
-     "zip with fewer bits: K3 V2"},
-    {"zip4",
-     "k=4,v=3,k_axis=channel,v_axis=token,v_rotate=hadamard,fit=unbiased,sinks=4,recent=128",
-     "zip with more bits: K4 V3"},
+    {"zip", ZC_ZIP ",k=4,v=4/2,ratio=0.1",
+     "the default: K at 4 bits rounded by what queries see, V at 2 with the tenth of tokens that "
+     "probes attend to most at 4; both rotated, 4 sinks, the newest 128 tokens at 16 bits"},
+    {"zip2", ZC_ZIP ",bits=2", "zip with fewer bits: K2 V2"},
+    {"zip3", ZC_ZIP ",k=3,v=2", "zip with fewer bits: K3 V2"},
+    {"zip4", ZC_ZIP ",k=4,v=3", "zip with more bits: K4 V3"},
     {"kivi2", "bits=2,k_axis=channel32,v_axis=group32,fit=endpoint,recent=128",
      "KIVI at 2 bits: K per channel in groups of 32 tokens, V per token in groups of 32 channels; "
      "both windows move by blocks: the newest 128 to 255 tokens at 16 bits (KIVI: K 0 to 127, V "
@@ -102,6 +102,7 @@ constexpr PolicyRow kRows[] = {
 
 #undef ZC_SYMMETRIC
 #undef ZC_KVARN
+#undef ZC_ZIP
 #undef ZC_UNIFORM
 #undef ZC_PAPER
 

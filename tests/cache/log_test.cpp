@@ -114,7 +114,8 @@ TEST(BlockLayout, RegionsListEveryCodedRowOnceHighTierFirst) {
 
 TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
   for (const char* text : {"zipcache", "zip", "uniform,k_axis=group16,v_axis=channel",
-                           "zipcache,k=16/4", "zipcache,dual=2,v_axis=token"}) {
+                           "zipcache,k=16/4", "zipcache,dual=2,v_axis=token", "zipcache,k=4,v=4/2",
+                           "zipcache,k=4,v=4/2,dual=1,v_axis=token"}) {
     for (const int n_sinks : {0, 5, 128}) {
       const LayerShape shape{3, 80, 96};
       const PackedLayout layout(shape, *parse_policy(text));
@@ -150,8 +151,19 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
                           64,
                       0u);
             claim(tile.codes, code_bytes(tile.shape));
-            claim(tile.params, param_bytes(tile.shape));
-            claimed += code_bytes(tile.shape) + param_bytes(tile.shape);
+            claimed += code_bytes(tile.shape);
+            // Tiers of one width share what the first one holds for all tokens.
+            const SideId id = side == &found.k ? SideId::K : SideId::V;
+            if (layout.tiers_share_params(id)) {
+              EXPECT_EQ(tile.params, side->tiers[0].params) << text;
+              if (tier == 0) {
+                TileShape all = tile.shape;
+                all.n_tokens = n_coded;
+                claim(tile.params, param_bytes(all)), claimed += param_bytes(all);
+              }
+            } else {
+              claim(tile.params, param_bytes(tile.shape)), claimed += param_bytes(tile.shape);
+            }
             if (!tile.token_factors) continue;
             const size_t factors = 2 * size_t(padded_to(tile.shape.n_tokens, kUnitRows));
             claim(tile.token_factors, factors), claimed += factors;

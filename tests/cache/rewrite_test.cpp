@@ -292,7 +292,11 @@ TEST(Extremes, TheLargestRowsDecodeToFiniteNumbers) {
     ASSERT_TRUE(cache->attend(step).ok());
     EXPECT_EQ(cache->stats().rows_packed, 128u);
     ASSERT_TRUE(cache->attend(step).ok());
-    for (const float value : out) ASSERT_TRUE(std::abs(value) <= 2 * 65504.0f) << policy;
+    // Rotation may gather a head's whole norm in one channel, beyond what parameters can say.
+    const bool rotated = parse_policy(policy)->v.rotation == Rotation::Hadamard;
+    const float most = (rotated ? 128 : 2) * 65504.0f;
+    for (const float value : out)
+      ASSERT_TRUE(std::abs(value) <= most) << policy << " gives " << value;
     std::vector<half> back(128 * 64);
     ASSERT_TRUE(cache->read_half(0, 0, SideId::V, 0, 128, back.data()).ok());
     for (const half value : back) ASSERT_NE(value & 0x7C00, 0x7C00) << policy;

@@ -39,6 +39,23 @@ TEST(Streaming, TheNewestRowsStayExactAndPackedOnesDoNot) {
   EXPECT_NE(harness.read(0, SideId::K, 0, 128), harness.written(0, SideId::K, 0, 128));
 }
 
+TEST(Streaming, PromptsTeachHowKeysAreRoundedAndSingleTokensDoNot) {
+  for (const bool prompt : {true, false}) {
+    Harness nearest({1, 300, kLayers}, "uniform", 2),
+        query({1, 300, kLayers}, "uniform,k_round=query", 2);
+    for (Harness* harness : {&nearest, &query}) {
+      for (int n = 0; n < 256; n += prompt ? 128 : 1)
+        ASSERT_TRUE(harness->feed(prompt ? 128 : 1).ok());
+      ASSERT_EQ(harness->stats().rows_packed, 256u);
+    }
+    for (const int layer : {0, 1}) {
+      const bool same = nearest.read(layer, SideId::K) == query.read(layer, SideId::K);
+      EXPECT_EQ(same, !prompt);
+      EXPECT_EQ(nearest.read(layer, SideId::V), query.read(layer, SideId::V));
+    }
+  }
+}
+
 TEST(Streaming, SinksStayExactForEver) {
   for (const int sinks : {1, 4, 128}) {
     Harness harness({1, 500, kLayers}, "zipcache,sinks=" + std::to_string(sinks), 1);

@@ -33,9 +33,14 @@ TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
   EXPECT_TRUE(code.saliency.replacement);
   EXPECT_EQ(code.saliency.decode, DecodeProbes::Last);
   const Policy zip = *parse_policy("zip");
-  EXPECT_EQ(zip.tiers, (std::vector<Tier>{{4, 2}}));
-  EXPECT_EQ(zip.v.rotation, Rotation::Hadamard);
-  EXPECT_EQ(zip.k.fit, Fit::Unbiased);
+  EXPECT_EQ(zip.tiers, (std::vector<Tier>{{4, 4}, {4, 2}}));
+  EXPECT_EQ(zip.high_permille, 100);
+  EXPECT_EQ(zip.k, (Side{Axis::Channel, 32, Fit::Endpoint, Rotation::Hadamard}));
+  EXPECT_EQ(zip.v, (Side{Axis::Token, 32, Fit::Unbiased, Rotation::Hadamard}));
+  EXPECT_EQ(zip.k_rounding, Rounding::Query);
+  EXPECT_EQ(parse_policy("zip2")->tiers, (std::vector<Tier>{{2, 2}}));
+  EXPECT_EQ(parse_policy("zip3")->tiers, (std::vector<Tier>{{3, 2}}));
+  EXPECT_EQ(parse_policy("zip4")->tiers, (std::vector<Tier>{{4, 3}}));
   EXPECT_EQ(zip.window, (Window{4, 128}));
   const Policy kivi = *parse_policy("kivi2");
   EXPECT_EQ(kivi.tiers, (std::vector<Tier>{{2, 2}}));
@@ -108,14 +113,16 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "uniform,bits=2",
                                "f16,k=4/2,v=8/3",
                                "zipcache,k=16/4",
-                               "zip,v_axis=group32,k_axis=token",
-                               "zip,k_axis=channel32,v_axis=channel128",
+                               "zip,v_axis=group32,k_axis=token,k_round=nearest",
+                               "zip,k_axis=channel32,v_axis=channel128,k_round=nearest",
                                "zip,dual=4",
                                "had4,codec=lloyd,k_codec=sym",
                                "fp8,v_axis=token,v_codec=e2m1,v=4",
                                "roco,ratio=0.5",
                                "zip,k_dual=1,v_dual=64",
                                "zip,fit=midpoint,rotate=none",
+                               "kivi4,k_axis=channel,k_round=query",
+                               "zip,k_round=nearest",
                                "zip,fit=mse,v_fit=unbiased",
                                "zip,k_fit=endpoint,v_fit=midpoint",
                                "zipcache,probes=2.5+7.5,norm=none",
@@ -175,6 +182,9 @@ const Wrong kWrong[] = {
     {"zipcache,K=4", "unknown field"},
     {"zipcache,key=4", "unknown field \"key\""},
     {"zipcache,k=5", "field k:"},
+    {"zipcache,k_round=up", "field k_round"},
+    {"kivi4,k_round=query", "k_axis=channel"},
+    {"zip,k_round=query,k_axis=token", "k_axis=channel"},
     {"zipcache,k=0", "0 and 4 bits"},
     {"zipcache,v=4/0", "2 and 0 bits"},
     {"zipcache,bits=0/2", "field bits"},
