@@ -17,17 +17,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-Result<std::string> content_of(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream content;
-  if (file) content << file.rdbuf();
-  if (!file) {
-    return Status{Code::Environment,
-                  fmt::format("cannot read '{}': {}", path.string(), std::strerror(errno))};
-  }
-  return content.str();
-}
-
 Result<std::vector<fs::path>> files_of(const fs::path& path) {
   std::error_code error;
   if (!fs::is_directory(path, error)) return std::vector<fs::path>{path};
@@ -46,8 +35,19 @@ Result<std::vector<fs::path>> files_of(const fs::path& path) {
 
 }  // namespace
 
+Result<std::string> read_file(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream content;
+  if (file) content << file.rdbuf();
+  if (!file) {
+    return Status{Code::Environment,
+                  fmt::format("cannot read '{}': {}", path.string(), std::strerror(errno))};
+  }
+  return content.str();
+}
+
 Result<std::vector<Json>> read_rows(const fs::path& path) {
-  Result<std::string> content = content_of(path);
+  Result<std::string> content = read_file(path);
   if (!content.ok()) return content.status();
   std::vector<Json> rows;
   std::istringstream lines(*content);
@@ -93,7 +93,7 @@ std::string fingerprint(std::string_view content) {
 }
 
 Result<std::string> fingerprint_of_file(const fs::path& path) {
-  const Result<std::string> content = content_of(path);
+  const Result<std::string> content = read_file(path);
   if (!content.ok()) return content.status();
   return fingerprint(*content);
 }
