@@ -14,6 +14,10 @@ void add_eval(CLI::App& program, Action& action) {
   add_eval_retrieval(*command, action);
   add_eval_passkey(*command, action);
   add_eval_needle(*command, action);
+  add_eval_gsm8k(*command, action);
+  add_eval_humaneval(*command, action);
+  add_eval_longbench(*command, action);
+  add_eval_tools(*command, action);
   add_eval_report(*command, action);
 }
 

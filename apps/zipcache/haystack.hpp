@@ -29,7 +29,7 @@ struct HaystackPlan {
 };
 
 // Record number `index` of a plan: the same for the same plan, index and vocabulary on every
-// machine. OverLimit when the numbers and the question alone are longer than the plan.
+// machine. BadArgument when the numbers and the question alone are longer than the plan.
 Result<TaskRecord> make_haystack(const HaystackWords& words, const HaystackPlan& plan, int index,
                                  const TokenCount& count);
 

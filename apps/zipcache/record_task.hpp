@@ -16,6 +16,7 @@
 namespace zipcache::cli {
 
 struct TaskRecord {
+  std::string id = {};         // its name in its file, where it has one
   Json row = Json::object();   // fields that tell its row of results from others: {"lines": 50}
   std::string prompt;          // ends where the answer has to follow
   std::string reference = {};  // a right answer as a model would write it; empty: there is none

@@ -17,6 +17,27 @@ namespace fs = std::filesystem;
 
 namespace {
 
+// Objects and lists inside one another. Values are copied and destroyed level by level, on the
+// stack.
+constexpr int kMostLevels = 200;
+
+int levels_of(const std::string& line) {
+  int level = 0, most = 0;
+  bool text = false;
+  for (size_t i = 0; i < line.size(); ++i) {
+    const char c = line[i];
+    if (text && c == '\\')
+      ++i;
+    else if (c == '"')
+      text = !text;
+    else if (!text && (c == '{' || c == '['))
+      most = std::max(most, ++level);
+    else if (!text && (c == '}' || c == ']'))
+      --level;
+  }
+  return most;
+}
+
 Result<std::vector<fs::path>> files_of(const fs::path& path) {
   std::error_code error;
   if (!fs::is_directory(path, error)) return std::vector<fs::path>{path};
@@ -55,6 +76,11 @@ Result<std::vector<Json>> read_rows(const fs::path& path) {
   for (std::string line; std::getline(lines, line);) {
     ++number;
     if (line.empty()) continue;
+    if (levels_of(line) > kMostLevels) {
+      return Status{Code::OverLimit,
+                    fmt::format("'{}', line {}: found JSON of {} levels, the limit is {}",
+                                path.string(), number, levels_of(line), kMostLevels)};
+    }
     Json row = Json::parse(line, nullptr, false);
     if (!row.is_object()) {
       return Status{Code::BadData,

@@ -3,9 +3,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -13,6 +10,8 @@
 #include <cstring>
 #include <fstream>
 #include <numeric>
+
+#include "child.hpp"
 
 namespace zipcache::cli {
 
@@ -128,7 +127,7 @@ Plot by_depth(const ResultGroup& group, const std::vector<Json>& rows) {
     policies.push_back(policy_of(row));
     data.push_back(lines);
   }
-  return {"depth-" + group.name, "divergence by position",
+  return {(group.task == "drift" ? "drift-" : "depth-") + group.name, "divergence by position",
           beginning(group.title, "position of the token",
                     "divergence from the 16-bit cache (KLD, nats)") +
               curves(policies, data, "1:2:3",
@@ -164,26 +163,21 @@ Plot over_axis(const ResultGroup& group) {
 // The curves need numbers on both axes, and more than one place.
 bool has_curves(const ResultGroup& group) {
   const std::vector<Json> values = axis_values(group);
-  return values.size() > 1 && values.front().is_number() &&
+  return values.size() > 1 &&
+         std::all_of(values.begin(), values.end(), [](const Json& v) { return v.is_number(); }) &&
          std::all_of(group.rows.begin(), group.rows.end(),
                      [](const Json& row) { return row.contains("accuracy"); });
 }
 
 // Runs gnuplot on the file `script`.
 Status run_gnuplot(const std::string& script) {
-  std::string program = "gnuplot", argument = script;
-  char* arguments[] = {program.data(), argument.data(), nullptr};
-  pid_t process = 0;
-  const int error = posix_spawnp(&process, program.c_str(), nullptr, nullptr, arguments, environ);
-  if (error != 0) {
-    return {Code::Environment,
-            fmt::format("gnuplot: {}; expected it for --plots: install the package gnuplot-nox or "
-                        "leave --plots out",
-                        std::strerror(error))};
+  const Result<int> status = run_program({"gnuplot", script});
+  if (!status.ok()) {
+    return {Code::Environment, status.status().message() +
+                                   "; expected it for --plots: install the package "
+                                   "gnuplot-nox or leave --plots out"};
   }
-  int status = 0;
-  waitpid(process, &status, 0);
-  if (status == 0) return ok();
+  if (*status == 0) return ok();
   return {Code::Environment, "gnuplot failed; its message stands above"};
 }
 
@@ -192,8 +186,11 @@ Status run_gnuplot(const std::string& script) {
 std::vector<Plot> plots_of(const ResultGroup& group) {
   if (group.rows.front().contains("records"))
     return has_curves(group) ? std::vector<Plot>{over_axis(group)} : std::vector<Plot>{};
+  // Streams of their own have no divergence.
+  if (!group.rows.front().contains("kld_mean")) return {};
   const std::vector<Json> rows = shown(group);
   if (rows.empty()) return {};
+  if (group.task == "drift") return {by_depth(group, rows)};
   return {over_bits(group, rows), by_depth(group, rows)};
 }
 

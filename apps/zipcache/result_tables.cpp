@@ -48,6 +48,14 @@ const std::vector<Task>& tasks() {
        {},
        nullptr,
        nullptr},
+      {"drift",
+       Task::Drift,
+       {"model", "f32_weights", "ubatch", "text", "prompt_tokens", "generated", "mode",
+        "temperature", "sampling_seed", "depth_bin"},
+       {"bits_resident", "repeated", "n_scored"},
+       {},
+       nullptr,
+       nullptr},
       record_task("retrieval", {}, "lines", "{} lines"),
       record_task("passkey", {"length"}, "depth", "depth {} %"),
       record_task("needle", {"length", "keys"}, "depth", "depth {} %"),
@@ -84,7 +92,11 @@ Status check_row(const Json& row, const Task& task, size_t number) {
   for (const char* field : fields) {
     if (!row.contains(field)) return lacks(field, "what zipcache eval writes");
   }
-  for (const char* field : task.numbers) {
+  std::vector<const char*> numbers = task.numbers;
+  if (task.kind == Task::Drift && row["mode"] == "forced")
+    numbers.insert(numbers.end(),
+                   {"kld_mean", "kld_mean_se", "kld_p99", "same_top", "same_top_se"});
+  for (const char* field : numbers) {
     if (!has_number(row, field)) return lacks(field, "a number");
   }
   return ok();
@@ -129,6 +141,11 @@ std::string title_of(const Json& row, const Task& task) {
     for (const char* field : task.titles)
       title += fmt::format(" · {} {}", field, words(row[field]));
     return title;
+  }
+  if (task.kind == Task::Drift) {
+    return fmt::format("{} · {} · {} tokens generated after {}, {}", model, words(row["text"]),
+                       with_commas(row["generated"].get<int64_t>()),
+                       with_commas(row["prompt_tokens"].get<int64_t>()), words(row["mode"]));
   }
   return fmt::format("{} · {} · {} tokens", model, words(row["text"]),
                      with_commas(row["ctx"].get<int64_t>()));
@@ -190,6 +207,41 @@ std::string depth_cell(const Json& row, const Json& from) {
   return "-";
 }
 
+// The stream that the 16-bit cache chose, read by all.
+std::string forced_table(const ResultGroup& group, bool bold) {
+  std::vector<std::vector<std::string>> lines;
+  for (const Json& row : group.rows) {
+    lines.push_back({words(row["policy"]), fmt::format("{:.2f}", number(row, "bits_resident")),
+                     coded_bits(row),
+                     with_error(number(row, "kld_mean"), number(row, "kld_mean_se")),
+                     divergence_text(number(row, "kld_p99")),
+                     fmt::format("{:.1f} ± {:.1f}", 100 * number(row, "same_top"),
+                                 100 * number(row, "same_top_se"))});
+  }
+  return markdown({{"policy", false}, {"bits"}, {"coded"}, {"KLD"}, {"99 %"}, {"same top %"}},
+                  lines, bold);
+}
+
+// Streams of their own.
+std::string free_table(const ResultGroup& group, bool bold) {
+  std::vector<std::vector<std::string>> lines;
+  for (const Json& row : group.rows) {
+    const bool differs = has_number(row, "first_difference");
+    lines.push_back({words(row["policy"]), fmt::format("{:.2f}", number(row, "bits_resident")),
+                     coded_bits(row),
+                     differs ? with_commas(row["first_difference"].get<int64_t>() + 1) : "none",
+                     differs ? fmt::format("{:.1f}", 100 * number(row, "equal_after")) : "-",
+                     fmt::format("{:.0f}", 100 * number(row, "repeated"))});
+  }
+  return markdown({{"policy", false},
+                   {"bits"},
+                   {"coded"},
+                   {"first other token"},
+                   {"same behind it %"},
+                   {"repeated %"}},
+                  lines, bold);
+}
+
 std::string depth_table(const ResultGroup& group, bool bold) {
   std::vector<Column> columns = {{"KLD at tokens", false}};
   for (const Json& row : group.rows) columns.push_back({words(row["policy"])});
@@ -200,6 +252,16 @@ std::string depth_table(const ResultGroup& group, bool bold) {
     lines.push_back(std::move(line));
   }
   return lines.empty() ? "" : "\n" + markdown(columns, lines, bold);
+}
+
+std::string drift_tables(const ResultGroup& group, bool bold) {
+  const Json& any = group.rows.front();
+  if (any["mode"] == "free") return free_table(group, bold) + "\n";
+  return forced_table(group, bold) + depth_table(group, bold) +
+         fmt::format(
+             "\n{:.0f} % of the tokens stand in a repetition of at least 8, where all caches "
+             "agree. ",
+             100 * number(any, "repeated"));
 }
 
 const Json* row_at(const ResultGroup& group, const std::string& policy, const Json& value) {
@@ -287,10 +349,11 @@ std::string weak_reference(const ResultGroup& group) {
   }
   if (values.empty()) return "";
   return fmt::format(
-      "\n**The 16-bit cache answers too little itself for these shares to compare caches: {}.** "
+      "\n**Too few right answers of the 16-bit cache for these shares to compare caches: {}. A "
+      "cache that answers nothing could not be told from it.** "
       "{}\n",
       values,
-      any_has(group, "logprob_diff") ? "The log-probabilities below do compare them."
+      any_has(group, "logprob_diff") ? "The log-probabilities below still compare them."
                                      : "Take more records or a model that knows the task.");
 }
 
@@ -416,6 +479,7 @@ std::string group_tables(const ResultGroup& group, bool bold) {
                                                    all_of(group.rows, "samples"));
       break;
     case Task::Drift:
+      out += drift_tables(group, bold);
       break;
   }
   return out + measured_with(group);
