@@ -69,8 +69,8 @@ def test_gsm8k_says_that_a_small_model_says_nothing(tmp_path):
 def test_humaneval_runs_what_the_model_wrote(tmp_path):
     problems = (TASKS / "humaneval.jsonl").read_text().splitlines()
     first = json.loads(problems[0])
-    # With the solution in the prompt any model writes something that passes, and the share is 1.
-    easy = dict(first, prompt=first["prompt"] + first["canonical_solution"])
+    # With the solution in the prompt, and a token that falls into a comment, any model passes.
+    easy = dict(first, prompt=first["prompt"] + first["canonical_solution"] + "    #")
     records = tmp_path / "problems.jsonl"
     records.write_text(problems[1] + "\n" + json.dumps(easy) + "\n")
     found = rows(tmp_path / "rows.jsonl", "humaneval", "--records", records, *small(1), policies="f16")
