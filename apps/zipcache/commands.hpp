@@ -26,7 +26,14 @@ void add_bench_model(CLI::App& bench, Action& action);
 
 // The commands of `eval`.
 void add_eval_kld(CLI::App& eval, Action& action);
+void add_eval_drift(CLI::App& eval, Action& action);
 void add_eval_retrieval(CLI::App& eval, Action& action);
+void add_eval_passkey(CLI::App& eval, Action& action);
+void add_eval_needle(CLI::App& eval, Action& action);
+void add_eval_gsm8k(CLI::App& eval, Action& action);
+void add_eval_humaneval(CLI::App& eval, Action& action);
+void add_eval_longbench(CLI::App& eval, Action& action);
+void add_eval_tools(CLI::App& eval, Action& action);
 void add_eval_report(CLI::App& eval, Action& action);
 
 }  // namespace zipcache::cli

@@ -104,7 +104,12 @@ Status Comparison::run_chunk(std::span<const llama_token> tokens, Progress& prog
 }
 
 Status Comparison::run_micro_batch(std::span<const llama_token> chunk, const MicroBatch& batch) {
-  const auto tokens = chunk.subspan(batch.begin, batch.size());
+  ZC_TRY(decode_all(chunk.subspan(batch.begin, batch.size()), batch));
+  score(chunk, batch);
+  return ok();
+}
+
+Status Comparison::decode_all(std::span<const llama_token> tokens, const MicroBatch& batch) {
   for (Session& session : sessions_) {
     const auto start = Clock::now();
     ZC_TRY(decode(session.context.get(), tokens, batch.begin, batch.logits_from - batch.begin));
@@ -112,7 +117,29 @@ Status Comparison::run_micro_batch(std::span<const llama_token> chunk, const Mic
     session.prompt_tokens += batch.size();
   }
   position_ = batch.end;
-  score(chunk, batch);
+  return ok();
+}
+
+Status Comparison::generate(std::span<const llama_token> prompt, int n, const Choose& choose,
+                            std::vector<llama_token>& stream, Progress& progress) {
+  for (Session& session : sessions_)
+    llama_memory_clear(llama_get_memory(session.context.get()), true);
+  const int n_prompt = static_cast<int>(prompt.size());
+  std::vector<llama_token> tokens(prompt.begin(), prompt.end());
+  for (int at = 0; at < n_prompt && !interrupted(); at += plan_.ubatch) {
+    const int end = std::min(n_prompt, at + plan_.ubatch);
+    const int logits_from = end == n_prompt ? end - 1 : end;
+    ZC_TRY(decode_all(prompt.subspan(at, end - at), {at, end, logits_from}));
+    progress.step((end - at) * static_cast<int64_t>(sessions_.size()));
+  }
+  for (int i = 0; i < n && !interrupted(); ++i) {
+    const int newest = n_prompt + i - 1;
+    if (i > 0) ZC_TRY(decode_all({&tokens.back(), 1}, {newest, newest + 1, newest}));
+    tokens.push_back(choose(logits(sessions_.front(), 0)));
+    stream.push_back(tokens.back());
+    score(tokens, {newest, newest + 1, newest});
+    progress.step(static_cast<int64_t>(sessions_.size()));
+  }
   return ok();
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -47,6 +48,14 @@ class Comparison {
   // Empties all caches and runs `tokens` [ctx]. Returns early, and without error, when interrupted.
   Status run_chunk(std::span<const llama_token> tokens, Progress& progress);
 
+  // Empties all caches, reads `prompt` and goes on with `n` tokens, each chosen by `choose` from
+  // the reference's logits: the same for all policies, which read them one at a time, as in
+  // generation. The plan's chunk has room for all. Appends the new tokens to `stream`; fewer after
+  // an interrupt.
+  using Choose = std::function<llama_token(std::span<const float> logits)>;
+  Status generate(std::span<const llama_token> prompt, int n, const Choose& choose,
+                  std::vector<llama_token>& stream, Progress& progress);
+
   // Reads the bytes of all caches, as they are now.
   Status read_caches();
 
@@ -72,6 +81,7 @@ class Comparison {
 
   Status add(const PolicyChoice& choice);
   Status run_micro_batch(std::span<const llama_token> chunk, const MicroBatch& batch);
+  Status decode_all(std::span<const llama_token> tokens, const MicroBatch& batch);
   void score(std::span<const llama_token> chunk, const MicroBatch& batch);
   std::span<const float> logits(const Session& session, int output) const;
 

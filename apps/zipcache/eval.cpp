@@ -10,7 +10,14 @@ void add_eval(CLI::App& program, Action& action) {
       "them.");
   command->require_subcommand(1);
   add_eval_kld(*command, action);
+  add_eval_drift(*command, action);
   add_eval_retrieval(*command, action);
+  add_eval_passkey(*command, action);
+  add_eval_needle(*command, action);
+  add_eval_gsm8k(*command, action);
+  add_eval_humaneval(*command, action);
+  add_eval_longbench(*command, action);
+  add_eval_tools(*command, action);
   add_eval_report(*command, action);
 }
 

@@ -62,6 +62,16 @@ Result<Model> load_model(const std::filesystem::path& path, ggml_backend_dev_t d
   return model;
 }
 
+Result<Model> load_vocabulary(const std::filesystem::path& path) {
+  llama_model_params params = llama_model_default_params();
+  params.vocab_only = true;
+  Model model(llama_model_load_from_file(path.c_str(), params));
+  if (model) return model;
+  return failed(Code::Incompatible,
+                fmt::format("--model: llama.cpp cannot read the vocabulary of '{}'", path.string()),
+                "check the file, or use a model that this version supports");
+}
+
 Result<Context> open_context(llama_model* model, const ContextOptions& options,
                              const std::string& what) {
   llama_context_params params = llama_context_default_params();

@@ -29,6 +29,9 @@ using Context = std::unique_ptr<llama_context, ContextFree>;
 // path.
 Result<Model> load_model(const std::filesystem::path& path, ggml_backend_dev_t device);
 
+// The vocabulary of a model, without its weights.
+Result<Model> load_vocabulary(const std::filesystem::path& path);
+
 struct ContextOptions {
   int n_ctx = 0;
   int n_ubatch = 512;

@@ -136,6 +136,10 @@ fs::path default_retrieval_file(const std::string& name, const fs::path& program
   return program.parent_path() / "eval" / "retrieval_model" / name;
 }
 
+fs::path default_task_file(const std::string& name, const fs::path& program) {
+  return program.parent_path() / "eval" / "tasks" / name;
+}
+
 Result<std::string> read_text(const fs::path& path) {
   if (!is_file(path)) return no_file("--file", path, "expected the path of a text file");
   std::error_code error;

@@ -34,6 +34,10 @@ std::filesystem::path default_text(const std::filesystem::path& program = progra
 std::filesystem::path default_retrieval_file(
     const std::string& name, const std::filesystem::path& program = program_folder());
 
+// A file of the folder eval/tasks of the same project.
+std::filesystem::path default_task_file(const std::string& name,
+                                        const std::filesystem::path& program = program_folder());
+
 // The whole of a text file. A missing, unreadable or empty one is an error.
 Result<std::string> read_text(const std::filesystem::path& path);
 

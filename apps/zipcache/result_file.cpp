@@ -17,15 +17,25 @@ namespace fs = std::filesystem;
 
 namespace {
 
-Result<std::string> content_of(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream content;
-  if (file) content << file.rdbuf();
-  if (!file) {
-    return Status{Code::Environment,
-                  fmt::format("cannot read '{}': {}", path.string(), std::strerror(errno))};
+// Objects and lists inside one another. Values are copied and destroyed level by level, on the
+// stack.
+constexpr int kMostLevels = 200;
+
+int levels_of(const std::string& line) {
+  int level = 0, most = 0;
+  bool text = false;
+  for (size_t i = 0; i < line.size(); ++i) {
+    const char c = line[i];
+    if (text && c == '\\')
+      ++i;
+    else if (c == '"')
+      text = !text;
+    else if (!text && (c == '{' || c == '['))
+      most = std::max(most, ++level);
+    else if (!text && (c == '}' || c == ']'))
+      --level;
   }
-  return content.str();
+  return most;
 }
 
 Result<std::vector<fs::path>> files_of(const fs::path& path) {
@@ -46,8 +56,19 @@ Result<std::vector<fs::path>> files_of(const fs::path& path) {
 
 }  // namespace
 
+Result<std::string> read_file(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream content;
+  if (file) content << file.rdbuf();
+  if (!file) {
+    return Status{Code::Environment,
+                  fmt::format("cannot read '{}': {}", path.string(), std::strerror(errno))};
+  }
+  return content.str();
+}
+
 Result<std::vector<Json>> read_rows(const fs::path& path) {
-  Result<std::string> content = content_of(path);
+  Result<std::string> content = read_file(path);
   if (!content.ok()) return content.status();
   std::vector<Json> rows;
   std::istringstream lines(*content);
@@ -55,6 +76,11 @@ Result<std::vector<Json>> read_rows(const fs::path& path) {
   for (std::string line; std::getline(lines, line);) {
     ++number;
     if (line.empty()) continue;
+    if (levels_of(line) > kMostLevels) {
+      return Status{Code::OverLimit,
+                    fmt::format("'{}', line {}: found JSON of {} levels, the limit is {}",
+                                path.string(), number, levels_of(line), kMostLevels)};
+    }
     Json row = Json::parse(line, nullptr, false);
     if (!row.is_object()) {
       return Status{Code::BadData,
@@ -93,7 +119,7 @@ std::string fingerprint(std::string_view content) {
 }
 
 Result<std::string> fingerprint_of_file(const fs::path& path) {
-  const Result<std::string> content = content_of(path);
+  const Result<std::string> content = read_file(path);
   if (!content.ok()) return content.status();
   return fingerprint(*content);
 }

@@ -15,6 +15,9 @@
 
 namespace zipcache::cli {
 
+// The whole of a file; Environment when it cannot be read.
+Result<std::string> read_file(const std::filesystem::path& path);
+
 // The rows of one file; BadData, with the line, for a line that is not a JSON object.
 Result<std::vector<Json>> read_rows(const std::filesystem::path& path);
 

@@ -3,9 +3,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -13,6 +10,8 @@
 #include <cstring>
 #include <fstream>
 #include <numeric>
+
+#include "child.hpp"
 
 namespace zipcache::cli {
 
@@ -128,61 +127,70 @@ Plot by_depth(const ResultGroup& group, const std::vector<Json>& rows) {
     policies.push_back(policy_of(row));
     data.push_back(lines);
   }
-  return {"depth-" + group.name, "divergence by position",
+  return {(group.task == "drift" ? "drift-" : "depth-") + group.name, "divergence by position",
           beginning(group.title, "position of the token",
                     "divergence from the 16-bit cache (KLD, nats)") +
               curves(policies, data, "1:2:3",
                      "set logscale y\nset format y \"%g\"\nset xrange [0:*]\n")};
 }
 
-Plot over_lines(const ResultGroup& group) {
+// Right answers over an axis of numbers: lines, depth, distance.
+Plot over_axis(const ResultGroup& group) {
   const std::vector<std::string> policies = policies_of(group);
-  const std::vector<int> counts = lines_of(group);
+  std::vector<double> values;
+  for (const Json& value : axis_values(group)) values.push_back(value.get<double>());
+  const double width = values.back() - values.front();
   std::vector<std::string> data(policies.size());
   for (size_t i = 0; i < policies.size(); ++i) {
-    for (const int count : counts) {
+    for (const double value : values) {
       for (const Json& row : group.rows) {
-        if (policy_of(row) != policies[i] || row["lines"] != count) continue;
+        if (policy_of(row) != policies[i] || axis_value(group, row) != value) continue;
         // Side by side, since many have the same share of right answers.
-        data[i] += fmt::format("{} {} {} {}\n", count * (1 + 0.015 * static_cast<double>(i)),
+        data[i] += fmt::format("{} {} {} {}\n", value + 0.008 * width * static_cast<double>(i),
                                100 * number(row, "accuracy"), 100 * number(row, "low95"),
                                100 * number(row, "high95"));
       }
     }
   }
-  return {
-      "retrieval-" + group.name, "right answers over lines",
-      beginning(group.title, "lines of the record", "right answers (%)") +
-          curves(policies, data, "1:2:3:4",
-                 fmt::format("set yrange [0:103]\nset logscale x\nset xtics ({})\n"
-                             "set xrange [{}:{}]\n",
-                             fmt::join(counts, ","), 0.9 * counts.front(), 1.2 * counts.back()))};
+  return {fmt::format("{}-{}", group.task, group.name), "right answers over " + axis_name(group),
+          beginning(group.title, axis_name(group), "right answers (%)") +
+              curves(policies, data, "1:2:3:4",
+                     fmt::format("set yrange [0:103]\nset xtics ({})\nset xrange [{}:{}]\n",
+                                 fmt::join(values, ","), values.front() - 0.05 * width,
+                                 values.back() + 0.1 * width))};
+}
+
+// The curves need numbers on both axes, and more than one place.
+bool has_curves(const ResultGroup& group) {
+  const std::vector<Json> values = axis_values(group);
+  return values.size() > 1 &&
+         std::all_of(values.begin(), values.end(), [](const Json& v) { return v.is_number(); }) &&
+         std::all_of(group.rows.begin(), group.rows.end(),
+                     [](const Json& row) { return row.contains("accuracy"); });
 }
 
 // Runs gnuplot on the file `script`.
 Status run_gnuplot(const std::string& script) {
-  std::string program = "gnuplot", argument = script;
-  char* arguments[] = {program.data(), argument.data(), nullptr};
-  pid_t process = 0;
-  const int error = posix_spawnp(&process, program.c_str(), nullptr, nullptr, arguments, environ);
-  if (error != 0) {
-    return {Code::Environment,
-            fmt::format("gnuplot: {}; expected it for --plots: install the package gnuplot-nox or "
-                        "leave --plots out",
-                        std::strerror(error))};
+  const Result<int> status = run_program({"gnuplot", script});
+  if (!status.ok()) {
+    return {Code::Environment, status.status().message() +
+                                   "; expected it for --plots: install the package "
+                                   "gnuplot-nox or leave --plots out"};
   }
-  int status = 0;
-  waitpid(process, &status, 0);
-  if (status == 0) return ok();
+  if (*status == 0) return ok();
   return {Code::Environment, "gnuplot failed; its message stands above"};
 }
 
 }  // namespace
 
 std::vector<Plot> plots_of(const ResultGroup& group) {
-  if (group.task == "retrieval") return {over_lines(group)};
+  if (group.rows.front().contains("records"))
+    return has_curves(group) ? std::vector<Plot>{over_axis(group)} : std::vector<Plot>{};
+  // Streams of their own have no divergence.
+  if (!group.rows.front().contains("kld_mean")) return {};
   const std::vector<Json> rows = shown(group);
   if (rows.empty()) return {};
+  if (group.task == "drift") return {by_depth(group, rows)};
   return {over_bits(group, rows), by_depth(group, rows)};
 }
 

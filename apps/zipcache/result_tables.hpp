@@ -11,11 +11,11 @@
 
 namespace zipcache::cli {
 
-// Rows of one task that differ in policy only (for retrieval also in the number of lines), fewest
-// bits first. Of rows that were measured again the last is here.
+// Rows of one task that differ in policy only, and for tasks with records also in the field of one
+// axis (the number of lines, the depth), fewest bits first. Of rows that were measured again the last is here.
 struct ResultGroup {
-  std::string task;   // "kld" or "retrieval"
-  std::string title;  // model, text, length
+  std::string task;   // as `zipcache eval` names it
+  std::string title;  // model, text, length; model, task, records
   std::string name;   // other than any other group's; fit for a file
   std::vector<Json> rows;
 };
@@ -31,8 +31,12 @@ Result<std::string> result_tables(const std::vector<Json>& rows, bool bold);
 std::string with_error(double value, double error);
 std::string group_tables(const ResultGroup& group, bool bold);
 
-// The numbers of lines of a retrieval group, smallest first, and its policies by bits.
-std::vector<int> lines_of(const ResultGroup& group);
+// A task with records: the values of its axis in order, what the axis is ("" for a single column),
+// a row's own value, the row with the longest prompts, and policies by its bits.
+std::vector<Json> axis_values(const ResultGroup& group);
+std::string axis_name(const ResultGroup& group);
+Json axis_value(const ResultGroup& group, const Json& row);
+const Json& longest_row(const ResultGroup& group);
 std::vector<std::string> policies_of(const ResultGroup& group);
 
 }  // namespace zipcache::cli

@@ -119,6 +119,21 @@ double standard_error(double sum, double squares, size_t n) {
   return std::sqrt(variance / (count - 1));
 }
 
+Mean mean_of(std::span<const double> values) {
+  if (values.empty()) return {};
+  double sum = 0, squares = 0;
+  for (const double value : values) {
+    sum += value;
+    squares += value * value;
+  }
+  const size_t n = values.size();
+  return {sum / static_cast<double>(n), standard_error(sum, squares, n)};
+}
+
+double log_probability_of(std::span<const float> logits, size_t token) {
+  return logits[token] - log_sum_exp(logits, logits[largest_of(logits)]);
+}
+
 Interval wilson(size_t right, size_t n) {
   if (n == 0) return {};
   constexpr double z = 1.959963984540054;  // 97.5 % of a normal distribution lie below it

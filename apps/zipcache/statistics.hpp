@@ -81,6 +81,15 @@ double percentile(std::span<const double> sorted, double fraction);
 // Standard error of a mean from the sums of n values and of their squares; 0 for fewer than two.
 double standard_error(double sum, double squares, size_t n);
 
+struct Mean {
+  double value = 0, error = 0;  // standard error of the value
+};
+
+Mean mean_of(std::span<const double> values);
+
+// The logarithm of the probability that `logits` give to `token`.
+double log_probability_of(std::span<const float> logits, size_t token);
+
 struct Interval {
   double low = 0, high = 1;
 };

@@ -11,25 +11,12 @@ writes samples as `zipcache eval retrieval` reads them, one JSON object a line.
 import argparse
 import dataclasses
 import json
+import pathlib
 import random
 
-ADJECTIVES = """able amber ample angry arctic ashen awake azure bald bitter bland blunt bold brave brief bright
-broad bronze calm candid careful cheap chilly civil clean clever coarse cold cosmic crisp curious dainty damp
-daring dark deep dense dim distant dizzy dry dull dusty eager early earnest easy elegant empty exact faint fair
-famous fancy fast fierce final firm flat fond formal fresh frosty frugal gentle giant glad golden grand grave
-green gruff happy harsh heavy hidden hollow honest humble icy idle jolly keen kind large late lazy light little
-lively lone loud loyal lucky mellow merry mild modest muddy narrow neat nimble noble odd patient plain polite
-proud purple quick quiet rapid rare rough royal rusty salty serene sharp shy silent silver simple sleepy slow
-smooth sober solid steady stern""".split()
-
-NOUNS = """acorn anchor anvil apple arrow badger barley barrel basin basket beacon beaver beetle bell bench
-birch bishop blanket bonnet bottle bramble branch bridge broom bucket button cabin camel candle canyon carrot
-castle cedar cellar chapel cherry chisel circle clock clover cobble comet copper coral cottage cricket crown
-dagger daisy desert donkey dragon drum eagle falcon feather fern ferry fiddle finch flute forest fountain fox
-garden garlic glacier goose granite hammer harbor hawk hazel helmet heron hill island ivory jacket kettle
-ladder lantern lemon lizard lobster magnet maple marble meadow mirror mitten needle nutmeg oak ocean olive
-onion orchard otter owl paddle parrot pebble pepper pigeon pillow planet pocket puddle quarry rabbit raven
-ribbon river saddle sparrow spoon thistle tiger turnip valley violin walnut willow window wizard""".split()
+# Shared with the generator of `zipcache eval passkey` and `needle`; the model's vocabulary is made of them.
+WORDS = json.loads(pathlib.Path(__file__).with_name("words.json").read_text())
+ADJECTIVES, NOUNS = WORDS["adjectives"], WORDS["nouns"]
 
 HEAD = "Remember the REGISTER_CONTENT of each line.\n"
 BETWEEN = ": REGISTER_CONTENT is <"

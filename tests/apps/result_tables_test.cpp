@@ -22,11 +22,13 @@ Json kld_row(const std::string& policy, double bits, double kld, int ctx = 2048)
 }
 
 Json retrieval_row(const std::string& policy, int lines, double bits, double accuracy) {
-  return {{"task", "retrieval"}, {"model", "r.gguf"},     {"f32_weights", false},
-          {"ubatch", 128},       {"records", "lines"},    {"policy", policy},
-          {"lines", lines},      {"bits_resident", bits}, {"accuracy", accuracy},
-          {"low95", 0.5},        {"high95", 0.875},       {"samples", 30},
-          {"tokens", 571}};
+  return {{"task", "retrieval"},      {"model", "r.gguf"},
+          {"f32_weights", false},     {"ubatch", 128},
+          {"records", "lines"},       {"policy", policy},
+          {"lines", lines},           {"bits_resident", bits},
+          {"accuracy", accuracy},     {"low95", 0.5},
+          {"high95", 0.875},          {"samples", 30},
+          {"tokens", 11 * lines + 21}};
 }
 
 size_t place(const std::string& text, const std::string& part) { return text.find(part); }
@@ -65,7 +67,7 @@ TEST(ResultTables, RetrievalHasAColumnForEachNumberOfLines) {
                      retrieval_row("zip", 200, 5, 0.8), retrieval_row("f16", 200, 16.5, 1)},
                     false);
   ASSERT_TRUE(text.ok());
-  EXPECT_NE(place(*text, "bits at 200 lines"), std::string::npos);
+  EXPECT_NE(place(*text, "bits at 2221 tokens"), std::string::npos);
   EXPECT_LT(place(*text, "50 lines |"), place(*text, "200 lines |\n"));
   EXPECT_NE(place(*text, "80 % (50 to 88)"), std::string::npos) << *text;
   EXPECT_LT(place(*text, "| zip "), place(*text, "| f16 "));
@@ -75,7 +77,91 @@ TEST(ResultTables, RetrievalIsSortedByTheBitsOfTheLongestRecord) {
   const auto groups = group_results({retrieval_row("a", 50, 9, 1), retrieval_row("b", 50, 10, 1),
                                      retrieval_row("a", 200, 6, 1), retrieval_row("b", 200, 5, 1)});
   EXPECT_EQ(policies_of(groups->front()), (std::vector<std::string>{"b", "a"}));
-  EXPECT_EQ(lines_of(groups->front()), (std::vector<int>{50, 200}));
+  EXPECT_EQ(axis_values(groups->front()), (std::vector<Json>{50, 200}));
+}
+
+// A row of a task without an axis, with the 16-bit cache's log-probabilities beside it.
+Json problem_row(const std::string& policy, double bits, double accuracy, double difference) {
+  Json row = retrieval_row(policy, 1, bits, accuracy);
+  row.update(Json{{"task", "gsm8k"},
+                  {"shots", 8},
+                  {"low95", accuracy / 2},
+                  {"logprob", -1.25},
+                  {"logprob_diff", difference},
+                  {"logprob_diff_se", 0.0031}});
+  return row;
+}
+
+TEST(ResultTables, ProblemsHaveOneColumnAndTheLogProbabilities) {
+  const auto text =
+      result_tables({problem_row("f16", 16, 0.6, 0), problem_row("zip", 4, 0.5, -0.0123)}, false);
+  ASSERT_TRUE(text.ok()) << text.status().message();
+  EXPECT_NE(place(*text, "gsm8k · lines · shots 8"), std::string::npos) << *text;
+  EXPECT_NE(place(*text, "50 % (25 to 88)"), std::string::npos);
+  EXPECT_NE(place(*text, "-0.0123 ± 0.0031"), std::string::npos);
+  EXPECT_NE(place(*text, "-1.250 in all"), std::string::npos);
+  EXPECT_EQ(place(*text, "Too few right answers"), std::string::npos);
+}
+
+TEST(ResultTables, AReferenceThatAnswersTooLittleIsTold) {
+  // Of 30 records, none right has an upper end of 11 %.
+  Json weak = problem_row("f16", 16, 0.1, 0);
+  const auto text = result_tables({weak, problem_row("zip", 4, 0.1, -0.01)}, false);
+  EXPECT_NE(place(*text, "Too few right answers of the 16-bit cache"), std::string::npos) << *text;
+  weak["low95"] = 0.12;
+  EXPECT_EQ(place(*result_tables({weak}, false), "Too few"), std::string::npos);
+}
+
+TEST(ResultTables, RowsWithLikelihoodsAloneHaveATable) {
+  Json row = problem_row("zip", 4, 0.1, -0.01);
+  for (const char* field : {"accuracy", "low95", "high95"}) row.erase(field);
+  const auto text = result_tables({row}, false);
+  ASSERT_TRUE(text.ok());
+  EXPECT_NE(place(*text, "-0.0100 ± 0.0031"), std::string::npos) << *text;
+  EXPECT_TRUE(plots_of(group_results({row})->front()).empty());
+}
+
+Json drift_row(const std::string& policy, const std::string& mode) {
+  Json row = kld_row(policy, 4, 0.02);
+  row.update(Json{{"task", "drift"},
+                  {"prompt_tokens", 256},
+                  {"generated", 4000},
+                  {"mode", mode},
+                  {"temperature", 0.0},
+                  {"sampling_seed", 1},
+                  {"repeated", 0.25}});
+  return row;
+}
+
+TEST(ResultTables, DriftForcedHasDivergencesByPosition) {
+  const auto groups = group_results({drift_row("zip", "forced"), drift_row("zip", "free")});
+  ASSERT_TRUE(groups.ok()) << groups.status().message();
+  ASSERT_EQ(groups->size(), 2u);
+  const std::string text = group_tables(groups->front(), false);
+  EXPECT_NE(place(text, "4,000 tokens generated after 256, forced"), std::string::npos) << text;
+  EXPECT_NE(place(text, "0 to 512"), std::string::npos);
+  EXPECT_NE(place(text, "25 % of the tokens"), std::string::npos);
+  EXPECT_EQ(plots_of(groups->front()).size(), 1u);
+  Json broken = drift_row("zip", "forced");
+  broken.erase("kld_p99");
+  EXPECT_NE(place(group_results({broken}).status().message(), "kld_p99"), std::string::npos);
+}
+
+TEST(ResultTables, DriftFreeSaysWhereStreamsPart) {
+  Json row = drift_row("zip", "free");
+  for (const char* field : {"kld_mean", "by_depth"}) row.erase(field);
+  row["first_difference"] = 1233;
+  row["equal_after"] = 0.071;
+  Json full = row;
+  full["policy"] = "f16";
+  full["first_difference"] = nullptr;
+  const auto groups = group_results({row, full});
+  ASSERT_TRUE(groups.ok()) << groups.status().message();
+  const std::string text = group_tables(groups->front(), false);
+  EXPECT_NE(place(text, "1,234 |"), std::string::npos) << text;
+  EXPECT_NE(place(text, "7.1 |"), std::string::npos);
+  EXPECT_NE(place(text, "none |"), std::string::npos);
+  EXPECT_TRUE(plots_of(groups->front()).empty());
 }
 
 TEST(ResultTables, AForeignRowIsNamed) {
@@ -113,6 +199,20 @@ TEST(ResultPlots, WhatHasNoPlaceOnTheAxesIsLeftOut) {
   }
   EXPECT_TRUE(plots_of(group_results({kld_row("f16", 16, 0.001)})->front()).empty());
   EXPECT_TRUE(plots_of(group_results({kld_row("exact", 8.5, 0)})->front()).empty());
+}
+
+TEST(ResultPlots, RightAnswersAreDrawnOverAnAxisOfNumbers) {
+  const std::vector<Plot> plots =
+      plots_of(group_results({retrieval_row("zip", 50, 9, 0.9), retrieval_row("zip", 200, 5, 0.8)})
+                   ->front());
+  ASSERT_EQ(plots.size(), 1u);
+  EXPECT_NE(place(plots[0].script, "50 90 50 87.5"), std::string::npos) << plots[0].script;
+  EXPECT_NE(place(plots[0].script, "set xtics (50,200)"), std::string::npos);
+  EXPECT_TRUE(plots_of(group_results({retrieval_row("zip", 50, 9, 0.9)})->front()).empty());
+  Json named = retrieval_row("zip", 50, 9, 0.9), other = named;
+  named.update(Json{{"task", "longbench"}, {"metric", "f1"}, {"dataset", "qasper"}});
+  other.update(Json{{"task", "longbench"}, {"metric", "f1"}, {"dataset", "hotpotqa"}});
+  EXPECT_TRUE(plots_of(group_results({named, other})->front()).empty());
 }
 
 TEST(ResultPlots, EveryGroupHasItsOwnFiles) {

@@ -138,6 +138,20 @@ TEST(Wilson, StaysInsideZeroToOne) {
   EXPECT_EQ(wilson(0, 0).high, 1);
 }
 
+TEST(Statistics, AMeanHasItsStandardError) {
+  const std::vector<double> values = {1, 2, 3, 4};
+  EXPECT_EQ(mean_of(values).value, 2.5);
+  // Variance of the sample 5/3, over 4 values.
+  EXPECT_NEAR(mean_of(values).error, std::sqrt(5.0 / 3 / 4), 1e-12);
+  EXPECT_EQ(mean_of({}).value, 0);
+}
+
+TEST(Statistics, LogProbabilityOfLargeLogits) {
+  const std::vector<float> logits = {1000, 1000 + std::log(3.0f), -1000};
+  EXPECT_NEAR(log_probability_of(logits, 1), std::log(0.75), 1e-4);
+  EXPECT_NEAR(log_probability_of(logits, 2), -2000 - std::log(4.0), 1e-3);
+}
+
 TEST(Statistics, SummaryOfNothingIsZero) { EXPECT_EQ(Divergence().summary().ppl, 0); }
 
 }  // namespace
