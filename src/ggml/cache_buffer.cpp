@@ -322,22 +322,16 @@ Status CacheBuffer::make_cache() {
 
 // The start-up line: what the cache is and what a token costs in the long run.
 void CacheBuffer::announce(const CacheShape& shape) const {
-  constexpr int kBefore = 256 * kBlockTokens, kMore = 8 * kBlockTokens;
-  const Result<Bytes> before = footprint(policy_, shape.layers, kBefore, settings().ubatch);
-  const Result<Bytes> after = footprint(policy_, shape.layers, kBefore + kMore, settings().ubatch);
-  if (!before.ok() || !after.ok()) return;
-  const auto held = [](const Bytes& b) {
-    return double(b.codes + b.params + b.tags + b.raw + b.scores);
-  };
+  const Result<double> bits = long_run_bits(policy_, shape.layers);
+  if (!bits.ok()) return;
   double elements = 0;  // of one token
   for (const LayerShape& layer : shape.layers)
     elements += double(layer.n_heads) * (layer.k_dim + layer.v_dim);
-  const double per_token = (held(*after) - held(*before)) / kMore;
   std::string line = fmt::format(
       "policy {}, {:.2f} bits per element, kernel {}, {} threads, {:.1f} KiB per 1,000 tokens "
       "(16-bit: {:.1f})",
-      to_text(policy_), per_token * 8 / elements, cache_->stats().kernel, n_threads_,
-      per_token * 1000 / 1024, elements * 2 * 1000 / 1024);
+      to_text(policy_), *bits, cache_->stats().kernel, n_threads_,
+      *bits / 8 * elements * 1000 / 1024, elements * 2 * 1000 / 1024);
   if (policy_.cadence == Cadence::Prompt && !policy_.raw()) {
     line += "; a prompt is held at 16 bits until it ends";
   }
