@@ -16,7 +16,7 @@ namespace zipcache::cli {
 struct MeasureOptions : EvalOptions {
   int ctx = 1024;
   int chunks = 2;  // of each part, dealt to the texts in turn
-  int together = 4;
+  int together = 6;
 };
 
 // Chunks that a policy is measured on.

@@ -13,9 +13,6 @@ namespace zipcache::cli {
 
 namespace {
 
-// Policies with more bits are no answer and have no place in a picture.
-constexpr double kMostBits = 10;
-
 double number(const Json& row, const char* field) { return row.at(field).get<double>(); }
 
 std::string text(const Json& row, const char* field) { return row.at(field).get<std::string>(); }
@@ -105,6 +102,17 @@ std::string policies_table(const Json& evidence, bool bold) {
       lines, bold);
 }
 
+// What other windows do, as one line each.
+std::string windows_words(const Json& windows) {
+  std::string out;
+  for (const Json& row : windows) {
+    out += fmt::format("{}{} {} with {:.2f} bits in all",
+                       out.empty() ? "Windows are yours to choose: " : "; ", text(row, "policy"),
+                       kld_text(row), number(row, "bits_resident"));
+  }
+  return out.empty() ? "" : out + ".\n";
+}
+
 // How often `row`'s divergence is that of `chosen`.
 std::string times(const Json& row, const Json& chosen) {
   return fmt::format("{:.1f} times", number(row, "kld") / std::max(number(chosen, "kld"), 1e-12));
@@ -165,14 +173,15 @@ Json evidence_row(const std::string& policy, double bits, const Json& row) {
 }
 
 Json search_evidence(const SearchResult& result) {
-  Json rows = Json::array(), layers = Json::array();
+  Json rows = Json::array(), windows = Json::array(), layers = Json::array();
   for (const Tried& tried : result.tried) {
     // What measures a part of the cache alone stands among the layers.
-    if (tried.bits < kMostBits && tried.role != Role::Alone)
-      rows.push_back(evidence_row(tried.policy, tried.bits, tried.row));
+    if (tried.role == Role::Alone) continue;
+    (tried.role == Role::Window ? windows : rows)
+        .push_back(evidence_row(tried.policy, tried.bits, tried.row));
   }
   for (const Sensitivity& s : result.layers) {
-    layers.push_back({{"layers", fmt::format("{}-{}", s.group.first, s.group.last)},
+    layers.push_back({{"layers", layers_text(s.group)},
                       {"k", s.k},
                       {"k_se", s.k_error},
                       {"v", s.v},
@@ -181,6 +190,7 @@ Json search_evidence(const SearchResult& result) {
   return {{"base", result.base},
           {"best_of_search", result.chosen},
           {"rows", rows},
+          {"windows", windows},
           {"sensitivity",
            {{"k_bits", kProbeBitsK},
             {"v_bits", kProbeBitsV},
@@ -200,10 +210,10 @@ Result<std::string> tune_report(const Json& evidence, bool bold) {
     const Json& sensitivity = evidence.at("sensitivity");
     return fmt::format(
         "{}\n{}\n{}\n* no other has less divergence with as few bits; {}, {} "
-        "tokens scored.\n\n{}{}",
+        "tokens scored.\n{}\n{}{}",
         layers_table(sensitivity, bold), layers_words(sensitivity), policies_table(evidence, bold),
         text(evidence.at("search"), "text"), evidence.at("rows").at(0).at("n_scored").get<int>(),
-        costs_words(evidence), choice_words(evidence));
+        windows_words(evidence.at("windows")), costs_words(evidence), choice_words(evidence));
   } catch (const Json::exception& error) {
     return Status{Code::BadData,
                   fmt::format("evidence: {}; make it again with zipcache tune", error.what())};

@@ -42,8 +42,11 @@ constexpr const char* kSplits[] = {"k=2,v=2",
 // Of them those are measured that have at most the wanted bits, and no fewer than this below.
 constexpr double kNear = 0.55;
 
-// Widths that a group of layers may get.
+// Widths that a group of layers may get, and those of them that are measured for all layers.
 constexpr std::array<int, 4> kWidths = {2, 3, 4, 8};
+constexpr int kMeasuredWidths[] = {2, 3, 4};
+// Squared steps of 4 bits for one of 8: its divergence is next to nothing and not worth a run.
+constexpr double kFinerAt8 = 256;
 constexpr int kMostGroups = 8;
 // Budgets of the assignments that are measured, beside the wanted bits.
 constexpr double kBudgets[] = {0, -0.5, 0.5};
@@ -69,7 +72,7 @@ class Search {
 
   Result<SearchResult> run() {
     found_.most_bits = coded_bits(kDefault, measurer_.about());
-    ZC_TRY(measure_rows());
+    ZC_TRY(measure_settings());
     ZC_TRY(find_base());
     ZC_TRY(measure_alone());
     ZC_TRY(measure_groups());
@@ -80,16 +83,26 @@ class Search {
   }
 
  private:
-  // Measures policies and remembers them.
   Status add(const std::vector<std::string>& policies, const std::string& what, Role role) {
+    return add(policies, std::vector<Role>(policies.size(), role), what);
+  }
+
+  // Measures policies and remembers them.
+  Status add(const std::vector<std::string>& policies, const std::vector<Role>& roles,
+             const std::string& what) {
     std::vector<std::string> fresh;
-    for (const std::string& policy : policies) {
-      if (find(policy) == nullptr) fresh.push_back(policy);
+    std::vector<Role> role_of;
+    for (size_t i = 0; i < policies.size(); ++i) {
+      const bool listed = std::find(fresh.begin(), fresh.end(), policies[i]) != fresh.end();
+      if (listed || find(policies[i]) != nullptr) continue;
+      fresh.push_back(policies[i]);
+      role_of.push_back(roles[i]);
     }
     const Result<std::vector<Json>> rows = measurer_.rows(part_, fresh, what);
     if (!rows.ok()) return rows.status();
     for (size_t i = 0; i < fresh.size(); ++i) {
-      found_.tried.push_back({fresh[i], (*rows)[i], coded_bits(fresh[i], measurer_.about()), role});
+      found_.tried.push_back(
+          {fresh[i], (*rows)[i], coded_bits(fresh[i], measurer_.about()), role_of[i]});
     }
     return ok();
   }
@@ -103,25 +116,37 @@ class Search {
   double kld(const std::string& policy) const { return number(find(policy)->row, "kld_mean"); }
   double error(const std::string& policy) const { return number(find(policy)->row, "kld_mean_se"); }
 
-  Status measure_rows() {
-    ZC_TRY(add({std::begin(kShown), std::end(kShown)}, "rows for comparison", Role::Shown));
-    return add({std::begin(kBuiltIn), std::end(kBuiltIn)}, "built-in rows", Role::Candidate);
+  // What does not depend on other measurements.
+  Status measure_settings() {
+    std::vector<std::string> policies;
+    std::vector<Role> roles;
+    const auto list = [&](std::span<const char* const> texts, Role role, const std::string& base) {
+      for (const char* text : texts) {
+        policies.push_back(base.empty() ? text : changed(base, text));
+        roles.push_back(role);
+      }
+    };
+    list(kShown, Role::Shown, "");
+    list(kBuiltIn, Role::Candidate, "");
+    list(kSwitches, Role::Candidate, kDefault);
+    list(kWindows, Role::Window, kDefault);
+    ZC_TRY(add(policies, roles, "built-in rows, one field at a time"));
+    if (kld(kDefault) > 0) return ok();
+    return {Code::BadArgument,
+            fmt::format("--ctx-size: {} packs nothing before the scored half of so few tokens, "
+                        "expected more; use -c 1024",
+                        kDefault)};
   }
 
   // The default with every switch that helped; the best that was seen if they do not add up.
   Status find_base() {
-    std::vector<std::string> switches, windows;
-    for (const char* fields : kSwitches) switches.push_back(changed(kDefault, fields));
-    for (const char* fields : kWindows) windows.push_back(changed(kDefault, fields));
-    ZC_TRY(add(switches, "one field at a time", Role::Candidate));
-    ZC_TRY(add(windows, "sinks and window", Role::Shown));
-
     std::string together = kDefault;
     found_.base = kDefault;
-    for (size_t i = 0; i < switches.size(); ++i) {
-      if (kld(switches[i]) > (1 - kHelps) * kld(kDefault)) continue;
-      together = changed(together, kSwitches[i]);
-      if (kld(switches[i]) < kld(found_.base)) found_.base = switches[i];
+    for (const char* fields : kSwitches) {
+      const std::string one = changed(kDefault, fields);
+      if (kld(one) > (1 - kHelps) * kld(kDefault)) continue;
+      together = changed(together, fields);
+      if (kld(one) < kld(found_.base)) found_.base = one;
     }
     ZC_TRY(add({together}, "what helped, together", Role::Candidate));
     if (kld(together) < kld(found_.base)) found_.base = together;
@@ -136,17 +161,22 @@ class Search {
     return spelling(alone(found_.base, side, bits, group, n_layers()));
   }
 
+  // The divergence of one side of all layers alone.
+  double kld_alone(char side, int bits) const {
+    return bits == 8 ? kld(side_alone(side, 4)) / kFinerAt8 : kld(side_alone(side, bits));
+  }
+
   // K and V of all layers at every width, the other side at 16 bits.
   Status measure_alone() {
     std::vector<std::string> policies;
     for (const char side : {'k', 'v'}) {
-      for (const int bits : kWidths) policies.push_back(side_alone(side, bits));
+      for (const int bits : kMeasuredWidths) policies.push_back(side_alone(side, bits));
     }
     ZC_TRY(add(policies, "K alone, V alone", Role::Alone));
     const Result<Policy> base = parse_policy(found_.base);
     if (!base.ok()) return base.status();
-    found_.k_alone = kld(side_alone('k', base->tiers.front().k_bits));
-    found_.v_alone = kld(side_alone('v', base->tiers.front().v_bits));
+    found_.k_alone = kld_alone('k', base->tiers.front().k_bits);
+    found_.v_alone = kld_alone('v', base->tiers.front().v_bits);
     return ok();
   }
 
@@ -171,10 +201,10 @@ class Search {
   std::vector<WidthOption> options(char side, const LayerGroup& group, double divergence,
                                    int measured_at) const {
     const double share = share_of(side, group);
-    const double all = std::max(kld(side_alone(side, measured_at)), 1e-12);
+    const double all = std::max(kld_alone(side, measured_at), 1e-12);
     std::vector<WidthOption> out;
     for (const int bits : kWidths)
-      out.push_back({bits * share, divergence * kld(side_alone(side, bits)) / all});
+      out.push_back({bits * share, divergence * kld_alone(side, bits) / all});
     return out;
   }
 
@@ -303,7 +333,7 @@ class Search {
 int planned_caches(const ModelFile& about, int together) {
   const size_t groups = group_layers(static_cast<int>(about.layers.size()), kMostGroups).size();
   const size_t policies = std::size(kShown) + std::size(kBuiltIn) + std::size(kSwitches) +
-                          std::size(kWindows) + 1 + 2 * kWidths.size() + 2 * groups +
+                          std::size(kWindows) + 1 + 2 * std::size(kMeasuredWidths) + 2 * groups +
                           std::size(kBudgets) + 6;
   return static_cast<int>(policies + policies / static_cast<size_t>(together) + 4);
 }

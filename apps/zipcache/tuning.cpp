@@ -43,10 +43,6 @@ int most_common(std::span<const int> values) {
       ->first;
 }
 
-std::string range_text(int first, int last) {
-  return first == last ? fmt::format("{}", first) : fmt::format("{}-{}", first, last);
-}
-
 // ",0-5:k=8" for each run of groups whose width is not `common`.
 std::string runs(char side, std::span<const LayerGroup> groups, std::span<const int> widths,
                  int common) {
@@ -54,13 +50,18 @@ std::string runs(char side, std::span<const LayerGroup> groups, std::span<const 
   for (size_t begin = 0, end = 0; begin < groups.size(); begin = end) {
     for (end = begin; end < groups.size() && widths[end] == widths[begin];) ++end;
     if (widths[begin] == common) continue;
-    text += fmt::format(",{}:{}={}", range_text(groups[begin].first, groups[end - 1].last), side,
+    text += fmt::format(",{}:{}={}", layers_text({groups[begin].first, groups[end - 1].last}), side,
                         widths[begin]);
   }
   return text;
 }
 
 }  // namespace
+
+std::string layers_text(const LayerGroup& group) {
+  return group.first == group.last ? fmt::format("{}", group.first)
+                                   : fmt::format("{}-{}", group.first, group.last);
+}
 
 std::vector<LayerGroup> group_layers(int n_layers, int most) {
   const int n = std::min(n_layers, most);
@@ -97,9 +98,9 @@ std::string alone(const std::string& base, char side, int width, const LayerGrou
                   int n_layers) {
   const char other = side == 'k' ? 'v' : 'k';
   std::string text = fmt::format("{},{}={},{}=16", base, side, width, other);
-  if (group.first > 0) text += fmt::format(",{}:{}=16", range_text(0, group.first - 1), side);
+  if (group.first > 0) text += fmt::format(",{}:{}=16", layers_text({0, group.first - 1}), side);
   if (group.last < n_layers - 1)
-    text += fmt::format(",{}:{}=16", range_text(group.last + 1, n_layers - 1), side);
+    text += fmt::format(",{}:{}=16", layers_text({group.last + 1, n_layers - 1}), side);
   return text;
 }
 

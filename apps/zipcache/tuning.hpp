@@ -22,6 +22,9 @@ struct LayerGroup {
   bool operator==(const LayerGroup&) const = default;
 };
 
+// "0-3", or "7" for one layer.
+std::string layers_text(const LayerGroup& group);
+
 // `n_layers` in at most `most` groups whose sizes differ by one at most.
 std::vector<LayerGroup> group_layers(int n_layers, int most);
 
@@ -60,8 +63,8 @@ std::string alone(const std::string& base, char side, int width, const LayerGrou
 
 // What was asked for. Neither: as few bits as the default policy.
 struct Target {
-  std::optional<double> bits;        // coded, at most
-  std::optional<double> divergence;  // mean and its standard error together, below
+  std::optional<double> bits = {};        // coded, at most
+  std::optional<double> divergence = {};  // mean and its standard error together, below
 };
 
 // A policy with what it costs.
@@ -78,6 +81,7 @@ std::optional<size_t> choose(std::span<const Candidate> candidates, const Target
 enum class Role : unsigned char {
   Candidate,  // may be chosen
   Shown,      // stands beside the candidates
+  Window,     // the same with other sinks or another window
   Alone,      // measures a part of the cache
 };
 

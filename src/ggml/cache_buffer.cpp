@@ -316,6 +316,7 @@ Status CacheBuffer::make_cache() {
   Result<std::unique_ptr<Cache>> made = Cache::create(shape, policy_);
   if (!made.ok()) return made.status();
   cache_ = std::move(*made);
+  if (settings().check) check_ = std::make_unique<SelfCheck>(policy_, shape.layers);
   announce(shape);
   return ok();
 }
@@ -352,6 +353,7 @@ Result<Cache*> CacheBuffer::cache() {
 
 void CacheBuffer::clear() {
   if (cache_) cache_->clear();
+  if (check_) check_->clear();
   // Whatever was wrong with the rows is gone; what is wrong with the shape stays.
   if (cache_) poison_.clear();
 }
@@ -379,7 +381,21 @@ Status CacheBuffer::read(const CacheTensor& tensor, size_t offset, size_t size, 
   return ok();
 }
 
+void CacheBuffer::wrote(int layer, int stream, SideId side, std::span<const int64_t> cells,
+                        const float* rows, ptrdiff_t row_stride) {
+  if (check_) check_->note(layer, stream, side, cells, rows, row_stride);
+}
+
+void CacheBuffer::attended(const Attention& done) {
+  if (!check_) return;
+  const Result<bool> complete = check_->compare(*cache_, done);
+  if (complete.ok() && !*complete) return;
+  if (complete.ok() && check_->broken()) host::log(true, check_->warning());
+  check_.reset();
+}
+
 Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size, const void* data) {
+  stop_check();
   Result<Cache*> cache = this->cache();
   if (!cache.ok()) return cache.status();
   const size_t row_bytes = tensor.row_bytes();

@@ -20,6 +20,7 @@ SearchResult result() {
                  {"zip", measured(0.008), 3.375, Role::Candidate},
                  {"zip,0-3:k=8", measured(0.004), 3.38, Role::Candidate},
                  {"zip4", measured(0.005), 3.875, Role::Candidate},
+                 {"zip,recent=256", measured(0.001), 3.375, Role::Window},
                  {"zip,v=16", measured(0.002), 10.1, Role::Alone},
                  {"zip,k=16,v=2,0-1:v=16", measured(0.001), 9.0, Role::Alone}};
   found.base = "zip";
@@ -59,6 +60,7 @@ TEST(TuneEvidence, HoldsTheMeasuredRowsAndTheLayers) {
                                     {"same_top", 0.94},
                                     {"ppl_ratio", 1.013},
                                     {"n_scored", 1022}}));
+  EXPECT_EQ(found["windows"].size(), 1u);
   EXPECT_EQ(found["sensitivity"]["layers"][1]["layers"], "4-7");
   EXPECT_EQ(found["sensitivity"]["layers"][1]["v"], 0.003);
   EXPECT_EQ(found["best_of_search"], "zip,0-3:k=8");
@@ -94,7 +96,8 @@ TEST(TuneReport, TheTableMarksWhatNoOtherBeats) {
     return report.substr(report.rfind('\n', at) + 1, at - report.rfind('\n', at));
   };
   EXPECT_TRUE(has(line("zip,0-3:k=8 <- chosen"), "*")) << report;
-  EXPECT_TRUE(has(line("zip  "), "*")) << report;
+  EXPECT_TRUE(has(line("zip  "), "*")) << report;  // a wider window does not count against it
+  EXPECT_TRUE(has(report, "zip,recent=256 0.00100 ± 0.000050 with 4.20 bits in all")) << report;
   EXPECT_FALSE(has(line("zip4"), "*")) << report;  // zip,0-3:k=8 has fewer bits and less divergence
   EXPECT_FALSE(has(line("q4_0"), "*")) << report;
 }

@@ -66,6 +66,6 @@ def with_key_biases(source, target, bias, n_channels):
         infos += struct.pack(f"<Q{len(name)}sIQIQ", len(name), name, 1, width, 0, len(tensors))
         heads = np.zeros((width // 64, 64), np.float32)
         heads[:, -n_channels:] = bias
-        tensors += aligned(heads.nbytes) and heads.tobytes()
+        tensors += heads.tobytes() + bytes(aligned(heads.nbytes) - heads.nbytes)
     begin = data[:4] + struct.pack("<IQQ", version, n_tensors + len(widths), n_fields) + data[24:fields_end] + infos
     target.write_bytes(begin + bytes(aligned(len(begin)) - len(begin)) + tensors)
