@@ -1,6 +1,10 @@
 // `zipcache tune`: the setting for your model, found by measuring it, as a policy file.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 

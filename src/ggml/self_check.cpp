@@ -9,7 +9,7 @@ namespace zipcache {
 namespace {
 
 constexpr int kKept = 2 * kBlockTokens;  // tokens
-constexpr int kQueries = 4;              // newest rows of a step
+constexpr int kQueries = 16;             // newest rows of a step
 
 // Rows of one layer in both forms, [kKept, heads * dim] each.
 struct Rows {

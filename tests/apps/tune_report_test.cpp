@@ -97,7 +97,7 @@ TEST(TuneReport, TheTableMarksWhatNoOtherBeats) {
   };
   EXPECT_TRUE(has(line("zip,0-3:k=8 <- chosen"), "*")) << report;
   EXPECT_TRUE(has(line("zip  "), "*")) << report;  // a wider window does not count against it
-  EXPECT_TRUE(has(report, "zip,recent=256 0.00100 ± 0.000050 with 4.20 bits in all")) << report;
+  EXPECT_TRUE(has(report, "zip,recent=256 0.001000 ± 0.000050 with 4.20 bits in all")) << report;
   EXPECT_FALSE(has(line("zip4"), "*")) << report;  // zip,0-3:k=8 has fewer bits and less divergence
   EXPECT_FALSE(has(line("q4_0"), "*")) << report;
 }

@@ -160,7 +160,7 @@ def test_layers_of_a_policy_file_are_put_back_to_16_bits_too(biased, tmp_path):
 
 @pytest.mark.parametrize("arguments, said, status", [
     (["-f", "none.txt"], "none.txt", 6),
-    (["-f", TEXT, "-c", "8000", "--chunks", "3"], "'lines.jsonl': the text is too short", 3),
+    (["-f", TEXT, "-c", "8000", "--chunks", "3000"], "'lines.jsonl': the text is too short", 3),
     (["-f", TEXT, "-c", "64", "--rows", "/dev/null"], "packs nothing", 2),
     (["-o", "policy.txt"], "expected a name that ends in .json", 2),
     (["--target-bits", "3", "--target-kld", "0.1"], "excludes", 2),
