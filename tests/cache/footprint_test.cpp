@@ -78,7 +78,7 @@ TEST(LongRunBits, WindowAndSinksDoNotCount) {
   const std::vector<LayerShape> layers = {{3, 64, 64}};
   EXPECT_EQ(*long_run_bits(*parse_policy("f16"), layers), 16);
   EXPECT_DOUBLE_EQ(*long_run_bits(*parse_policy("zip"), layers),
-                   *long_run_bits(*parse_policy("zip,sinks=0,recent=1000"), layers));
+                   *long_run_bits(*parse_policy("zip,sinks=0,recent=100000"), layers));
   // K: 4 and a step and a floor for 128 tokens; V: 2 and both for 64 channels; and a little for
   // tags.
   EXPECT_NEAR(*long_run_bits(*parse_policy("zip"), layers), (4 + 0.25 + 2 + 0.5) / 2, 0.01);
