@@ -8,7 +8,6 @@
 #include <thread>
 #include <utility>
 
-#include "interrupt.hpp"
 #include "zipcache/policy.hpp"
 
 namespace zipcache::cli {
@@ -208,6 +207,32 @@ Status Comparison::time_decode(Progress& progress) {
     session.decode_tps = decode_tokens_ / seconds_since(start);
   }
   return ok();
+}
+
+Result<std::vector<CompareRow>> compare_over(const Engines& engines, const ModelFile& about,
+                                             const ComparisonPlan& plan,
+                                             std::span<const std::vector<llama_token>> chunks,
+                                             std::span<const PolicyChoice> choices,
+                                             Progress& progress,
+                                             const std::function<void(size_t chunk)>& stage) {
+  Comparison comparison(engines, about, plan);
+  const auto places = comparison.add_policies(choices);
+  if (!places.ok()) return places.status();
+  for (size_t chunk = 0; chunk < chunks.size(); ++chunk) {
+    stage(chunk);
+    ZC_TRY(comparison.run_chunk(chunks[chunk], progress));
+    if (interrupted()) return std::vector<CompareRow>{};
+  }
+  ZC_TRY(comparison.read_caches());
+  std::vector<CompareRow> rows;
+  for (const size_t place : *places) rows.push_back(comparison.row(place, false));
+  return rows;
+}
+
+int64_t caches_of(std::span<const PolicyChoice> choices) {
+  return 1 + std::count_if(choices.begin(), choices.end(), [](const PolicyChoice& choice) {
+           return !choice.ours() || choice.text != kReference;
+         });
 }
 
 CompareRow Comparison::row(size_t policy, bool partial) const {

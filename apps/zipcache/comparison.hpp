@@ -4,6 +4,7 @@
 // Thread safety: one thread at a time; scoring uses threads of its own inside a call.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -13,6 +14,7 @@
 
 #include "chunks.hpp"
 #include "engines.hpp"
+#include "interrupt.hpp"
 #include "report.hpp"
 #include "terminal.hpp"
 
@@ -96,5 +98,27 @@ class Comparison {
   std::vector<Session> sessions_;  // the reference first
   int position_ = 0;               // tokens in the caches
 };
+
+// Runs `choices` beside the reference over `chunks`, each of plan.chunks.ctx tokens; `stage` is
+// told the number of each chunk that begins. One row for each choice; none after an interrupt.
+Result<std::vector<CompareRow>> compare_over(const Engines& engines, const ModelFile& about,
+                                             const ComparisonPlan& plan,
+                                             std::span<const std::vector<llama_token>> chunks,
+                                             std::span<const PolicyChoice> choices,
+                                             Progress& progress,
+                                             const std::function<void(size_t chunk)>& stage);
+
+// Calls `visit` with each part of `choices`, at most `together` of them, until an interrupt.
+template <class Visit>
+Status for_groups(std::span<const PolicyChoice> choices, size_t together, const Visit& visit) {
+  for (size_t first = 0; first < choices.size(); first += together) {
+    ZC_TRY(visit(choices.subspan(first, std::min(together, choices.size() - first))));
+    if (interrupted()) break;
+  }
+  return ok();
+}
+
+// How many caches are filled for `choices` beside the reference, the reference included.
+int64_t caches_of(std::span<const PolicyChoice> choices);
 
 }  // namespace zipcache::cli

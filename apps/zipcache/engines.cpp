@@ -69,6 +69,8 @@ Result<Engines> open_engines(const EngineFiles& files, std::span<const PolicyCho
   // Read by the backend when it is loaded: what it plans its buffers for. The user's own value
   // stands.
   setenv("ZIPCACHE_UBATCH", fmt::format("{}", options.ubatch).c_str(), 0);
+  // These commands measure what the backend's own check can only guess.
+  setenv("ZIPCACHE_CHECK", "0", 0);
   if (!options.verbose) setenv("ZIPCACHE_LOG", "quiet", 0);
   Result<Backend> backend = Backend::load(files.backend);
   if (!backend.ok()) return backend.status();

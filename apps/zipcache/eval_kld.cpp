@@ -27,35 +27,19 @@ struct Options : EvalOptions {
   int together = 4;
 };
 
-struct Text {
-  std::string name, content, print;
-  std::vector<llama_token> tokens = {};
-};
-
 // One text at one length with the policies that have no row yet.
 struct Job {
-  const Text* text;
+  const EvalText* text;
   int ctx;
   Json key;
   std::vector<PolicyChoice> missing;
   ChunkPlan plan = {};
 };
 
-Result<std::vector<Text>> read_texts(const std::vector<std::string>& paths) {
-  std::vector<Text> texts;
-  for (const std::string& path : paths) {
-    Result<std::string> content = read_text(path);
-    if (!content.ok()) return content.status();
-    const std::string print = fingerprint(*content);
-    texts.push_back({std::filesystem::path(path).filename().string(), std::move(*content), print});
-  }
-  return texts;
-}
-
 std::vector<Job> list_jobs(const Options& options, const EvalSetup& setup,
-                           const std::vector<Text>& texts) {
+                           const std::vector<EvalText>& texts) {
   std::vector<Job> jobs;
-  for (const Text& text : texts) {
+  for (const EvalText& text : texts) {
     for (const int ctx : options.ctx) {
       Json key = setup.key;
       key.update(Json{{"text", text.name},
@@ -70,9 +54,9 @@ std::vector<Job> list_jobs(const Options& options, const EvalSetup& setup,
 }
 
 // Everything is scored, for the bins; totals are of the second half of a chunk, as in compare.
-Status plan_jobs(const Options& options, std::vector<Text>& texts, std::vector<Job>& jobs,
+Status plan_jobs(const Options& options, std::vector<EvalText>& texts, std::vector<Job>& jobs,
                  const llama_model* model) {
-  for (Text& text : texts) text.tokens = tokenise(model, text.content, true, false);
+  for (EvalText& text : texts) text.tokens = tokenise(model, text.content, true, false);
   for (Job& job : jobs) {
     const Result<ChunkPlan> plan =
         plan_chunks(job.text->tokens.size(), job.ctx, options.chunks, options.ubatch);
@@ -96,58 +80,29 @@ Json depth_json(const std::vector<DepthSummary>& bins) {
   return out;
 }
 
-Json row_json(const Options& options, const Job& job, const Engines& engines,
-              const PolicyChoice& choice, const CompareRow& measured) {
-  Json row = with_policy(job.key, choice);
-  row.update(bits_json(measured));
-  row["kv_tokens"] = measured.cache_tokens;
-  row["n_scored"] = measured.summary.tokens;
-  row.update(to_json(measured.summary));
-  row.update(eval_facts(options, engines, choice));
-  row["by_depth"] = depth_json(measured.by_depth);
-  return row;
-}
-
 // Runs `group` over the chunks of `job`; an interrupted group leaves no rows.
 Status run_group(const Options& options, EvalSetup& setup, const Job& job, const Engines& engines,
                  std::span<const PolicyChoice> group, Progress& progress) {
-  Comparison comparison(engines, setup.files.about, {job.plan, options.threads, 0, options.bin});
-  const auto places = comparison.add_policies(group);
-  if (!places.ok()) return places.status();
   const llama_vocab* vocab = llama_model_get_vocab(engines.served.get());
-  for (int chunk = 0; chunk < job.plan.chunks; ++chunk) {
-    progress.stage(fmt::format("{}, {} tokens, chunk {}/{}, {} policies", job.text->name, job.ctx,
-                               chunk + 1, job.plan.chunks, group.size()));
-    ZC_TRY(comparison.run_chunk(chunk_tokens(job.text->tokens, job.plan, chunk, vocab), progress));
-    if (interrupted()) return ok();
-  }
-  ZC_TRY(comparison.read_caches());
-  for (size_t i = 0; i < group.size(); ++i) {
-    const CompareRow measured = comparison.row((*places)[i], false);
-    ZC_TRY(setup.kept.add(row_json(options, job, engines, group[i], measured)));
-  }
-  return ok();
-}
-
-// Calls `visit` with each group of at most `together` policies.
-template <class Visit>
-Status for_groups(const Job& job, int together, const Visit& visit) {
-  const std::span<const PolicyChoice> missing(job.missing);
-  for (size_t first = 0; first < missing.size(); first += together) {
-    ZC_TRY(visit(missing.subspan(first, std::min<size_t>(together, missing.size() - first))));
-    if (interrupted()) break;
+  std::vector<std::vector<llama_token>> chunks;
+  for (int chunk = 0; chunk < job.plan.chunks; ++chunk)
+    chunks.push_back(chunk_tokens(job.text->tokens, job.plan, chunk, vocab));
+  const auto measured = compare_over(
+      engines, setup.files.about, {job.plan, options.threads, 0, options.bin}, chunks, group,
+      progress, [&](size_t chunk) {
+        progress.stage(fmt::format("{}, {} tokens, chunk {}/{}, {} policies", job.text->name,
+                                   job.ctx, chunk + 1, job.plan.chunks, group.size()));
+      });
+  if (!measured.ok()) return measured.status();
+  for (size_t i = 0; i < measured->size(); ++i) {
+    Json row = kld_row(job.key, options, engines, group[i], (*measured)[i]);
+    row["by_depth"] = depth_json((*measured)[i].by_depth);
+    ZC_TRY(setup.kept.add(row));
   }
   return ok();
 }
 
-// Tokens that are decoded for `group`, the reference included.
-int64_t work_of(const Job& job, std::span<const PolicyChoice> group) {
-  int64_t contexts = 1;
-  for (const PolicyChoice& choice : group) contexts += choice.text == kReference ? 0 : 1;
-  return contexts * job.plan.chunks * job.plan.ctx;
-}
-
-Status run_jobs(const Options& options, EvalSetup& setup, std::vector<Text>& texts,
+Status run_jobs(const Options& options, EvalSetup& setup, std::vector<EvalText>& texts,
                 std::vector<Job>& jobs) {
   std::vector<PolicyChoice> missing;
   for (const Job& job : jobs) missing.insert(missing.end(), job.missing.begin(), job.missing.end());
@@ -158,15 +113,15 @@ Status run_jobs(const Options& options, EvalSetup& setup, std::vector<Text>& tex
 
   int64_t work = 0;
   for (const Job& job : jobs) {
-    ZC_TRY(for_groups(job, options.together, [&](auto group) {
-      work += work_of(job, group);
+    ZC_TRY(for_groups(job.missing, options.together, [&](auto group) {
+      work += caches_of(group) * job.plan.chunks * job.plan.ctx;
       return ok();
     }));
   }
   watch_interrupts();
   Progress progress(work);
   for (const Job& job : jobs) {
-    ZC_TRY(for_groups(job, options.together, [&](auto group) {
+    ZC_TRY(for_groups(job.missing, options.together, [&](auto group) {
       return run_group(options, setup, job, *engines, group, progress);
     }));
     if (interrupted()) break;
@@ -176,7 +131,7 @@ Status run_jobs(const Options& options, EvalSetup& setup, std::vector<Text>& tex
 
 Status eval_kld(const Options& options) {
   ZC_TRY(check_range("--ctx-size", options.ctx, kShortestCtx, 1 << 24));
-  Result<std::vector<Text>> texts = read_texts(options.texts);
+  Result<std::vector<EvalText>> texts = read_texts(options.texts);
   if (!texts.ok()) return texts.status();
   Result<EvalSetup> setup = set_up_eval(options);
   if (!setup.ok()) return setup.status();

@@ -20,20 +20,11 @@ struct Options {
   std::string plots;
 };
 
-Status make_folder(const std::string& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (!error) return ok();
-  return {Code::Environment,
-          fmt::format("--plots: cannot make folder '{}': {}", folder, error.message())};
-}
-
 Status report(const Options& options) {
   const Result<std::vector<Json>> rows = read_all_rows(options.paths);
   if (!rows.ok()) return rows.status();
   const Result<std::vector<ResultGroup>> groups = group_results(*rows);
   if (!groups.ok()) return groups.status();
-  if (!options.plots.empty()) ZC_TRY(make_folder(options.plots));
   std::string text;
   for (const ResultGroup& group : *groups) {
     text += (text.empty() ? "" : "\n") + group_tables(group, false);

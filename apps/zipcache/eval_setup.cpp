@@ -31,6 +31,17 @@ void add_eval_options(CLI::App& command, EvalOptions& options) {
       .add_option("--policies", options.policies,
                   "policies, separated by ; or by commas, as `zipcache compare` takes them")
       ->capture_default_str();
+  add_engine_options(command, options);
+  command.add_option("-o,--output", options.output, "md, csv, json or jsonl")
+      ->capture_default_str();
+  command.add_option("--out", options.out,
+                     "file that each row is appended to; rows that it has already are not measured "
+                     "again");
+  command.add_flag("--f32-weights", options.f32_weights,
+                   "expand the weights to 32 bits first, as in `zipcache compare`");
+}
+
+void add_engine_options(CLI::App& command, EvalOptions& options) {
   command.add_option("--ubatch-size", options.ubatch, "(-ub) tokens of a micro-batch")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
@@ -38,14 +49,18 @@ void add_eval_options(CLI::App& command, EvalOptions& options) {
   command.add_option("-t,--threads", options.threads, "threads")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  command.add_flag("--f32-weights", options.f32_weights,
-                   "expand the weights to 32 bits first, as in `zipcache compare`");
-  command.add_option("-o,--output", options.output, "md, csv, json or jsonl")
-      ->capture_default_str();
-  command.add_option("--out", options.out,
-                     "file that each row is appended to; rows that it has already are not measured "
-                     "again");
   command.add_flag("-v,--verbose", options.verbose, "show llama.cpp's messages");
+}
+
+Result<std::vector<EvalText>> read_texts(const std::vector<std::string>& paths) {
+  std::vector<EvalText> texts;
+  for (const std::string& path : paths) {
+    Result<std::string> content = read_text(path);
+    if (!content.ok()) return content.status();
+    const std::string print = fingerprint(*content);
+    texts.push_back({std::filesystem::path(path).filename().string(), std::move(*content), print});
+  }
+  return texts;
 }
 
 Result<EvalSetup> set_up_eval(const EvalOptions& options) {
@@ -115,6 +130,17 @@ Json eval_facts(const EvalOptions& options, const Engines& engines, const Policy
   const Result<Policy> policy = parse_policy(choice.text);
   facts["seed"] = choice.ours() && policy.ok() ? Json(policy->seed) : Json();
   return facts;
+}
+
+Json kld_row(const Json& key, const EvalOptions& options, const Engines& engines,
+             const PolicyChoice& choice, const CompareRow& measured) {
+  Json row = with_policy(key, choice);
+  row.update(bits_json(measured));
+  row["kv_tokens"] = measured.cache_tokens;
+  row["n_scored"] = measured.summary.tokens;
+  row.update(to_json(measured.summary));
+  row.update(eval_facts(options, engines, choice));
+  return row;
 }
 
 Json bits_json(const CacheFigures& figures) {

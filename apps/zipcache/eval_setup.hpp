@@ -30,6 +30,9 @@ struct EvalOptions {
 // Adds the options that all tasks have.
 void add_eval_options(CLI::App& command, EvalOptions& options);
 
+// Of these only the micro-batch, threads and messages.
+void add_engine_options(CLI::App& command, EvalOptions& options);
+
 struct EvalSetup {
   Format format = Format::Md;
   std::vector<PolicyChoice> choices;
@@ -37,6 +40,14 @@ struct EvalSetup {
   ResultFile kept;
   Json key;  // the fields that tell rows of this model, program and setting from others
 };
+
+// A text that is read, with a print of its content; `tokens` once a model is there.
+struct EvalText {
+  std::string name, content, print;
+  std::vector<llama_token> tokens = {};
+};
+
+Result<std::vector<EvalText>> read_texts(const std::vector<std::string>& paths);
 
 Result<EvalSetup> set_up_eval(const EvalOptions& options);
 
@@ -53,6 +64,10 @@ std::vector<Json> rows_of(const EvalSetup& setup, const Json& key);
 
 // Fields that do not decide whether a row is measured again: machine, date, how attention reads.
 Json eval_facts(const EvalOptions& options, const Engines& engines, const PolicyChoice& choice);
+
+// The row of one policy in a run against the 16-bit cache; `key` as with_policy() takes it.
+Json kld_row(const Json& key, const EvalOptions& options, const Engines& engines,
+             const PolicyChoice& choice, const CompareRow& measured);
 
 // Bits per element, all bytes (resident) and of packed rows alone (coded); kernel.
 Json bits_json(const CacheFigures& figures);

@@ -128,8 +128,8 @@ Result<fs::path> find_model(const std::string& model) {
   return path;
 }
 
-fs::path default_text(const fs::path& program) {
-  return program.parent_path() / "data" / "text" / "alice29.txt";
+fs::path default_text(const std::string& name, const fs::path& program) {
+  return program.parent_path() / "data" / "text" / name;
 }
 
 fs::path default_retrieval_file(const std::string& name, const fs::path& program) {

@@ -27,8 +27,9 @@ Result<std::filesystem::path> find_default_model(
 // one.
 Result<std::filesystem::path> find_model(const std::string& model);
 
-// The measured text, data/text/alice29.txt of the project that the program was built in.
-std::filesystem::path default_text(const std::filesystem::path& program = program_folder());
+// A measured text, a file of data/text of the project that the program was built in.
+std::filesystem::path default_text(const std::string& name = "alice29.txt",
+                                   const std::filesystem::path& program = program_folder());
 
 // A file of the folder eval/retrieval_model of the project that the program was built in.
 std::filesystem::path default_retrieval_file(

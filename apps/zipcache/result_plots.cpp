@@ -56,45 +56,22 @@ std::vector<Json> shown(const ResultGroup& group) {
   return rows;
 }
 
-using Point = std::pair<double, double>;  // bits, divergence
-
 // The name of `points[at]` would run into another point on its right.
-bool crowded(std::span<const Point> points, size_t at, double width) {
-  return std::any_of(points.begin(), points.end(), [&](const Point& other) {
-    const double right = (other.first - points[at].first) / width;
-    return right > 0 && right < 0.2 && std::abs(std::log10(other.second / points[at].second)) < 0.2;
+bool crowded(std::span<const PlotPoint> points, size_t at, double width) {
+  return std::any_of(points.begin(), points.end(), [&](const PlotPoint& other) {
+    const double right = (other.bits - points[at].bits) / width;
+    return right > 0 && right < 0.2 &&
+           std::abs(std::log10(other.divergence / points[at].divergence)) < 0.2;
   });
 }
 
 Plot over_bits(const ResultGroup& group, const std::vector<Json>& rows) {
-  std::vector<Point> points;
-  for (const Json& row : rows)
-    points.emplace_back(number(row, "bits_resident"), number(row, "kld_mean"));
-  const auto [least, most] = std::minmax_element(points.begin(), points.end());
-  const double width = std::max(1.0, most->first - least->first);
-  std::string data, right, left, line;
-  for (size_t i = 0; i < points.size(); ++i) {
-    const auto [bits, kld] = points[i];
-    data += fmt::format("{} {} {}\n", bits, kld, 1.96 * number(rows[i], "kld_mean_se"));
-    (crowded(points, i, width) ? left : right) +=
-        fmt::format("{} {} {}\n", bits, kld, quoted(policy_of(rows[i])));
+  std::vector<PlotPoint> points;
+  for (const Json& row : rows) {
+    points.push_back({policy_of(row), number(row, "bits_resident"), number(row, "kld_mean"),
+                      number(row, "kld_mean_se")});
   }
-  for (const size_t at : pareto(points))
-    line += fmt::format("{} {}\n", points[at].first, points[at].second);
-  std::string script = beginning(group.title, "bits per element, all bytes",
-                                 "divergence from the 16-bit cache (KLD, nats)");
-  script += block("points", data) + block("best", line) + block("right", right);
-  std::string names = "$right using 1:2:3 with labels left offset 0.8,0.4 noenhanced";
-  if (!left.empty()) {
-    script += block("left", left);
-    names += ", $left using 1:2:3 with labels right offset -0.8,-0.4 noenhanced";
-  }
-  script += fmt::format(
-      "set logscale y\nset format y \"%g\"\nset xrange [{:.2f}:{:.2f}]\nunset key\n"
-      "draw = 'plot $best using 1:2 with lines linewidth 2 linecolor \"#999999\", "
-      "$points using 1:2:3 with yerrorbars pointtype 7 linecolor \"{}\", {}'\n",
-      least->first - 0.2 * width, most->first + 0.3 * width, kColours[0], names);
-  return {"bits-" + group.name, "divergence over bits", script};
+  return divergence_plot("bits-" + group.name, group.title, "bits per element, all bytes", points);
 }
 
 // One curve with error bars for each policy, and `settings`.
@@ -183,6 +160,40 @@ Status run_gnuplot(const std::string& script) {
 
 }  // namespace
 
+Plot divergence_plot(const std::string& name, const std::string& title, const std::string& bits,
+                     std::span<const PlotPoint> points) {
+  std::vector<std::pair<double, double>> places;
+  for (const PlotPoint& point : points) places.emplace_back(point.bits, point.divergence);
+  const auto [least, most] = std::minmax_element(places.begin(), places.end());
+  const double width = std::max(1.0, most->first - least->first);
+  std::string data, right, left, line;
+  for (size_t i = 0; i < points.size(); ++i) {
+    const PlotPoint& point = points[i];
+    data += fmt::format("{} {} {}\n", point.bits, point.divergence, 1.96 * point.error);
+    if (point.name.empty()) continue;
+    (crowded(points, i, width) ? left : right) +=
+        fmt::format("{} {} {}\n", point.bits, point.divergence, quoted(point.name));
+  }
+  for (const size_t at : pareto(places))
+    line += fmt::format("{} {}\n", places[at].first, places[at].second);
+  std::string script = beginning(title, bits, "divergence from the 16-bit cache (KLD, nats)") +
+                       block("points", data) + block("best", line);
+  std::string names;
+  const auto label = [&](const char* side, const std::string& lines, const char* where) {
+    if (lines.empty()) return;
+    script += block(side, lines);
+    names += fmt::format(", ${} using 1:2:3 with labels {} noenhanced", side, where);
+  };
+  label("right", right, "left offset 0.8,0.4");
+  label("left", left, "right offset -0.8,-0.4");
+  script += fmt::format(
+      "set logscale y\nset format y \"%g\"\nset xrange [{:.2f}:{:.2f}]\nunset key\n"
+      "draw = 'plot $best using 1:2 with lines linewidth 2 linecolor \"#999999\", "
+      "$points using 1:2:3 with yerrorbars pointtype 7 linecolor \"{}\"{}'\n",
+      least->first - 0.2 * width, most->first + 0.3 * width, kColours[0], names);
+  return {name, "divergence over bits", script};
+}
+
 std::vector<Plot> plots_of(const ResultGroup& group) {
   if (group.rows.front().contains("records"))
     return has_curves(group) ? std::vector<Plot>{over_axis(group)} : std::vector<Plot>{};
@@ -191,7 +202,9 @@ std::vector<Plot> plots_of(const ResultGroup& group) {
   const std::vector<Json> rows = shown(group);
   if (rows.empty()) return {};
   if (group.task == "drift") return {by_depth(group, rows)};
-  return {over_bits(group, rows), by_depth(group, rows)};
+  std::vector<Plot> plots = {over_bits(group, rows)};
+  if (rows.front().contains("by_depth")) plots.push_back(by_depth(group, rows));
+  return plots;
 }
 
 std::vector<size_t> pareto(std::span<const std::pair<double, double>> points) {
@@ -206,6 +219,12 @@ std::vector<size_t> pareto(std::span<const std::pair<double, double>> points) {
 }
 
 Status draw(const Plot& plot, const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) {
+    return {Code::Environment,
+            fmt::format("--plots: cannot make folder '{}': {}", folder.string(), error.message())};
+  }
   const std::string file = (folder / plot.name).string();
   const std::string script_file = file + ".gnuplot";
   {

@@ -206,17 +206,18 @@ struct PolicyRow {
 std::span<const PolicyRow> policy_rows();
 
 // Parses `text`: a row's name, or the path of a .json file, followed by comma-separated field=value
-// changes. The error names the field, the value found and the accepted values.
+// changes; 0-3:field=value changes layers 0 to 3 only. The error names the field, the value found and the accepted values.
 Result<Policy> parse_policy(std::string_view text);
 
 // Reads and writes the JSON form. Unknown fields are errors, absent ones keep the row named by
-// "base" (f16 when there is none).
+// "base" (f16 when there is none). An object "evidence", in which a tool keeps what it measured, is
+// passed over.
 Result<Policy> policy_from_json(std::string_view json);
 std::string policy_to_json(const Policy& policy);
 Result<Policy> load_policy(const std::string& path);
 
-// The short text form; parsing it gives the same policy again, but for layer overrides and for the
-// name of a policy that is not a row.
+// The short text form; parsing it gives the same policy again, but for the name of a policy that is
+// not a row.
 std::string to_text(const Policy& policy);
 
 // Checks that fields fit together; every parser above ends with it.

@@ -165,6 +165,24 @@ Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& lay
   return bytes;
 }
 
+Result<double> long_run_bits(const Policy& policy, const std::vector<LayerShape>& layers) {
+  // Shares of 1/1000 come out even over this many blocks.
+  constexpr int kBlocks = 125;
+  const int before = policy.window.recent + kBlocks * kBlockTokens;
+  double held[2] = {};  // bits with so many tokens, and with kBlocks blocks more
+  double elements = 0;
+  for (int more = 0; more < 2; ++more) {
+    const int n_tokens = before + more * kBlocks * kBlockTokens;
+    const Result<Bytes> bytes = footprint(policy, layers, n_tokens, kBlockTokens);
+    if (!bytes.ok()) return bytes.status();
+    held[more] =
+        8.0 * double(bytes->codes + bytes->params + bytes->tags + bytes->raw + bytes->scores);
+  }
+  for (const LayerShape& layer : layers)
+    elements += double(layer.n_heads) * (layer.k_dim + layer.v_dim);
+  return (held[1] - held[0]) / (elements * kBlocks * kBlockTokens);
+}
+
 Result<size_t> planned_bytes(const Policy& policy, const CacheShape& shape, int ubatch) {
   ZC_TRY(check(shape));
   Result<std::vector<LayerCost>> costs = layer_costs(policy, shape.layers);

@@ -316,28 +316,23 @@ Status CacheBuffer::make_cache() {
   Result<std::unique_ptr<Cache>> made = Cache::create(shape, policy_);
   if (!made.ok()) return made.status();
   cache_ = std::move(*made);
+  if (settings().check) check_ = std::make_unique<SelfCheck>(policy_, shape.layers);
   announce(shape);
   return ok();
 }
 
 // The start-up line: what the cache is and what a token costs in the long run.
 void CacheBuffer::announce(const CacheShape& shape) const {
-  constexpr int kBefore = 256 * kBlockTokens, kMore = 8 * kBlockTokens;
-  const Result<Bytes> before = footprint(policy_, shape.layers, kBefore, settings().ubatch);
-  const Result<Bytes> after = footprint(policy_, shape.layers, kBefore + kMore, settings().ubatch);
-  if (!before.ok() || !after.ok()) return;
-  const auto held = [](const Bytes& b) {
-    return double(b.codes + b.params + b.tags + b.raw + b.scores);
-  };
+  const Result<double> bits = long_run_bits(policy_, shape.layers);
+  if (!bits.ok()) return;
   double elements = 0;  // of one token
   for (const LayerShape& layer : shape.layers)
     elements += double(layer.n_heads) * (layer.k_dim + layer.v_dim);
-  const double per_token = (held(*after) - held(*before)) / kMore;
   std::string line = fmt::format(
       "policy {}, {:.2f} bits per element, kernel {}, {} threads, {:.1f} KiB per 1,000 tokens "
       "(16-bit: {:.1f})",
-      to_text(policy_), per_token * 8 / elements, cache_->stats().kernel, n_threads_,
-      per_token * 1000 / 1024, elements * 2 * 1000 / 1024);
+      to_text(policy_), *bits, cache_->stats().kernel, n_threads_,
+      *bits / 8 * elements * 1000 / 1024, elements * 2 * 1000 / 1024);
   if (policy_.cadence == Cadence::Prompt && !policy_.raw()) {
     line += "; a prompt is held at 16 bits until it ends";
   }
@@ -358,6 +353,7 @@ Result<Cache*> CacheBuffer::cache() {
 
 void CacheBuffer::clear() {
   if (cache_) cache_->clear();
+  if (check_) check_->clear();
   // Whatever was wrong with the rows is gone; what is wrong with the shape stays.
   if (cache_) poison_.clear();
 }
@@ -385,7 +381,21 @@ Status CacheBuffer::read(const CacheTensor& tensor, size_t offset, size_t size, 
   return ok();
 }
 
+void CacheBuffer::wrote(int layer, int stream, SideId side, std::span<const int64_t> cells,
+                        const float* rows, ptrdiff_t row_stride) {
+  if (check_) check_->note(layer, stream, side, cells, rows, row_stride);
+}
+
+void CacheBuffer::attended(const Attention& done) {
+  if (!check_) return;
+  const Result<bool> complete = check_->compare(*cache_, done);
+  if (complete.ok() && !*complete) return;
+  if (complete.ok() && check_->broken()) host::log(true, check_->warning());
+  check_.reset();
+}
+
 Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size, const void* data) {
+  stop_check();
   Result<Cache*> cache = this->cache();
   if (!cache.ok()) return cache.status();
   const size_t row_bytes = tensor.row_bytes();

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "ggml/abi.hpp"
+#include "ggml/self_check.hpp"
 #include "zipcache/cache.hpp"
 
 namespace zipcache {
@@ -53,6 +54,13 @@ class CacheBuffer {
   Status read(const CacheTensor& tensor, size_t offset, size_t size, void* data);
   Status write(const CacheTensor& tensor, size_t offset, size_t size, const void* data);
 
+  // Rows that were written and attention that was computed, for the check of the first tokens.
+  void wrote(int layer, int stream, SideId side, std::span<const int64_t> cells, const float* rows,
+             ptrdiff_t row_stride);
+  void attended(const Attention& done);
+  // Rows changed in another way.
+  void stop_check() { check_.reset(); }
+
   void set_threads(int n) { n_threads_ = n; }
   int id() const { return id_; }
   const Policy& policy() const { return policy_; }
@@ -75,6 +83,7 @@ class CacheBuffer {
   std::map<size_t, CacheTensor> tensors_;  // by offset
   std::map<int, Layer> layers_;            // by llama.cpp's number
   std::unique_ptr<Cache> cache_;
+  std::unique_ptr<SelfCheck> check_;  // until it is done
   std::string poison_;
 };
 

@@ -69,6 +69,10 @@ Status set_rows(const ggml_tensor* node) {
     const Status status =
         (*cache)->write(at.buffer->index_of(at.tensor->layer), int(stream), at.tensor->side, cells,
                         rows, ptrdiff_t(values->nb[1] / sizeof(float)));
+    if (status.ok()) {
+      at.buffer->wrote(at.buffer->index_of(at.tensor->layer), int(stream), at.tensor->side, cells,
+                       rows, ptrdiff_t(values->nb[1] / sizeof(float)));
+    }
     cells.clear();
     begin = end;
     return status;
@@ -129,6 +133,7 @@ Status attention(const ggml_tensor* node, const RunSettings& run) {
     step.aborted = run.aborted;
     step.aborted_data = run.aborted_data;
     ZC_TRY((*cache)->attend(step));
+    at.buffer->attended(step);
   }
   return ok();
 }
@@ -144,6 +149,7 @@ Status shift_keys(const ggml_tensor* node) {
   rotation->first_channel =
       int(keys->view_offs % at.tensor->row_bytes() % head_bytes / sizeof(uint16_t));
   rotation->factors = factors ? static_cast<const float*>(factors->data) : nullptr;
+  at.buffer->stop_check();
   const auto* shifts = static_cast<const int32_t*>(shift->data);
   for (int64_t s = 0; s < at.tensor->n_streams; ++s) {
     const std::span<const int32_t> own(shifts + s * at.tensor->n_cells, size_t(at.tensor->n_cells));

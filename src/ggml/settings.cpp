@@ -25,6 +25,9 @@ constexpr Variable kVariables[] = {
      "row, row with changed fields, or .json file; see: zipcache policies"},
     {"ZIPCACHE_UBATCH", "512", "micro-batch (-ub) that the announced cache size leaves room for"},
     {"ZIPCACHE_ISA", "", "kernel set to use instead of the best: avx512, avx2 or plain"},
+    {"ZIPCACHE_CHECK", "1",
+     "attention over the first packed tokens is held against 16 bits, with a warning in the log if "
+     "the model does not stand the policy; 0 for not"},
     {"ZIPCACHE_LOG", "normal", "normal, or quiet for errors only"},
     {"ZIPCACHE_ANY_GGML", "0", "1 loads into ggml versions that were never tested"},
 };
@@ -55,6 +58,7 @@ const Settings& settings() {
     found.policy_text = value_of("ZIPCACHE_POLICY");
     parse_ubatch(value_of("ZIPCACHE_UBATCH"), found.ubatch);
     found.quiet = value_of("ZIPCACHE_LOG") == "quiet";
+    found.check = value_of("ZIPCACHE_CHECK") == "1";
     found.any_ggml = value_of("ZIPCACHE_ANY_GGML") == "1";
     return found;
   }();
@@ -71,6 +75,10 @@ Status check_settings() {
   const std::string log = value_of("ZIPCACHE_LOG");
   if (log != "normal" && log != "quiet") {
     return {Code::BadPolicy, fmt::format("ZIPCACHE_LOG={}: expected normal or quiet", log)};
+  }
+  const std::string check = value_of("ZIPCACHE_CHECK");
+  if (check != "0" && check != "1") {
+    return {Code::BadPolicy, fmt::format("ZIPCACHE_CHECK={}: expected 0 or 1", check)};
   }
   const Result<std::string> kernel = kernel_name();
   if (!kernel.ok()) return kernel.status();

@@ -10,6 +10,7 @@ namespace zipcache {
 struct Settings {
   std::string policy_text;  // as given
   int ubatch = 512;         // micro-batch that the announced cache size leaves room for
+  bool check = false;       // hold the first packed tokens against 16 bits
   bool quiet = false;
   bool any_ggml = false;
 };

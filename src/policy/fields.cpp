@@ -291,6 +291,23 @@ std::string field_names(bool per_layer_only) {
   return names;
 }
 
+// The layers before the colon of "0-3:k=8"; empty when there is no colon before the '='.
+std::string_view layers_of(std::string_view item) {
+  const size_t colon = item.find(':');
+  return colon < item.find('=') ? item.substr(0, colon) : std::string_view();
+}
+
+// Adds `field`, such as "k=8", for the layers of `change`; neighbouring ones make one override.
+void add_override(Policy& policy, LayerOverride change, std::string_view field) {
+  std::vector<LayerOverride>& all = policy.overrides;
+  if (!all.empty() && all.back().first == change.first && all.back().last == change.last) {
+    all.back().fields += fmt::format(",{}", field);
+    return;
+  }
+  change.fields = field;
+  all.push_back(std::move(change));
+}
+
 }  // namespace
 
 std::string codec_name(Codec codec) { return word_of(kCodecs, codec); }
@@ -307,6 +324,19 @@ std::string quote_text(std::string_view text) {
                                                    : std::string(1, c);
   }
   return out + (text.size() > 60 ? "...\"" : "\"");
+}
+
+bool parse_layers(std::string_view text, LayerOverride& change) {
+  constexpr int kMost = 999'999'999;
+  const size_t dash = text.find('-');
+  if (!parse_int(text.substr(0, dash), 0, kMost, change.first)) return false;
+  change.last = change.first;
+  return dash == std::string_view::npos || parse_int(text.substr(dash + 1), 0, kMost, change.last);
+}
+
+std::string layers_text(const LayerOverride& change) {
+  return change.first == change.last ? fmt::format("{}", change.first)
+                                     : fmt::format("{}-{}", change.first, change.last);
 }
 
 Status apply_field(Policy& policy, std::string_view name, std::string_view value,
@@ -330,9 +360,17 @@ Status apply_fields(Policy& policy, std::string_view text, std::string_view wher
     const std::string_view item = text.substr(0, comma);
     text = comma == std::string_view::npos ? std::string_view() : text.substr(comma + 1);
     const size_t equals = item.find('=');
+    LayerOverride change;
+    if (const std::string_view layers = layers_of(item);
+        !per_layer_only && parse_layers(layers, change)) {
+      add_override(policy, change, item.substr(layers.size() + 1));
+      continue;
+    }
     if (equals == std::string_view::npos) {
-      return {Code::BadPolicy, fmt::format("{}: found {}, expected field=value such as ratio=0.6",
-                                           where, quote_text(item))};
+      return {Code::BadPolicy,
+              fmt::format("{}: found {}, expected field=value such as ratio=0.6, or "
+                          "layers:field=value such as 0-3:k=8",
+                          where, quote_text(item))};
     }
     ZC_TRY(apply_field(policy, item.substr(0, equals), item.substr(equals + 1), where,
                        per_layer_only));

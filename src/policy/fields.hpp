@@ -27,7 +27,8 @@ struct Field {
 
 std::span<const Field> policy_fields();
 
-// Applies "name=value,name=value" to `policy`; `where` begins the error's text.
+// Applies "name=value,name=value" to `policy`; `where` begins the error's text. "0-3:name=value"
+// adds an override of layers 0 to 3, unless `per_layer_only`.
 Status apply_fields(Policy& policy, std::string_view text, std::string_view where,
                     bool per_layer_only);
 // Applies one field.
@@ -35,6 +36,11 @@ Status apply_field(Policy& policy, std::string_view name, std::string_view value
                    std::string_view where, bool per_layer_only);
 
 std::string codec_name(Codec codec);
+
+// Reads "0-3" or "7" into the layers of `change`; false when `text` is neither.
+bool parse_layers(std::string_view text, LayerOverride& change);
+// The same, written.
+std::string layers_text(const LayerOverride& change);
 
 // At most 60 characters of hostile text, control characters escaped, in quotes.
 std::string quote_text(std::string_view text);

@@ -1,7 +1,10 @@
 // The JSON form of a policy. Keys are the field names of the text form, so both forms say the same:
 //
 //   {"base": "zipcache", "name": "mine", "ratio": 0.7, "recent": 64,
-//    "layers": [{"layers": "0-3", "set": "k=8,v=4"}]}
+//    "layers": [{"layers": "0-3", "set": "k=8,v=4"}], "evidence": {...}}
+//
+// "evidence" may hold any object: what the one who made the file measured. It is not part of the
+// policy and not looked into.
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
@@ -32,14 +35,7 @@ Result<LayerOverride> parse_override(const json& item, size_t index) {
   const std::string range = item["layers"].get<std::string>();
   LayerOverride change;
   change.fields = item["set"].get<std::string>();
-  int used = 0;
-  const bool pair =
-      std::sscanf(range.c_str(), "%9d-%9d%n", &change.first, &change.last, &used) == 2;
-  if (!pair) {
-    used = 0;
-    if (std::sscanf(range.c_str(), "%9d%n", &change.first, &used) == 1) change.last = change.first;
-  }
-  if (used == 0 || static_cast<size_t>(used) != range.size()) {
+  if (!parse_layers(range, change)) {
     return Status{Code::BadPolicy, fmt::format("{}.layers: found {}, expected \"first-last\"",
                                                where, quote_text(range))};
   }
@@ -58,6 +54,9 @@ Status parse_overrides(const json& list, Policy& policy) {
 
 Status parse_member(const std::string& key, const json& value, Policy& policy) {
   if (key == "base") return ok();
+  if (key == "evidence") {
+    return value.is_object() ? ok() : Status{Code::BadPolicy, "$.evidence: expected an object"};
+  }
   if (key == "layers") return parse_overrides(value, policy);
   if (key == "name") {
     if (!value.is_string() || value.get<std::string>().size() > 64) {
@@ -106,8 +105,7 @@ std::string policy_to_json(const Policy& policy) {
   if (!policy.overrides.empty()) {
     auto& list = root["layers"] = nlohmann::ordered_json::array();
     for (const LayerOverride& change : policy.overrides) {
-      list.push_back(
-          {{"layers", fmt::format("{}-{}", change.first, change.last)}, {"set", change.fields}});
+      list.push_back({{"layers", layers_text(change)}, {"set", change.fields}});
     }
   }
   return root.dump(2);

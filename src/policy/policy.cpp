@@ -100,6 +100,14 @@ Status check_codec(const Policy& policy, const Side& side, int Tier::*bits, cons
   return wrong(fmt::format("its step needs no fit; add {}_fit=endpoint", which));
 }
 
+// ",0-3:k=8,0-3:v=4" for the fields "k=8,v=4".
+std::string override_text(const LayerOverride& change) {
+  const std::string before = fmt::format(",{}:", layers_text(change));
+  std::string text = change.fields.empty() ? "" : before;
+  for (const char c : change.fields) text += c == ',' ? before : std::string(1, c);
+  return text;
+}
+
 bool is_width(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8 || bits == 16; }
 
 Status check_tiers(const Policy& policy) {
@@ -210,6 +218,7 @@ std::string to_text(const Policy& policy) {
     if (!field.get || field.get(policy) == field.get(base)) continue;
     text += fmt::format(",{}={}", field.name, field.get(policy));
   }
+  for (const LayerOverride& change : policy.overrides) text += override_text(change);
   return text;
 }
 

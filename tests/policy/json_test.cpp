@@ -43,6 +43,13 @@ TEST(PolicyJson, AbsentFieldsKeepTheBaseRow) {
   EXPECT_EQ(*policy, expected);
 }
 
+TEST(PolicyJson, EvidenceIsPassedOver) {
+  const auto policy = policy_from_json(
+      R"({"base": "zip", "evidence": {"k": 3, "rows": [{"policy": "zip", "kld": 0.1}]}, "k": 8})");
+  ASSERT_TRUE(policy.ok()) << policy.status().message();
+  EXPECT_EQ(*policy, *parse_policy("zip,k=8"));
+}
+
 TEST(PolicyJson, WrongDocumentsAreRefusedWithTheFieldNamed) {
   const std::pair<const char*, const char*> wrong[] = {
       {"", "JSON"},
@@ -76,6 +83,8 @@ TEST(PolicyJson, WrongDocumentsAreRefusedWithTheFieldNamed) {
       {R"({"seed": 1.5})", "field seed"},
       {R"({"cadence": true})", "field cadence"},
       {R"({"name": 4})", "name"},
+      {R"({"evidence": "much"})", "evidence"},
+      {R"({"layers": [{"layers": "0", "set": "evidence={}"}]})", "evidence"},
       {R"({"k_axis": "group12", "k": 4})", "k_axis"},
       {R"({"base": "zipcache", "probes": "0+0"})", "probes"},
       {R"({"layers": {}})", "layers"},

@@ -133,6 +133,8 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "f16,bits=0",
                                "zip,sinks=0,recent=0",
                                "zip,sinks=128,recent=1048576",
+                               "zip,0-3:k=8,0-3:v=4,7:v_axis=token,0-3:v=3",
+                               "zipcache,29:k=4,recent=64",
                                "zipcache,cadence=prompt,seed=18446744073709551615",
                                "zipcache,k_rotate=hadamard,v_rotate=hadamard"};
   for (const char* text : texts) {
@@ -142,6 +144,15 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
     ASSERT_TRUE(twice.ok()) << to_text(*once);
     EXPECT_EQ(*twice, *once) << text << " became " << to_text(*once);
   }
+}
+
+TEST(PolicyText, FieldsOfLayersMakeOverrides) {
+  const auto policy = parse_policy("zip,0-3:k=8,0-3:v=4,recent=64,7:v=3");
+  ASSERT_TRUE(policy.ok()) << policy.status().message();
+  Policy expected = *parse_policy("zip,recent=64");
+  expected.overrides = {{0, 3, "k=8,v=4"}, {7, 7, "v=3"}};
+  EXPECT_EQ(*policy, expected);
+  EXPECT_EQ(to_text(*policy), "zip,recent=64,0-3:k=8,0-3:v=4,7:v=3");
 }
 
 TEST(PolicyText, TwoSpellingsOfOnePolicyAreEqual) {
@@ -166,6 +177,15 @@ const Wrong kWrong[] = {
     {",ratio=0.6", "rows are"},
     {"zipcache,,ratio=0.6", "field=value"},
     {"zipcache,ratio", "ratio"},
+    {"zip,0-3", "layers:field=value"},
+    {"zip,0-3:k", "0-3:k"},
+    {"zip,-1-3:k=8", "-1-3:k"},
+    {"zip,3-0:k=8", "layers 3-0"},
+    {"zip,0-:k=8", "0-:k"},
+    {"zip,:k=8", ":k"},
+    {"zip,0-3:k=5", "field k"},
+    {"zip,0-3:recent=5", "recent"},
+    {"zip,0-3:1:k=8", "layers 0-3"},
     {"zipcache,ratio=", "field ratio"},
     {"zipcache,ratio=1.5", "field ratio"},
     {"zipcache,ratio=-0.1", "field ratio"},
