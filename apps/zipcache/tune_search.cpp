@@ -16,10 +16,12 @@ namespace {
 constexpr const char* kShown[] = {"q8_0", "q4_0", "zipcache"};
 constexpr const char* kBuiltIn[] = {"zip", "zip2", "zip3", "zip4"};
 constexpr const char* kDefault = "zip";
+// Where the search begins: the default without tiers, which come back once layers have their bits.
+constexpr const char* kStart = "zip,k=4,v=2";
 
-// Changes of the default that cost no coded bits; those that help are put together.
-constexpr const char* kSwitches[] = {"k_rotate=hadamard", "v_rotate=none", "k_fit=mse",
-                                     "v_fit=midpoint", "sinks=16"};
+// Changes of the start that cost no coded bits; those that help are put together.
+constexpr const char* kSwitches[] = {"k_rotate=none",   "v_rotate=none",  "k_fit=unbiased",
+                                     "k_round=nearest", "v_fit=midpoint", "sinks=16"};
 // Changes that are shown and never chosen: what stays at 16 bits is the user's to decide.
 constexpr const char* kWindows[] = {"sinks=0", "recent=64", "recent=256"};
 // A switch has helped when it takes away this share; less is luck.
@@ -34,6 +36,7 @@ constexpr const char* kSplits[] = {"k=2,v=2",
                                    "k=4,v=4",
                                    "k=8,v=4",
                                    "k=3,v=4/2,ratio=0.5",
+                                   "k=4,v=4/2,ratio=0.1",
                                    "k=4,v=4/2,ratio=0.3",
                                    "k=4,v=4/2,ratio=0.5",
                                    "k=4/2,v=2,ratio=0.5",
@@ -50,6 +53,9 @@ constexpr double kFinerAt8 = 256;
 constexpr int kMostGroups = 8;
 // Budgets of the assignments that are measured, beside the wanted bits.
 constexpr double kBudgets[] = {0, -0.5, 0.5};
+// Share of tokens whose values get 4 bits where they have 2, and the bits an element that it costs.
+constexpr int kHighPermille = 100;
+constexpr double kTierBits = 0.11;
 // Times that an assignment is corrected towards a target of divergence.
 constexpr int kCorrections = 3;
 
@@ -128,8 +134,10 @@ class Search {
     };
     list(kShown, Role::Shown, "");
     list(kBuiltIn, Role::Candidate, "");
-    list(kSwitches, Role::Candidate, kDefault);
-    list(kWindows, Role::Window, kDefault);
+    policies.push_back(spelling(kStart));
+    roles.push_back(Role::Candidate);
+    list(kSwitches, Role::Candidate, kStart);
+    list(kWindows, Role::Window, kStart);
     ZC_TRY(add(policies, roles, "built-in rows, one field at a time"));
     if (kld(kDefault) > 0) return ok();
     return {Code::BadArgument,
@@ -138,13 +146,14 @@ class Search {
                         kDefault)};
   }
 
-  // The default with every switch that helped; the best that was seen if they do not add up.
+  // The start with every switch that helped; the best that was seen if they do not add up.
   Status find_base() {
-    std::string together = kDefault;
-    found_.base = kDefault;
+    const std::string start = spelling(kStart);
+    std::string together = start;
+    found_.base = start;
     for (const char* fields : kSwitches) {
-      const std::string one = changed(kDefault, fields);
-      if (kld(one) > (1 - kHelps) * kld(kDefault)) continue;
+      const std::string one = changed(start, fields);
+      if (kld(one) > (1 - kHelps) * kld(start)) continue;
       together = changed(together, fields);
       if (kld(one) < kld(found_.base)) found_.base = one;
     }
@@ -239,6 +248,16 @@ class Search {
         with_widths(found_.base, groups_, all.first(groups_.size()), all.subspan(groups_.size())));
   }
 
+  // The policy with 4 bits for the values of the tokens that probes attend to most, in layers that
+  // have 2 for all. Unchanged when the widths written for all layers are others.
+  std::string with_tiers(const std::string& text) const {
+    Result<Policy> policy = parse_policy(text);
+    if (!policy.ok() || policy->tiers.size() != 1 || policy->tiers[0].v_bits != 2) return text;
+    policy->tiers = {{policy->tiers[0].k_bits, 4}, policy->tiers[0]};
+    policy->high_permille = kHighPermille;
+    return to_text(*policy);
+  }
+
   // Bits of parameters and tags beside the codes.
   double overhead() const {
     const std::string plain = changed(found_.base, "k=4,v=4");
@@ -248,8 +267,11 @@ class Search {
   Status assign_for_bits() {
     wanted_bits_ = target_.bits.value_or(found_.most_bits);
     std::vector<std::string> policies;
-    for (const double more : kBudgets)
-      policies.push_back(text_of(assign(units(), {wanted_bits_ + more - overhead(), 0})));
+    const auto assigned = [&](double bits) {
+      return text_of(assign(units(), {bits - overhead(), 0}));
+    };
+    for (const double more : kBudgets) policies.push_back(assigned(wanted_bits_ + more));
+    policies.push_back(with_tiers(assigned(wanted_bits_ - kTierBits)));
     return add(policies, "bits for each layer", Role::Candidate);
   }
 
@@ -334,7 +356,7 @@ int planned_caches(const ModelFile& about, int together) {
   const size_t groups = group_layers(static_cast<int>(about.layers.size()), kMostGroups).size();
   const size_t policies = std::size(kShown) + std::size(kBuiltIn) + std::size(kSwitches) +
                           std::size(kWindows) + 1 + 2 * std::size(kMeasuredWidths) + 2 * groups +
-                          std::size(kBudgets) + 6;
+                          std::size(kBudgets) + 8;
   return static_cast<int>(policies + policies / static_cast<size_t>(together) + 4);
 }
 

@@ -79,9 +79,10 @@ TEST(LongRunBits, WindowAndSinksDoNotCount) {
   EXPECT_EQ(*long_run_bits(*parse_policy("f16"), layers), 16);
   EXPECT_DOUBLE_EQ(*long_run_bits(*parse_policy("zip"), layers),
                    *long_run_bits(*parse_policy("zip,sinks=0,recent=100000"), layers));
-  // K: 4 and a step and a floor for 128 tokens; V: 2 and both for 64 channels; and a little for
-  // tags.
-  EXPECT_NEAR(*long_run_bits(*parse_policy("zip"), layers), (4 + 0.25 + 2 + 0.5) / 2, 0.01);
+  // K: 4 and one step and floor for the 128 tokens of both tiers; V: a tenth of tokens at 4, the
+  // others at 2, and both for 64 channels; and a bit of tag a token.
+  EXPECT_NEAR(*long_run_bits(*parse_policy("zip"), layers),
+              (4 + 0.25 + 2 + 0.1 * 2 + 0.5) / 2 + 1 / 128.0, 0.005);
 }
 
 TEST(Footprint, DecodingOneByOneKeepsThePrediction) {

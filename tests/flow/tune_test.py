@@ -139,10 +139,10 @@ def check(policy, model):
 
 
 def test_key_biases_do_not_collapse_silently(biased):
-    done = check("zip,k_axis=token", biased)
+    done = check("zip,k_axis=token,k_round=nearest", biased)
     assert done.returncode == 4 and done.stdout == ""
     assert "collapses" in done.stderr and "K is the culprit" in done.stderr and "zipcache tune" in done.stderr
-    well = check("zip,k_axis=token", MODEL)
+    well = check("zip,k_axis=token,k_round=nearest", MODEL)
     assert well.returncode == 0 and "no collapse on retrieval-8m.gguf" in well.stdout, well.stderr
 
 
@@ -153,7 +153,7 @@ def test_the_default_stands_key_biases(biased):
 
 def test_layers_of_a_policy_file_are_put_back_to_16_bits_too(biased, tmp_path):
     policy = tmp_path / "policy.json"
-    policy.write_text('{"base": "zip", "layers": [{"layers": "0-5", "set": "k_axis=token,k=4"}]}')
+    policy.write_text('{"base": "zip", "layers": [{"layers": "0-5", "set": "k_axis=token,k_round=nearest,k=4"}]}')
     done = check(policy, biased)
     assert done.returncode == 4 and "K is the culprit" in done.stderr
 
