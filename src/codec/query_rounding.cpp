@@ -15,6 +15,29 @@ int group_size(int dim, int first) { return std::min(kMomentGroup, dim - first);
 
 constexpr size_t pairs(int size) { return size_t(size) * size_t(size - 1) / 2; }
 
+// Sums of products [size, size] of `size` channels of rows [n, ld], the upper half.
+std::vector<float> products(const float* rows, int n, int ld, size_t size) {
+  std::vector<float> sums(size * size, 0.0f);
+  for (int r = 0; r < n; ++r) {
+    const float* row = rows + ptrdiff_t(r) * ld;
+    for (size_t i = 0; i < size; ++i) {
+      for (size_t j = i; j < size; ++j) sums[i * size + j] += row[i] * row[j];
+    }
+  }
+  return sums;
+}
+
+bool finite_rows(const float* rows, int n, int ld, int dim) {
+  // Squares that a sum of n and a 16-bit deviation can hold.
+  constexpr float kMost = 65504.0f;
+  for (int r = 0; r < n; ++r) {
+    for (int c = 0; c < dim; ++c) {
+      if (!(std::fabs(rows[ptrdiff_t(r) * ld + c]) <= kMost)) return false;
+    }
+  }
+  return true;
+}
+
 // U [size, size], strictly upper, of h = (U + I) D (U + I)' for a positive h.
 std::vector<double> upper_factor(const std::vector<double>& h, size_t size) {
   std::vector<double> u(size * size, 0.0), d(size, 0.0);
@@ -67,16 +90,11 @@ std::vector<double> QueryMoment::group(int first) const {
 }
 
 void QueryMoment::learn(const float* rows, int n, int ld) {
+  if (!finite_rows(rows, n, ld, dim_)) return;
   const double share = 1.0 / std::min(n_learnt_ + 1, kMemory);
   for (int first = 0; first < dim_; first += kMomentGroup) {
     const size_t size = size_t(group_size(dim_, first));
-    std::vector<float> fresh(size * size, 0.0f);
-    for (int r = 0; r < n; ++r) {
-      const float* row = rows + ptrdiff_t(r) * ld + first;
-      for (size_t i = 0; i < size; ++i) {
-        for (size_t j = i; j < size; ++j) fresh[i * size + j] += row[i] * row[j];
-      }
-    }
+    const std::vector<float> fresh = products(rows + first, n, ld, size);
     std::vector<double> h = group(first);
     for (size_t i = 0; i < size; ++i) {
       for (size_t j = i; j < size; ++j)

@@ -30,7 +30,8 @@ class QueryMoment {
  public:
   explicit QueryMoment(int dim);
 
-  // Learns from query rows [n, ld], n >= kMomentRows, of dim channels; later ones count more.
+  // Learns from query rows [n, ld], n >= kMomentRows, of dim channels; later ones count more. Rows
+  // whose squares are not finite teach nothing.
   void learn(const float* rows, int n, int ld);
   bool known() const { return n_learnt_ > 0; }
   int dim() const { return dim_; }

@@ -171,6 +171,22 @@ TEST(QueryMoment, SilentChannelsAndHugeQueriesDoNoHarm) {
   for (const float x : moved) ASSERT_TRUE(std::isfinite(x));
 }
 
+TEST(QueryMoment, QueriesThatAreNoNumbersTeachNothing) {
+  const int dim = 64;
+  for (const float bad : {NAN, INFINITY, -1e5f}) {
+    auto rows = plain_rows(64, dim, 11);
+    QueryMoment moment(dim);
+    moment.learn(rows.data(), 64, dim);
+    const auto before = moment.group(0);
+    rows[777] = bad;
+    moment.learn(rows.data(), 64, dim);
+    EXPECT_EQ(moment.group(0), before) << bad;
+    QueryMoment fresh(dim);
+    fresh.learn(rows.data(), 64, dim);
+    EXPECT_FALSE(fresh.known()) << bad;
+  }
+}
+
 TEST(QueryMoment, BytesAreWhatItHolds) {
   EXPECT_EQ(QueryMoment::bytes(64), 64u * 2 + 64 * 63 / 2);
   EXPECT_EQ(QueryMoment::bytes(80), 80u * 2 + 64 * 63 / 2 + 16 * 15 / 2);
