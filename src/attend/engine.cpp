@@ -589,10 +589,16 @@ Status Engine::pack_due(const Attention& step, bool together) {
   for (const int slot : log.order()) {
     if (log.due(slot, policy_.window.recent) && !target.block(slot).packed) due.push_back(slot);
   }
-  const size_t at_once = together ? std::max<size_t>(due.size(), 1) : 1;
+  if (due.empty()) return ok();
+  const std::vector<QueryRounding> roundings = key_roundings(target, step.n_threads);
+  const size_t at_once = together ? due.size() : 1;
   for (size_t i = 0; i < due.size(); i += at_once) {
-    const PackJob job{step.layer, step.stream, std::span(due).subspan(i, at_once), together,
-                      step.n_threads};
+    const PackJob job{.layer = step.layer,
+                      .stream = step.stream,
+                      .slots = std::span(due).subspan(i, at_once),
+                      .shared = together,
+                      .roundings = roundings,
+                      .n_threads = step.n_threads};
     const Result<PackOutcome> outcome = pack_blocks(job, log, target, arena_);
     if (!outcome.ok()) return outcome.status();
     unscored_blocks_ += uint64_t(outcome->unscored_blocks);

@@ -124,8 +124,10 @@ void Attender::learn_queries(const Attention& step, LayerStore& store) {
       step.n_queries * group < kMomentRows) {
     return;
   }
-  std::vector<int> queries(size_t(step.n_queries), 0);
-  std::iota(queries.begin(), queries.end(), 0);
+  // Every so many rows: some hundreds say what all of them are like.
+  const int stride = std::max(1, step.n_queries * group / kMomentMostRows);
+  std::vector<int> queries;
+  for (int q = 0; q < step.n_queries; q += stride) queries.push_back(q);
   const bool rotated = store.packed.policy().k.rotation == Rotation::Hadamard;
   space_->begin(step.n_threads);
   parallel_for(step.n_threads, shape.n_heads, [&](int head, int worker) {

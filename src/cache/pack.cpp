@@ -240,12 +240,16 @@ void store_token_factors(const Factors& factors, const std::vector<uint8_t>& tie
                 const_cast<half*>(tile.token_factors));
 }
 
-// Codes of rows x [n, dim] on given channel parameters, rounded by the queries where the policy
-// says so and prompts have taught what queries are like.
-void encode_rows(const LayerStore& store, SideId side, int head, const TileShape& tile,
-                 std::span<const SetFit> fits, std::vector<float> x, uint8_t* codes) {
-  if (side == SideId::K && !store.moments.empty() && store.moments[size_t(head)].known())
-    QueryRounding(store.moments[size_t(head)]).round(x.data(), tile.n_tokens, fits, tile.bits);
+// Null where keys go to the nearest code.
+const QueryRounding* rounding_of(std::span<const QueryRounding> roundings, int head) {
+  if (roundings.empty() || !roundings[size_t(head)].known()) return nullptr;
+  return &roundings[size_t(head)];
+}
+
+// Codes of rows x [n, dim] on given channel parameters; without `rounding` the nearest.
+void encode_rows(const QueryRounding* rounding, const TileShape& tile, std::span<const SetFit> fits,
+                 std::vector<float> x, uint8_t* codes) {
+  if (rounding) rounding->round(x.data(), tile.n_tokens, fits, tile.bits);
   encode_with(tile, fits, x.data(), codes);
 }
 
@@ -254,8 +258,9 @@ bool fitted_by_channel(const TileShape& tile) {
   return tile.axis == Axis::Channel && tile.codec == Codec::Affine && coded(tile.bits);
 }
 
-void encode_side(const LayerStore& store, SideId side, int head, const PackedSide& out,
-                 const std::vector<float>& x, const std::vector<uint8_t>& tiers) {
+void encode_side(const LayerStore& store, SideId side, const QueryRounding* rounding,
+                 const PackedSide& out, const std::vector<float>& x,
+                 const std::vector<uint8_t>& tiers) {
   const Policy& policy = store.packed.policy();
   const Side& spec = side == SideId::K ? policy.k : policy.v;
   const int dim = out.tiers[0].shape.dim;
@@ -281,13 +286,13 @@ void encode_side(const LayerStore& store, SideId side, int head, const PackedSid
       continue;
     }
     if (!one_set) fits = fit(rows, tile);
-    encode_rows(store, side, head, tile.shape, fits, std::move(rows), codes);
+    encode_rows(rounding, tile.shape, fits, std::move(rows), codes);
   }
 }
 
 // One ranking's blocks with channel parameters and factors over all of them.
-void encode_side_shared(const LayerStore& store, SideId side, int head, std::vector<Plan>& plans,
-                        uint8_t* set) {
+void encode_side_shared(const LayerStore& store, SideId side, const QueryRounding* rounding,
+                        int head, std::vector<Plan>& plans, uint8_t* set) {
   const Policy& policy = store.packed.policy();
   const Side& spec = side == SideId::K ? policy.k : policy.v;
   std::vector<std::vector<float>> x;
@@ -335,7 +340,7 @@ void encode_side_shared(const LayerStore& store, SideId side, int head, std::vec
       store_token_factors(own[b], plans[b].tiers[size_t(head)], int(tier), tile);
       auto* codes = const_cast<uint8_t*>(tile.codes);
       if (common)
-        encode_rows(store, side, head, tile.shape, fits, std::move(rows[b]), codes);
+        encode_rows(rounding, tile.shape, fits, std::move(rows[b]), codes);
       else
         encode_tile(tile.shape, spec.fit, rows[b].data(), codes, const_cast<half*>(tile.params));
     }
@@ -366,22 +371,23 @@ void store_tags(const Plan& plan, int head, uint8_t* tags) {
   }
 }
 
-void encode_head(const LayerStore& store, std::vector<Plan>& plans, int head, uint8_t* set) {
+// Keys or values of one head in all blocks; with the keys what belongs to both.
+void encode_head(const PackJob& job, const LayerStore& store, std::vector<Plan>& plans, int head,
+                 SideId side, uint8_t* set) {
+  const bool is_k = side == SideId::K;
+  const QueryRounding* rounding = is_k ? rounding_of(job.roundings, head) : nullptr;
   for (Plan& plan : plans) {
     const PackedHead packed =
         store.packed.head(plan.result.packed, head, plan.n_coded, int(plan.sinks.count()), set);
-    store_tags(plan, head, packed.tags);
-    store_sinks(store, plan, head, packed);
-    if (set) continue;
-    const auto& tiers = plan.tiers[size_t(head)];
-    for (const SideId side : {SideId::K, SideId::V}) {
-      encode_side(store, side, head, side == SideId::K ? packed.k : packed.v,
-                  coded_rows(store, plan, side, head), tiers);
+    if (is_k) {
+      store_tags(plan, head, packed.tags);
+      store_sinks(store, plan, head, packed);
     }
+    if (set) continue;
+    encode_side(store, side, rounding, is_k ? packed.k : packed.v,
+                coded_rows(store, plan, side, head), plan.tiers[size_t(head)]);
   }
-  if (!set) return;
-  encode_side_shared(store, SideId::K, head, plans, set);
-  encode_side_shared(store, SideId::V, head, plans, set);
+  if (set) encode_side_shared(store, side, rounding, head, plans, set);
 }
 
 // Takes the storage of all plans, or none.
@@ -416,6 +422,15 @@ Status take_storage(const PackJob& job, LayerStore& store, Arena& arena, std::ve
 
 }  // namespace
 
+std::vector<QueryRounding> key_roundings(const LayerStore& store, int n_threads) {
+  std::vector<QueryRounding> roundings(store.moments.size());
+  parallel_for(n_threads, int(roundings.size()), [&](int head, int) {
+    const QueryMoment& moment = store.moments[size_t(head)];
+    if (moment.known()) roundings[size_t(head)] = QueryRounding(moment);
+  });
+  return roundings;
+}
+
 Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerStore& store,
                                 Arena& arena) {
   std::vector<Plan> plans;
@@ -432,8 +447,9 @@ Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerS
   outcome.unscored_blocks = decide_tiers(job, log, store, plans);
   SharedSet set;
   ZC_TRY(take_storage(job, store, arena, plans, set));
-  parallel_for(job.n_threads, store.raw.shape.n_heads,
-               [&](int head, int) { encode_head(store, plans, head, set.piece); });
+  parallel_for(job.n_threads, 2 * store.raw.shape.n_heads, [&](int task, int) {
+    encode_head(job, store, plans, task / 2, task % 2 ? SideId::V : SideId::K, set.piece);
+  });
   const int shared = job.shared ? store.add_shared(set) : -1;
   for (Plan& plan : plans) {
     plan.result.shared = shared;
@@ -446,6 +462,7 @@ void repack_keys(LayerStore& store, int slot, const float* rows) {
   const StoredBlock& stored = store.block(slot);
   const int dim = store.raw.shape.k_dim;
   const Policy& policy = store.packed.policy();
+  const std::vector<QueryRounding> roundings = key_roundings(store, 1);
   for (int head = 0; head < store.raw.shape.n_heads; ++head) {
     const PackedHead packed = store.head(slot, head);
     const float* head_rows = rows + size_t(head) * kBlockTokens * size_t(dim);
@@ -463,7 +480,7 @@ void repack_keys(LayerStore& store, int slot, const float* rows) {
       tiers.push_back(packed.tags && !((packed.tags[row / 8] >> (row % 8)) & 1) ? 1 : 0);
     }
     if (policy.k.rotation == Rotation::Hadamard) hadamard(x.data(), stored.n_coded, dim, dim);
-    encode_side(store, SideId::K, head, packed.k, x, tiers);
+    encode_side(store, SideId::K, rounding_of(roundings, head), packed.k, x, tiers);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "cache/layer_store.hpp"
+#include "codec/query_rounding.hpp"
 
 namespace zipcache {
 
@@ -13,8 +14,13 @@ struct PackJob {
   std::span<const int>
       slots;            // blocks to pack, full and raw; more than one share a ranking and, where
   bool shared = false;  // `shared`, their channel parameters (Cadence::Prompt)
+  // [head], how keys are rounded by their queries; empty where they go to the nearest code.
+  std::span<const QueryRounding> roundings;
   int n_threads = 1;
 };
+
+// What the layer's moments say about rounding, for PackJob; empty where the policy does not ask.
+std::vector<QueryRounding> key_roundings(const LayerStore& store, int n_threads);
 
 struct PackOutcome {
   int unscored_blocks = 0;  // packed at the best tier, since no probe ever saw a row of theirs

@@ -22,16 +22,6 @@ Range range_of(const float* x, int n) {
   return range;
 }
 
-// Adding and taking away 1.5 * 2^23 leaves no room for fraction bits: rounds half to even.
-float round_even(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
-
-// A value clamped to the code range and rounded; `inverse` is 1/step, 0 for a constant set.
-float coded(float x, float inverse, float floor, float top) {
-  return round_even(std::min(std::max((x - floor) * inverse, 0.0f), top));
-}
-
-float inverse_of(float step) { return step > 0 ? 1.0f / step : 0.0f; }
-
 // Rotated or refitted parameters may leave the 16-bit range; the nearest finite number stays
 // usable.
 half finite_half(float value) { return to_half(std::clamp(value, -kHalfMax, kHalfMax)); }

@@ -12,6 +12,7 @@
 // Pure functions, thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "base/half.hpp"
@@ -35,6 +36,16 @@ SetFit fit_set(const float* x, int n, int bits, Fit fit);
 
 // Code of one value on the grid of `fit`.
 uint8_t code_of(float x, const SetFit& fit, int bits);
+
+// Its parts. Adding and taking away 1.5 * 2^23 leaves no room for fraction bits: rounds half to
+// even.
+inline float round_even(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
+// A value clamped to the code range and rounded; `inverse` is inverse_of(step).
+inline float coded(float x, float inverse, float floor, float top) {
+  return round_even(std::min(std::max((x - floor) * inverse, 0.0f), top));
+}
+// 0 for a constant set.
+inline float inverse_of(float step) { return step > 0 ? 1.0f / step : 0.0f; }
 
 inline float decode(uint8_t code, half step, half floor) {
   return std::fma(to_float(step), static_cast<float>(code), to_float(floor));

@@ -1,7 +1,10 @@
 #include "codec/query_rounding.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstring>
+#include <utility>
 
 namespace zipcache {
 namespace {
@@ -38,24 +41,68 @@ bool finite_rows(const float* rows, int n, int ld, int dim) {
   return true;
 }
 
-// U [size, size], strictly upper, of h = (U + I) D (U + I)' for a positive h.
-std::vector<double> upper_factor(const std::vector<double>& h, size_t size) {
-  std::vector<double> u(size * size, 0.0), d(size, 0.0);
-  for (size_t k = size; k-- > 0;) {
-    d[k] = h[k * size + k];
-    for (size_t m = k + 1; m < size; ++m) d[k] -= u[k * size + m] * u[k * size + m] * d[m];
+// U' [size, size], strictly lower, of h = (U + I) D (U + I)' for a positive h, whose upper half is
+// taken apart. From the last channel to the first: what is left of h once a channel is known.
+std::vector<double> lower_factor(std::vector<double> h, size_t size) {
+  std::vector<double> u(size * size, 0.0), column(size);
+  std::vector<double> scale(size);
+  for (size_t i = 0; i < size; ++i) scale[i] = h[i * size + i];
+  for (size_t k = size; k-- > 1;) {
+    const double d = h[k * size + k];
     // 8-bit correlations may leave a direction without weight; it then gives no feedback.
-    if (!(d[k] > 1e-6 * h[k * size + k])) {
-      d[k] = 0;
-      continue;
+    if (!(d > 1e-6 * scale[k])) continue;
+    double* row = &u[k * size];
+    for (size_t i = 0; i < k; ++i) {
+      column[i] = h[i * size + k];
+      row[i] = column[i] / d;
     }
     for (size_t i = 0; i < k; ++i) {
-      double sum = h[i * size + k];
-      for (size_t m = k + 1; m < size; ++m) sum -= u[i * size + m] * u[k * size + m] * d[m];
-      u[i * size + k] = sum / d[k];
+      for (size_t j = i; j < k; ++j) h[i * size + j] -= row[i] * column[j];
     }
   }
   return u;
+}
+
+// One channel of rows that are rounded side by side.
+constexpr int kTogether = 16;
+using Several = std::array<float, kTogether>;
+// What every processor adds at once. The compiler keeps sums in these, but not in an array.
+constexpr int kLanes = 4;
+typedef float Lanes4 __attribute__((vector_size(kLanes * sizeof(float))));
+
+Lanes4 lanes_of(const Several& rows, int part) {
+  Lanes4 lanes;
+  std::memcpy(&lanes, &rows[size_t(part * kLanes)], sizeof(lanes));
+  return lanes;
+}
+
+// x [kTogether], and the errors of the channels before it as it sees them.
+Several wanted_of(const Several& x, const Several* errors, const float* feedback, int n_before) {
+  Lanes4 sums[kTogether / kLanes];
+  for (int part = 0; part < kTogether / kLanes; ++part) sums[part] = lanes_of(x, part);
+  for (int before = 0; before < n_before; ++before) {
+    for (int part = 0; part < kTogether / kLanes; ++part)
+      sums[part] += lanes_of(errors[before], part) * feedback[before];
+  }
+  Several wanted;
+  std::memcpy(wanted.data(), sums, sizeof(sums));
+  return wanted;
+}
+
+// Rounds a group of channels of kTogether rows x [size] and puts their grid points in its place.
+void round_group(Several* x, int size, const float* feedback, const SetFit* fits, float top) {
+  Several errors[kMomentGroup];
+  for (int i = 0; i < size; ++i, feedback += size) {
+    const Several wanted = wanted_of(x[i], errors, feedback, i);
+    const SetFit& fit = fits[i];
+    const float inverse = inverse_of(fit.code_step);
+    const float step = to_float(fit.step), floor = to_float(fit.floor);
+    for (size_t r = 0; r < kTogether; ++r) {
+      const float code = coded(wanted[r], inverse, fit.code_floor, top);
+      errors[i][r] = x[i][r] - (step * code + floor);
+      x[i][r] = fit.code_floor + fit.code_step * code;
+    }
+  }
 }
 
 }  // namespace
@@ -120,26 +167,27 @@ QueryRounding::QueryRounding(const QueryMoment& moment) : dim_(moment.dim()) {
     double mean = 0;
     for (size_t i = 0; i < size; ++i) mean += h[i * size + i] / double(size);
     for (size_t i = 0; i < size; ++i) h[i * size + i] += kDamping * mean;
-    const std::vector<double> u = upper_factor(h, size);
+    const std::vector<double> u = lower_factor(std::move(h), size);
     feedback_.insert(feedback_.end(), u.begin(), u.end());
   }
 }
 
 void QueryRounding::round(float* x, int n, std::span<const SetFit> fits, int bits) const {
-  for (int t = 0; t < n; ++t) {
-    float* row = x + ptrdiff_t(t) * dim_;
+  for (int from = 0; from < n; from += kTogether) {
+    const int n_rows = std::min(kTogether, n - from);
+    float* rows = x + ptrdiff_t(from) * dim_;
     const float* feedback = feedback_.data();
     for (int first = 0; first < dim_; first += kMomentGroup) {
       const int size = group_size(dim_, first);
-      float wanted[kMomentGroup];  // the row, and the errors made so far as later channels see them
-      std::copy_n(row + first, size, wanted);
-      for (int i = 0; i < size; ++i, feedback += size) {
-        const SetFit& fit = fits[size_t(first + i)];
-        const uint8_t code = code_of(wanted[i], fit, bits);
-        const float error = row[first + i] - decode(code, fit.step, fit.floor);
-        row[first + i] = fit.code_floor + fit.code_step * float(code);
-        for (int j = i + 1; j < size; ++j) wanted[j] += error * feedback[j];
+      Several group[kMomentGroup] = {};
+      for (int r = 0; r < n_rows; ++r) {
+        for (int c = 0; c < size; ++c) group[c][size_t(r)] = rows[r * dim_ + first + c];
       }
+      round_group(group, size, feedback, &fits[size_t(first)], float(top_code(bits)));
+      for (int r = 0; r < n_rows; ++r) {
+        for (int c = 0; c < size; ++c) rows[r * dim_ + first + c] = group[c][size_t(r)];
+      }
+      feedback += ptrdiff_t(size) * size;
     }
   }
 }

@@ -24,6 +24,8 @@ namespace zipcache {
 inline constexpr int kMomentGroup = 64;
 // Fewer query rows at a time say too little to be learnt from.
 inline constexpr int kMomentRows = 64;
+// And so many say enough; more of one step cost time and change nothing.
+inline constexpr int kMomentMostRows = 256;
 
 // What the query rows of one KV head were like.
 class QueryMoment {
@@ -52,14 +54,16 @@ class QueryMoment {
 // The coefficients of one moment, ready to round rows with.
 class QueryRounding {
  public:
+  QueryRounding() = default;  // knows nothing
   explicit QueryRounding(const QueryMoment& moment);
+  bool known() const { return dim_ > 0; }
 
   // Moves the rows x [n, dim] onto grid points of `fits` [dim], so that any rounding finds them.
   void round(float* x, int n, std::span<const SetFit> fits, int bits) const;
 
  private:
   int dim_ = 0;
-  std::vector<float> feedback_;  // groups one after another: U [size, size]
+  std::vector<float> feedback_;  // groups one after another: U' [size, size]
 };
 
 }  // namespace zipcache
