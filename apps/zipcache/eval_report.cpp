@@ -6,6 +6,7 @@
 
 #include "commands.hpp"
 #include "result_file.hpp"
+#include "result_overview.hpp"
 #include "result_plots.hpp"
 #include "result_tables.hpp"
 
@@ -25,7 +26,7 @@ Status report(const Options& options) {
   if (!rows.ok()) return rows.status();
   const Result<std::vector<ResultGroup>> groups = group_results(*rows);
   if (!groups.ok()) return groups.status();
-  std::string text;
+  std::string text = overviews(*groups);
   for (const ResultGroup& group : *groups) {
     text += (text.empty() ? "" : "\n") + group_tables(group, false);
     if (options.plots.empty()) continue;

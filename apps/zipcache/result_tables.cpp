@@ -153,10 +153,6 @@ std::string title_of(const Json& row, const Task& task) {
 
 double number(const Json& row, const char* field) { return row[field].get<double>(); }
 
-std::string coded_bits(const Json& row) {
-  return has_number(row, "bits_coded") ? fmt::format("{:.2f}", number(row, "bits_coded")) : "-";
-}
-
 // Different values of `field` among rows, separated by commas.
 std::string all_of(std::span<const Json> rows, const char* field) {
   std::set<std::string> values;
@@ -243,15 +239,17 @@ std::string free_table(const ResultGroup& group, bool bold) {
 }
 
 std::string depth_table(const ResultGroup& group, bool bold) {
+  const Json bins = group.rows.front().value("by_depth", Json::array());
   std::vector<Column> columns = {{"KLD at tokens", false}};
-  for (const Json& row : group.rows) columns.push_back({words(row["policy"])});
+  for (const Json& bin : bins)
+    columns.push_back({fmt::format("{} to {}", bin["from"].dump(), bin["to"].dump())});
   std::vector<std::vector<std::string>> lines;
-  for (const Json& bin : group.rows.front().value("by_depth", Json::array())) {
-    std::vector<std::string> line = {fmt::format("{} to {}", bin["from"].dump(), bin["to"].dump())};
-    for (const Json& row : group.rows) line.push_back(depth_cell(row, bin["from"]));
+  for (const Json& row : group.rows) {
+    std::vector<std::string> line = {words(row["policy"])};
+    for (const Json& bin : bins) line.push_back(depth_cell(row, bin["from"]));
     lines.push_back(std::move(line));
   }
-  return lines.empty() ? "" : "\n" + markdown(columns, lines, bold);
+  return bins.empty() ? "" : "\n" + markdown(columns, lines, bold);
 }
 
 std::string drift_tables(const ResultGroup& group, bool bold) {
@@ -394,6 +392,10 @@ std::string name_of(const Json& row, const Task& task) {
 }
 
 }  // namespace
+
+std::string coded_bits(const Json& row) {
+  return has_number(row, "bits_coded") ? fmt::format("{:.2f}", number(row, "bits_coded")) : "-";
+}
 
 std::string with_error(double value, double error) {
   if (error <= 0) return fmt::format("{} ± 0", divergence_text(value));

@@ -12,7 +12,8 @@
 namespace zipcache::cli {
 
 // Rows of one task that differ in policy only, and for tasks with records also in the field of one
-// axis (the number of lines, the depth), fewest bits first. Of rows that were measured again the last is here.
+// axis (the number of lines, the depth), fewest bits first. Of rows that were measured again the
+// last is here.
 struct ResultGroup {
   std::string task;   // as `zipcache eval` names it
   std::string title;  // model, text, length; model, task, records
@@ -29,6 +30,8 @@ Result<std::string> result_tables(const std::vector<Json>& rows, bool bold);
 
 // A value and its error with as many decimals as give the error two figures.
 std::string with_error(double value, double error);
+// Bits of a row's packed part, "-" where there is none.
+std::string coded_bits(const Json& row);
 std::string group_tables(const ResultGroup& group, bool bold);
 
 // A task with records: the values of its axis in order, what the axis is ("" for a single column),

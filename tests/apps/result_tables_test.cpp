@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "result_overview.hpp"
 #include "result_plots.hpp"
 
 namespace zipcache::cli {
@@ -59,6 +60,36 @@ TEST(ResultTables, TablesHaveErrorsAndBinsOfDepth) {
   EXPECT_NE(place(*text, "0.0035 ± 0.0010"), std::string::npos);
   EXPECT_NE(place(*text, "1,023 tokens scored"), std::string::npos);
   EXPECT_LT(place(*text, "| zip "), place(*text, "| q4_0 "));
+}
+
+// Policies down, positions across: a page has room for more rows than columns.
+TEST(ResultTables, DepthHasARowForEachPolicy) {
+  const auto text = result_tables({kld_row("q4_0", 4.5, 0.04), kld_row("zip", 3.9, 0.007)}, false);
+  ASSERT_TRUE(text.ok());
+  EXPECT_NE(place(*text, "| KLD at tokens |"), std::string::npos) << *text;
+  EXPECT_NE(place(*text, "| zip           | 0.0035 ± 0.0010 |"), std::string::npos) << *text;
+}
+
+TEST(ResultOverview, PoliciesOfAllTextsStandSideBySide) {
+  const auto on = [](const std::string& text, Json row) {
+    row["text"] = text;
+    return row;
+  };
+  const auto groups =
+      group_results({on("a", kld_row("zip", 4.4, 0.01)), on("a", kld_row("q4_0", 4.5, 0.04)),
+                     on("b", kld_row("zip", 4.6, 0.04)), on("b", kld_row("q4_0", 4.5, 0.01)),
+                     on("a", kld_row("f16", 16, 0)), on("b", kld_row("f16", 16, 0)),
+                     on("a", kld_row("had4", 4.5, 0.02)), kld_row("zip", 4.4, 0.01, 8192)});
+  ASSERT_TRUE(groups.ok());
+  const std::string text = overviews(*groups);
+  EXPECT_NE(place(text, "m.gguf · mean divergence on 2 texts of 2048 tokens"), std::string::npos);
+  EXPECT_NE(
+      place(text, "| zip    | 4.50 |  3.38 | 0.0100 ± 0.0021 | 0.0400 ± 0.0021 |      1.00 |"),
+      std::string::npos)
+      << text;
+  EXPECT_EQ(place(text, "had4"), std::string::npos) << "was not measured on both";
+  EXPECT_EQ(place(text, "f16"), std::string::npos) << "diverges from nothing";
+  EXPECT_EQ(place(text, "8192"), std::string::npos) << "was measured on one text";
 }
 
 TEST(ResultTables, RetrievalHasAColumnForEachNumberOfLines) {
