@@ -46,6 +46,15 @@ def test_an_unknown_argument_is_refused_with_the_known_ones():
     assert "--with-everything" in last_error(result) and "--with-programs" in last_error(result)
 
 
+@pytest.mark.parametrize("script", ["demo", "test"])
+def test_the_two_commands_take_no_options(fresh_tree, script):
+    # In a tree without anything, so that a script which went on would fail otherwise.
+    result = subprocess.run([fresh_tree / "scripts" / script, "--fast"], stdin=subprocess.DEVNULL,
+                            capture_output=True, text=True, timeout=20, check=False)
+    assert result.returncode == 2, result.stderr
+    assert f'{script}: error: found argument "--fast", expected none' in result.stderr
+
+
 def test_without_a_network_it_says_so(fresh_tree):
     # Port 9 of this machine: nobody listens there.
     result = setup(fresh_tree, "--no-system", "--no-build", PIP_INDEX_URL="http://127.0.0.1:9/simple",
