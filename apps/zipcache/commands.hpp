@@ -20,6 +20,7 @@ void add_doctor(CLI::App& program, Action& action);
 void add_bench(CLI::App& program, Action& action);
 void add_eval(CLI::App& program, Action& action);
 void add_tune(CLI::App& program, Action& action);
+void add_plot(CLI::App& program, Action& action);
 
 // The commands of `bench`.
 void add_bench_attention(CLI::App& bench, Action& action);
