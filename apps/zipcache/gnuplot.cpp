@@ -18,14 +18,6 @@ namespace {
 constexpr const char* kColours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
                                     "#E69F00", "#56B4E9", "#000000", "#999999"};
 
-Status make_folder(const fs::path& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (!error) return ok();
-  return {Code::Environment, fmt::format("pictures: cannot make folder '{}': {}", folder.string(),
-                                         error.message())};
-}
-
 Status write_text(const std::string& path, const std::string& text) {
   std::ofstream file(path, std::ios::binary);
   file << text << std::flush;
@@ -91,6 +83,14 @@ std::string only(const std::string& where, const std::string& value, const std::
   return fmt::format("(strcol({}) eq {} ? {} : NaN)", in_quotes(where), in_quotes(value), y);
 }
 
+Status make_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (!error) return ok();
+  return {Code::Environment, fmt::format("pictures: cannot make folder '{}': {}", folder.string(),
+                                         error.message())};
+}
+
 Status draw(const Plot& plot, const fs::path& folder) {
   ZC_TRY(make_folder(folder));
   const std::string file = (folder / plot.name).string();
@@ -100,6 +100,14 @@ Status draw(const Plot& plot, const fs::path& folder) {
   const Status drawn = run_gnuplot(script);
   fs::remove(script);
   return drawn;
+}
+
+Status draw_all(const std::vector<Plot>& plots, const std::string& folder) {
+  for (const Plot& plot : plots) {
+    ZC_TRY(draw(plot, folder));
+    fmt::print("{}: {}.svg, .png and .csv\n", plot.title, (fs::path(folder) / plot.name).string());
+  }
+  return ok();
 }
 
 }  // namespace zipcache::cli

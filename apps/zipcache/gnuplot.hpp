@@ -40,8 +40,14 @@ std::string line_style(size_t i);
 // Of the file that is drawn, the values of column `y` in rows whose column `where` is `value`.
 std::string only(const std::string& where, const std::string& value, const std::string& y);
 
+// Makes `folder` if need be.
+Status make_folder(const std::filesystem::path& folder);
+
 // Writes `folder`/NAME.svg and NAME.png, with rows NAME.csv too, and makes the folder if need be.
 // Environment when gnuplot is missing or fails.
 Status draw(const Plot& plot, const std::filesystem::path& folder);
+
+// Draws `plots` and prints what they show and where they are.
+Status draw_all(const std::vector<Plot>& plots, const std::string& folder);
 
 }  // namespace zipcache::cli

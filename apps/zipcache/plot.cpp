@@ -68,15 +68,6 @@ Result<Json> bytes_row(const std::string& name, const Policy& policy,
               {"padding", bytes->padding}};
 }
 
-// The names of the pictures, for the one who asked for them.
-Status draw_all(const std::vector<Plot>& plots, const std::string& folder) {
-  for (const Plot& plot : plots) {
-    ZC_TRY(draw(plot, folder));
-    fmt::print("{}: {}.svg, .png and .csv\n", plot.title, (fs::path(folder) / plot.name).string());
-  }
-  return ok();
-}
-
 Status plot_bytes(const BytesOptions& options) {
   capture_llama_log(false);
   const Result<std::vector<PolicyChoice>> choices = parse_policy_list(options.policies);
@@ -202,6 +193,7 @@ void add_plot(CLI::App& program, Action& action) {
   add_bytes(*command, action);
   add_speed(*command, action);
   add_sensitivity(*command, action);
+  add_plot_saliency(*command, action);
 }
 
 }  // namespace zipcache::cli

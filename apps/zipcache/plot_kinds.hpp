@@ -10,6 +10,7 @@
 #include "gnuplot.hpp"
 #include "table.hpp"
 #include "zipcache/status.hpp"
+#include "zipcache/token_scores.hpp"
 
 namespace zipcache::cli {
 
@@ -34,5 +35,11 @@ Result<std::vector<Plot>> speed_plots(std::span<const Json> rows, bool ratio);
 // What groups of layers bring alone, K above V, from a policy file of `zipcache tune`. BadData
 // when it holds no such evidence.
 Result<Plot> sensitivity_plot(const Json& policy_file, const std::string& name);
+
+// Tokens of a layer by position: the mean over heads of the attention that a query row gave them
+// (normalized) and of all of it (accumulated), side by side, for each of `layers`; and how many of
+// all heads would take a token for salient by either. Layers must be there.
+Plot saliency_plot(const TokenScores& scores, const std::vector<int>& layers,
+                   const std::string& title, const std::string& name);
 
 }  // namespace zipcache::cli

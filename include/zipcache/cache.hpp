@@ -159,6 +159,13 @@ class Cache {
   virtual Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
                       float* rows) const = 0;
 
+  // Attention that cells have received from probe rows since they were written: `sums`
+  // [n_heads, n_cells] over the query heads of each KV head, and `seen` [n_cells] probe rows that
+  // could see them. Only raw rows have it, under a policy that ranks by attention; others are
+  // refused with BadArgument.
+  virtual Status read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
+                             uint32_t* seen) const = 0;
+
   // Rewrites the keys of all cells whose `shift` [n_cells] is not 0 through `rotate(head_rows, dim,
   // shift)`, in place; packed blocks are decoded, rotated and coded again with the same tiers.
   virtual Status rotate_keys(int layer, int stream, std::span<const int32_t> shift,
