@@ -78,7 +78,7 @@ class Comparison {
     double prompt_seconds = 0;
     int64_t prompt_tokens = 0;
     std::optional<double> decode_tps = {};
-    CompareRow row = {};  // what is known about the cache
+    CompareRow row = {};                     // what is known about the cache
     std::optional<TokenScores> scores = {};  // that the policy ranks by
   };
 

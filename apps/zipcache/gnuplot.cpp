@@ -87,8 +87,8 @@ Status make_folder(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (!error) return ok();
-  return {Code::Environment, fmt::format("pictures: cannot make folder '{}': {}", folder.string(),
-                                         error.message())};
+  return {Code::Environment,
+          fmt::format("pictures: cannot make folder '{}': {}", folder.string(), error.message())};
 }
 
 Status draw(const Plot& plot, const fs::path& folder) {

@@ -80,9 +80,9 @@ Result<TokenScores> measure_scores(const Engines& engines, const ModelFile& abou
                                    std::span<const llama_token> tokens, const ScorePlan& plan,
                                    Progress& progress) {
   const int total = static_cast<int>(tokens.size());
-  const Result<PolicyContext> opened = open_policy_context(
-      engines, keeps_all(tokens.size()),
-      {.n_ctx = total, .n_ubatch = plan.ubatch, .n_threads = plan.threads});
+  const Result<PolicyContext> opened =
+      open_policy_context(engines, keeps_all(tokens.size()),
+                          {.n_ctx = total, .n_ubatch = plan.ubatch, .n_threads = plan.threads});
   if (!opened.ok()) return opened.status();
   ZC_TRY(check_layers(engines, opened->cache_id, about));
   Before before;

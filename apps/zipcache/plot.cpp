@@ -55,16 +55,11 @@ Result<Json> bytes_row(const std::string& name, const Policy& policy,
   uint64_t elements = 0;
   for (const LayerShape& layer : layers)
     elements += uint64_t(n_tokens) * layer.n_heads * (layer.k_dim + layer.v_dim);
-  return Json{{"policy", name},
-              {"tokens", n_tokens},
-              {"elements", elements},
-              {"codes", bytes->codes},
-              {"params", bytes->params},
-              {"tags", bytes->tags},
-              {"sinks", *sinks},
-              {"window", bytes->raw - *sinks},
-              {"scores", bytes->scores},
-              {"map", bytes->map},
+  return Json{{"policy", name},           {"tokens", n_tokens},
+              {"elements", elements},     {"codes", bytes->codes},
+              {"params", bytes->params},  {"tags", bytes->tags},
+              {"sinks", *sinks},          {"window", bytes->raw - *sinks},
+              {"scores", bytes->scores},  {"map", bytes->map},
               {"padding", bytes->padding}};
 }
 

@@ -42,10 +42,10 @@ std::string stacked(const std::string& policy, const std::string& scale) {
   std::string sum;
   for (size_t i = 0; i < std::size(kByteKinds); ++i) {
     sum += fmt::format("{}column(\"{}\")", i == 0 ? "" : "+", kByteKinds[i]);
-    areas.push_back(fmt::format("data using (column(\"tokens\")):{} with filledcurves y1=0 {} "
-                                "title \"{}\"",
-                                only("policy", policy, fmt::format("({})*{}", sum, scale)),
-                                line_style(i), kKindWords[i]));
+    areas.push_back(fmt::format(
+        "data using (column(\"tokens\")):{} with filledcurves y1=0 {} "
+        "title \"{}\"",
+        only("policy", policy, fmt::format("({})*{}", sum, scale)), line_style(i), kKindWords[i]));
   }
   std::reverse(areas.begin(), areas.end());
   return fmt::format("plot {}\n", fmt::join(areas, ", "));

@@ -35,11 +35,10 @@ constexpr size_t kMostLayers = 6;
 // Four layers from the first to the last, unless the user says.
 Result<std::vector<int>> chosen_layers(const Options& options, int n_layers) {
   std::vector<int> layers = options.layers;
-  for (int i = 0; layers.size() < 4 && options.layers.empty(); ++i)
-    if (layers.empty() || i * (n_layers - 1) / 3 != layers.back())
-      layers.push_back(i * (n_layers - 1) / 3);
-    else if (i > 3)
-      break;
+  for (int i = 0; i < 4 && options.layers.empty(); ++i) {
+    const int layer = i * (n_layers - 1) / 3;
+    if (layers.empty() || layers.back() != layer) layers.push_back(layer);
+  }
   if (layers.size() > kMostLayers) {
     return Status{Code::BadArgument, fmt::format("--layers: found {} layers, at most {} fit in a "
                                                  "picture",
@@ -47,8 +46,8 @@ Result<std::vector<int>> chosen_layers(const Options& options, int n_layers) {
   }
   for (const int layer : layers) {
     if (layer >= 0 && layer < n_layers) continue;
-    return Status{Code::BadArgument, fmt::format("--layers: found {}, expected 0 to {}", layer,
-                                                 n_layers - 1)};
+    return Status{Code::BadArgument,
+                  fmt::format("--layers: found {}, expected 0 to {}", layer, n_layers - 1)};
   }
   return layers;
 }
@@ -157,10 +156,11 @@ void add_plot_saliency(CLI::App& plot, Action& action) {
       ->delimiter(',');
   measured(command->add_option("--scores", options->scores,
                                "file of token scores to write; default: beside the pictures"));
-  measured(command->add_option("--packed-after", options->plan.packed_after,
-                               "count only query rows that come once a token's block has left a "
-                               "window of so many\ntokens: those that meet it packed under a policy "
-                               "with this recent"))
+  measured(
+      command->add_option("--packed-after", options->plan.packed_after,
+                          "count only query rows that come once a token's block has left a "
+                          "window of so many\ntokens: those that meet it packed under a policy "
+                          "with this recent"))
       ->check(CLI::Range(0, 1 << 20));
   command->add_option("-o,--out", options->out, "folder for the pictures and their data")
       ->required();

@@ -52,14 +52,15 @@ Result<Plot> plot_of(const Json& evidence, const std::string& name) {
   plot.title = "what groups of layers bring alone";
   plot.script =
       "set border 3\nset tics nomirror\nset grid ytics linecolor \"#dddddd\"\nunset key\n"
-      "set style fill solid 0.8 noborder\nset yrange [0:*]\nset ylabel \"divergence (KLD, nats)\"\n" +
+      "set style fill solid 0.8 noborder\nset yrange [0:*]\nset ylabel \"divergence (KLD, "
+      "nats)\"\n" +
       fmt::format("set xrange [-0.7:{}.7]\nset xtics 0,{}\n", last, last > 40 ? 5 : 1);
   plot.commands = fmt::format(
       "set multiplot layout 2,1 title {} noenhanced\nunset xlabel\n{}set xlabel \"layer\"\n{}"
       "unset multiplot\n",
       in_quotes(fmt::format("{} · {} · {}", evidence.at("model").get<std::string>(),
-                         evidence.at("search").at("text").get<std::string>(),
-                         evidence.at("base").get<std::string>())),
+                            evidence.at("search").at("text").get<std::string>(),
+                            evidence.at("base").get<std::string>())),
       panel("K", sensitivity.at("k_bits").get<int>(), 0),
       panel("V", sensitivity.at("v_bits").get<int>(), 1));
   plot.height = 560;
@@ -75,9 +76,9 @@ Result<Plot> sensitivity_plot(const Json& policy_file, const std::string& name) 
       return Status{Code::BadData, "evidence: found no layers in sensitivity, expected some"};
     return plot_of(evidence, name);
   } catch (const Json::exception& error) {
-    return Status{Code::BadData,
-                  fmt::format("evidence: {}; expected a policy file that zipcache tune wrote",
-                              error.what())};
+    return Status{
+        Code::BadData,
+        fmt::format("evidence: {}; expected a policy file that zipcache tune wrote", error.what())};
   }
 }
 

@@ -12,7 +12,8 @@ namespace zipcache::cli {
 namespace {
 
 // What two rows must share to stand in one picture.
-constexpr const char* kAttentionKey[] = {"cpu", "threads", "n_head", "n_head_kv", "d_head", "batch"};
+constexpr const char* kAttentionKey[] = {"cpu",       "threads", "n_head",
+                                         "n_head_kv", "d_head",  "batch"};
 constexpr const char* kModelKey[] = {"cpu", "threads", "model", "model_type", "ubatch"};
 
 constexpr const char* kReference = "llama:f16";
@@ -41,8 +42,8 @@ std::string threads_text(const Json& row) {
 std::string title_of(const Json& row, bool attention) {
   if (attention) {
     return fmt::format("attention of one token · {} query and {} KV heads of {} · {} · {}",
-                       words(row.at("n_head")), words(row.at("n_head_kv")),
-                       words(row.at("d_head")), threads_text(row), words(row.at("cpu")));
+                       words(row.at("n_head")), words(row.at("n_head_kv")), words(row.at("d_head")),
+                       threads_text(row), words(row.at("cpu")));
   }
   const int n_prompt = row.at("n_prompt").get<int>();
   return fmt::format("{} · {} · {} · {}",
@@ -65,7 +66,8 @@ std::string name_of(const Json& row, bool attention) {
 // The row of llama.cpp's 16-bit cache that rows[at] was measured beside: of several the nearest.
 const Json* reference_of(std::span<const Json> rows, size_t at) {
   const auto same = [&](const Json& other) {
-    return other.value("policy", "") == kReference && other.value("depth", -1) == rows[at]["depth"] &&
+    return other.value("policy", "") == kReference &&
+           other.value("depth", -1) == rows[at]["depth"] &&
            std::all_of(std::begin(kAttentionKey), std::end(kAttentionKey),
                        [&](const char* f) { return other.value(f, Json()) == rows[at][f]; });
   };
@@ -100,11 +102,14 @@ Point model_point(const Json& row, bool ratio) {
 }
 
 // The last of several measurements of one point counts.
-void add(std::vector<Point>& points, Point point) {
-  std::erase_if(points, [&](const Point& old) {
-    return old.series == point.series && old.isa == point.isa && old.depth == point.depth;
+void add(std::vector<Point>& points, const Point& point) {
+  const auto old = std::find_if(points.begin(), points.end(), [&](const Point& other) {
+    return other.series == point.series && other.isa == point.isa && other.depth == point.depth;
   });
-  points.push_back(std::move(point));
+  if (old == points.end())
+    points.push_back(point);
+  else
+    *old = point;
 }
 
 // Where a policy was measured with several instruction sets its name says which.
@@ -139,8 +144,8 @@ Plot plot_of(Picture& picture, bool ratio) {
                    [](const Point& a, const Point& b) { return a.depth < b.depth; });
   Plot plot;
   plot.name = picture.name + (ratio ? "-ratio" : "");
-  plot.title = (ratio ? "ratio to the 16-bit cache over depth: " : "speed over depth: ") +
-               picture.title;
+  plot.title =
+      (ratio ? "ratio to the 16-bit cache over depth: " : "speed over depth: ") + picture.title;
   // An empty cache has no place on an axis of logarithms.
   const bool logarithms = depths.front() > 0;
   plot.script = beginning(picture.title, "tokens in the cache", y_axis(picture, ratio)) +
@@ -149,27 +154,28 @@ Plot plot_of(Picture& picture, bool ratio) {
     plot.script += fmt::format("set logscale x\nset xrange [{}:{}]\n", depths.front() / 1.25,
                                depths.back() * 1.25);
   } else {
-    plot.script += fmt::format("set xrange [{}:{}]\n", -0.05 * depths.back() - 1,
-                               1.05 * depths.back() + 1);
+    plot.script +=
+        fmt::format("set xrange [{}:{}]\n", -0.05 * depths.back() - 1, 1.05 * depths.back() + 1);
   }
-  if (picture.kind == "attention" && !ratio) plot.script += "set logscale y\n";
-  else plot.script += "set yrange [0:*]\n";
+  if (picture.kind == "attention" && !ratio)
+    plot.script += "set logscale y\n";
+  else
+    plot.script += "set yrange [0:*]\n";
   // Side by side, since several may have the same value.
-  const double step = logarithms ? std::pow(1.5 * depths.back() / depths.front(), 0.008)
-                                 : 0.008 * depths.back();
+  const double step =
+      logarithms ? std::pow(1.5 * depths.back() / depths.front(), 0.008) : 0.008 * depths.back();
   std::vector<std::string> curves;
   for (size_t i = 0; i < series.size(); ++i) {
     curves.push_back(fmt::format(
-        "data using (column(\"depth\"){}{:.5g}):{}:(column(\"spread\")) with yerrorlines linewidth 1.5 "
+        "data using (column(\"depth\"){}{:.5g}):{}:(column(\"spread\")) with yerrorlines linewidth "
+        "1.5 "
         "pointtype 7 pointsize 0.6 {} title {} noenhanced",
         logarithms ? '*' : '+', logarithms ? std::pow(step, i) : step * static_cast<double>(i),
         only("policy", series[i], "column(\"value\")"), line_style(i), in_quotes(series[i])));
     for (const Point& p : picture.points) {
       if (p.series != series[i]) continue;
-      plot.rows.push_back({{"policy", p.series},
-                           {"depth", p.depth},
-                           {"value", p.value},
-                           {"spread", p.spread}});
+      plot.rows.push_back(
+          {{"policy", p.series}, {"depth", p.depth}, {"value", p.value}, {"spread", p.spread}});
     }
   }
   plot.commands = fmt::format("plot {}", fmt::join(curves, ", "));

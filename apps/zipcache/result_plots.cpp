@@ -152,9 +152,9 @@ Plot divergence_plot(const std::string& name, const std::string& title, const st
   };
   label("right", right, "left offset 0.8,0.4");
   label("left", left, "right offset -0.8,-0.4");
-  script += fmt::format(
-      "set logscale y\nset format y \"%g\"\nset xrange [{:.2f}:{:.2f}]\nunset key\n",
-      least->first - 0.2 * width, most->first + 0.3 * width);
+  script +=
+      fmt::format("set logscale y\nset format y \"%g\"\nset xrange [{:.2f}:{:.2f}]\nunset key\n",
+                  least->first - 0.2 * width, most->first + 0.3 * width);
   return {name, "divergence over bits", script,
           fmt::format("plot $best using 1:2 with lines linewidth 2 linecolor \"#999999\", "
                       "$points using 1:2:3 with yerrorbars pointtype 7 {}{}",

@@ -93,8 +93,8 @@ struct CacheStats {
 Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& layers, int n_tokens,
                         int ubatch);
 
-// Bits per element of what one more token takes, in the mean of many, once the window is full: codes,
-// parameters, tags and scores. Pure arithmetic.
+// Bits per element of what one more token takes, in the mean of many, once the window is full:
+// codes, parameters, tags and scores. Pure arithmetic.
 Result<double> long_run_bits(const Policy& policy, const std::vector<LayerShape>& layers);
 
 // Bytes to plan for: all cells packed, plus raw blocks for window, sinks, the blocks being filled

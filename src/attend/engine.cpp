@@ -484,10 +484,11 @@ Status Engine::read_scores(int layer, int stream, int first_cell, int n_cells, f
   ZC_TRY(check_range("read_scores", first_cell, n_cells));
   const LayerStore& from = store(layer, stream);
   if (!from.packed.policy().needs_scores()) {
-    return {Code::BadArgument,
-            fmt::format("read_scores: layer {} of policy {} keeps no scores; use one with two tiers "
-                        "and score=mean",
-                        layer, to_text(policy_))};
+    return {
+        Code::BadArgument,
+        fmt::format("read_scores: layer {} of policy {} keeps no scores; use one with two tiers "
+                    "and score=mean",
+                    layer, to_text(policy_))};
   }
   for (int i = 0; i < n_cells; ++i) {
     const RowId id = logs_[size_t(stream)].find(first_cell + i);

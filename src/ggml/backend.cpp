@@ -121,8 +121,7 @@ int report(const Status& status, char* error, size_t error_size) {
 
 int set_policy_text(const char* text, char* error, size_t error_size) {
   return report(without_exceptions([&] {
-                  return text ? set_policy(text)
-                              : Status{Code::BadArgument, "policy text is null"};
+                  return text ? set_policy(text) : Status{Code::BadArgument, "policy text is null"};
                 }),
                 error, error_size);
 }
@@ -130,9 +129,8 @@ int set_policy_text(const char* text, char* error, size_t error_size) {
 // Sums [n_heads, n_cells] and counts [n_cells] of the first cells of a layer of the cache `id`.
 int read_scores(int id, int layer, int n_cells, float* sums, uint32_t* seen, char* error,
                 size_t error_size) {
-  return report(
-      without_exceptions([&] { return scores_of_cache(id, layer, n_cells, sums, seen); }), error,
-      error_size);
+  return report(without_exceptions([&] { return scores_of_cache(id, layer, n_cells, sums, seen); }),
+                error, error_size);
 }
 
 size_t stats_text(char* out, size_t size) { return copy_text(all_stats_json(), out, size); }

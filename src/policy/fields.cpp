@@ -339,7 +339,8 @@ std::span<const Field> policy_fields() { return kFields; }
 
 bool writable_path(std::string_view path) {
   constexpr size_t kMost = 1024;
-  if (path.empty() || path.size() > kMost || path.front() == ' ' || path.back() == ' ') return false;
+  if (path.empty() || path.size() > kMost || path.front() == ' ' || path.back() == ' ')
+    return false;
   if (path.find_first_of(",;\"\\") != std::string_view::npos) return false;
   // Refuses control characters and broken UTF-8.
   return nlohmann::json::accept(fmt::format("\"{}\"", path));

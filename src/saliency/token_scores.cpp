@@ -30,14 +30,13 @@ Status check_layer(const TokenScores& scores, size_t index) {
                                kMostHeads));
   if (layer.seen.size() != n || layer.sums.size() != n * size_t(layer.n_heads)) {
     return damaged(fmt::format("layer {}: found {} counts and {} sums, expected {} and {}", index,
-                               layer.seen.size(), layer.sums.size(), n,
-                               n * size_t(layer.n_heads)));
+                               layer.seen.size(), layer.sums.size(), n, n * size_t(layer.n_heads)));
   }
   for (size_t i = 0; i < layer.sums.size(); ++i) {
     const float sum = layer.sums[i];
     if (std::isfinite(sum) && sum >= 0 && (sum == 0 || layer.seen[i % n] > 0)) continue;
-    return damaged(fmt::format("layer {}, head {}, token {}: found attention {} from {} rows", index,
-                               i / n, i % n, sum, layer.seen[i % n]));
+    return damaged(fmt::format("layer {}, head {}, token {}: found attention {} from {} rows",
+                               index, i / n, i % n, sum, layer.seen[i % n]));
   }
   return ok();
 }
@@ -94,8 +93,8 @@ Status parse_header(Reader& reader, uint32_t& n_layers, uint32_t& n_tokens) {
   if (!reader.take(&n_layers, 1) || !reader.take(&n_tokens, 1))
     return damaged("found the end of the file in its header");
   if (n_layers > kMostLayers || n_tokens > kMostTokens)
-    return damaged(fmt::format("found {} layers and {} tokens, expected at most {} and {}", n_layers,
-                               n_tokens, kMostLayers, kMostTokens));
+    return damaged(fmt::format("found {} layers and {} tokens, expected at most {} and {}",
+                               n_layers, n_tokens, kMostLayers, kMostTokens));
   return ok();
 }
 
@@ -114,8 +113,8 @@ Result<TokenScores> parse(std::string_view content) {
   for (size_t i = 0; complete && i < n_layers; ++i) {
     TokenScores::Layer layer;
     if (heads[i] > kMostHeads)
-      return damaged(fmt::format("layer {}: found {} heads, expected 1 to {}", i, heads[i],
-                                 kMostHeads));
+      return damaged(
+          fmt::format("layer {}: found {} heads, expected 1 to {}", i, heads[i], kMostHeads));
     layer.n_heads = int(heads[i]);
     complete = parse_layer(reader, n_tokens, layer);
     scores.layers.push_back(std::move(layer));
@@ -140,9 +139,8 @@ Result<TokenScores> load_token_scores(const std::string& path) {
   const auto size = std::filesystem::file_size(path, error);
   std::string content(file && !error ? size : 0, '\0');
   if (error || !file.read(content.data(), std::streamsize(content.size()))) {
-    return Status{Code::Environment,
-                  fmt::format("token scores '{}': cannot be read: {}", path,
-                              error ? error.message() : std::strerror(errno))};
+    return Status{Code::Environment, fmt::format("token scores '{}': cannot be read: {}", path,
+                                                 error ? error.message() : std::strerror(errno))};
   }
   Result<TokenScores> scores = parse(content);
   if (scores.ok()) return scores;
@@ -176,9 +174,10 @@ Status save_token_scores(const std::string& path, const TokenScores& scores) {
 
 Status check_fit(const TokenScores& scores, const std::vector<LayerShape>& layers) {
   if (scores.layers.size() != layers.size()) {
-    return {Code::Incompatible,
-            fmt::format("found token scores of {} layers, expected {}; measure them with this model",
-                        scores.layers.size(), layers.size())};
+    return {
+        Code::Incompatible,
+        fmt::format("found token scores of {} layers, expected {}; measure them with this model",
+                    scores.layers.size(), layers.size())};
   }
   for (size_t i = 0; i < layers.size(); ++i) {
     if (scores.layers[i].n_heads == layers[i].n_heads) continue;
