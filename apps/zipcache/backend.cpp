@@ -50,9 +50,11 @@ Result<Backend> Backend::load(const std::filesystem::path& path) {
   if (backend.device_ == nullptr)
     return refused(path, fmt::format("it offers no device {}", kDevice));
   backend.set_policy_ = find<SetPolicy>(registry, "zipcache_set_policy");
+  backend.read_scores_ = find<ReadScores>(registry, "zipcache_read_scores");
   backend.stats_ = find<WriteJson>(registry, "zipcache_stats_json");
   backend.settings_ = find<WriteJson>(registry, "zipcache_settings_json");
-  if (backend.set_policy_ == nullptr || backend.stats_ == nullptr || backend.settings_ == nullptr) {
+  if (backend.set_policy_ == nullptr || backend.read_scores_ == nullptr ||
+      backend.stats_ == nullptr || backend.settings_ == nullptr) {
     return refused(path, "it is of another version than this program; build both together");
   }
   return backend;
@@ -99,6 +101,24 @@ Result<Json> Backend::cache(int64_t id) const {
     if (cache.value("id", int64_t{-1}) == id) return Json(cache);
   }
   return Status{Code::Internal, fmt::format("the backend lost cache {}", id)};
+}
+
+Result<std::vector<TokenScores::Layer>> Backend::scores(int64_t id,
+                                                        const std::vector<LayerShape>& layers,
+                                                        int n_tokens) const {
+  std::vector<TokenScores::Layer> out;
+  const auto n = static_cast<size_t>(n_tokens);
+  for (const LayerShape& shape : layers) {
+    TokenScores::Layer layer{shape.n_heads, std::vector<uint32_t>(n),
+                             std::vector<float>(n * static_cast<size_t>(shape.n_heads))};
+    std::array<char, 1024> error{};
+    const int exit_status =
+        read_scores_(static_cast<int>(id), static_cast<int>(out.size()), n_tokens,
+                     layer.sums.data(), layer.seen.data(), error.data(), error.size());
+    if (exit_status != 0) return Status{code_of(exit_status), error.data()};
+    out.push_back(std::move(layer));
+  }
+  return out;
 }
 
 Result<Json> Backend::settings() const { return read(settings_, "settings"); }

@@ -9,9 +9,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "table.hpp"
 #include "zipcache/status.hpp"
+#include "zipcache/token_scores.hpp"
 
 namespace zipcache::cli {
 
@@ -27,6 +29,10 @@ class Backend {
   Result<Json> newest_cache() const;
   Result<Json> cache(int64_t id) const;
 
+  // What each of `layers` has kept of the attention that its first `n_tokens` cells received.
+  Result<std::vector<TokenScores::Layer>> scores(int64_t id, const std::vector<LayerShape>& layers,
+                                                 int n_tokens) const;
+
   // Every ZIPCACHE_* variable: name, value, default, help.
   Result<Json> settings() const;
 
@@ -35,11 +41,14 @@ class Backend {
  private:
   using SetPolicy = int (*)(const char* text, char* error, size_t error_size);
   using WriteJson = size_t (*)(char* out, size_t size);
+  using ReadScores = int (*)(int id, int layer, int n_cells, float* sums, uint32_t* seen,
+                             char* error, size_t error_size);
 
   static Result<Json> read(WriteJson write, const char* what);
 
   ggml_backend_dev_t device_ = nullptr;
   SetPolicy set_policy_ = nullptr;
+  ReadScores read_scores_ = nullptr;
   WriteJson stats_ = nullptr;
   WriteJson settings_ = nullptr;
 };

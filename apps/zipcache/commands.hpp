@@ -20,6 +20,10 @@ void add_doctor(CLI::App& program, Action& action);
 void add_bench(CLI::App& program, Action& action);
 void add_eval(CLI::App& program, Action& action);
 void add_tune(CLI::App& program, Action& action);
+void add_plot(CLI::App& program, Action& action);
+
+// Of the commands of `plot` the one that runs a model.
+void add_plot_saliency(CLI::App& plot, Action& action);
 
 // The commands of `bench`.
 void add_bench_attention(CLI::App& bench, Action& action);

@@ -58,7 +58,7 @@ Result<Prepared> prepare(const Options& options) {
   if (!choices.ok()) return choices.status();
   p.choices = std::move(*choices);
   if (options.seed_given) add_seed(options, p.choices);
-  ZC_TRY(check_policies(p.choices));
+  ZC_TRY(check_policies(p.choices, ScoreFiles::Checked));
   Result<std::string> text = read_text(options.text);
   if (!text.ok()) return text.status();
   p.text = std::move(*text);

@@ -31,6 +31,21 @@ double paper_ratio_of(const Policy& policy, const std::vector<LayerShape>& layer
   return static_cast<double>(layers.size()) / bits;
 }
 
+// The scores that a policy ranks by, if it does so by a file.
+Result<std::optional<TokenScores>> scores_of(const PolicyChoice& choice,
+                                             const std::vector<LayerShape>& layers) {
+  if (!choice.ours()) return std::optional<TokenScores>();
+  const Result<Policy> policy = parse_policy(choice.text);
+  if (!policy.ok()) return policy.status();
+  if (policy->saliency.statistic != Statistic::File) return std::optional<TokenScores>();
+  Result<TokenScores> scores = load_token_scores(policy->saliency.file);
+  if (!scores.ok()) return scores.status();
+  const Status fit = check_fit(*scores, layers);
+  if (!fit.ok())
+    return Status{fit.code(), fmt::format("policy '{}': {}", choice.text, fit.message())};
+  return std::optional<TokenScores>(std::move(*scores));
+}
+
 }  // namespace
 
 std::vector<llama_token> chunk_tokens(std::span<const llama_token> tokens, const ChunkPlan& plan,
@@ -68,6 +83,8 @@ Result<std::vector<size_t>> Comparison::add_policies(std::span<const PolicyChoic
 }
 
 Status Comparison::add(const PolicyChoice& choice) {
+  Result<std::optional<TokenScores>> scores = scores_of(choice, file_.layers);
+  if (!scores.ok()) return scores.status();
   // One token more than are timed: the first builds the graph of single tokens.
   Result<PolicyContext> opened =
       open_policy_context(engines_, choice,
@@ -78,6 +95,7 @@ Status Comparison::add(const PolicyChoice& choice) {
   Session session(std::move(*opened), depth_bin_);
   session.row.policy = choice.text;
   session.row.reference = sessions_.empty();
+  session.scores = std::move(*scores);
   sessions_.push_back(std::move(session));
   return ok();
 }
@@ -90,7 +108,19 @@ Status Comparison::warm_up(std::span<const llama_token> tokens) {
   return ok();
 }
 
+// The caches know no tokens: a file of another text would be ranked by without a word.
+Status Comparison::check_score_files(std::span<const llama_token> tokens) const {
+  for (const Session& session : sessions_) {
+    if (!session.scores) continue;
+    const Status fit = check_text(*session.scores, tokens);
+    if (!fit.ok())
+      return {fit.code(), fmt::format("policy '{}': {}", session.row.policy, fit.message())};
+  }
+  return ok();
+}
+
 Status Comparison::run_chunk(std::span<const llama_token> tokens, Progress& progress) {
+  ZC_TRY(check_score_files(tokens));
   for (Session& session : sessions_)
     llama_memory_clear(llama_get_memory(session.context.get()), true);
   position_ = 0;

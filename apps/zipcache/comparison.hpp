@@ -78,10 +78,12 @@ class Comparison {
     double prompt_seconds = 0;
     int64_t prompt_tokens = 0;
     std::optional<double> decode_tps = {};
-    CompareRow row = {};  // what is known about the cache
+    CompareRow row = {};                     // what is known about the cache
+    std::optional<TokenScores> scores = {};  // that the policy ranks by
   };
 
   Status add(const PolicyChoice& choice);
+  Status check_score_files(std::span<const llama_token> tokens) const;
   Status run_micro_batch(std::span<const llama_token> chunk, const MicroBatch& batch);
   Status decode_all(std::span<const llama_token> tokens, const MicroBatch& batch);
   void score(std::span<const llama_token> chunk, const MicroBatch& batch);

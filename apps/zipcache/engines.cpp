@@ -55,11 +55,16 @@ Result<EngineFiles> find_engine_files(const std::string& model) {
   return EngineFiles{*path, *backend, std::move(*about)};
 }
 
-Status check_policies(std::span<const PolicyChoice> choices) {
+Status check_policies(std::span<const PolicyChoice> choices, ScoreFiles files) {
   for (const PolicyChoice& choice : choices) {
     if (!choice.ours()) continue;
     const Result<Policy> policy = parse_policy(choice.text);
     if (!policy.ok()) return policy.status();
+    if (files == ScoreFiles::Checked || policy->saliency.statistic != Statistic::File) continue;
+    return {Code::BadPolicy,
+            fmt::format("policy '{}': found score=file, which knows one text from its beginning, "
+                        "expected another score; zipcache eval kld and compare read that text",
+                        choice.text)};
   }
   return ok();
 }

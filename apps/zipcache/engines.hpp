@@ -27,8 +27,14 @@ struct EngineFiles {
 // `model` as the user gave it.
 Result<EngineFiles> find_engine_files(const std::string& model);
 
-// Fails with BadPolicy for the first policy of ours that is not one.
-Status check_policies(std::span<const PolicyChoice> choices);
+// Whether a command knows that it reads the text of a file of token scores, and holds the two
+// against each other.
+enum class ScoreFiles : unsigned char { Refused, Checked };
+
+// Fails with BadPolicy for the first policy of ours that is not one, or that ranks by a file where
+// that is refused.
+Status check_policies(std::span<const PolicyChoice> choices,
+                      ScoreFiles files = ScoreFiles::Refused);
 
 struct EngineOptions {
   bool f32_weights = false;  // expand the weights to 32 bits first

@@ -72,7 +72,8 @@ Result<EvalSetup> set_up_eval(const EvalOptions& options) {
   Result<std::vector<PolicyChoice>> choices = parse_policy_list(options.policies);
   if (!choices.ok()) return choices.status();
   setup.choices = std::move(*choices);
-  ZC_TRY(check_policies(setup.choices));
+  ZC_TRY(check_policies(setup.choices,
+                        options.task == "kld" ? ScoreFiles::Checked : ScoreFiles::Refused));
   Result<EngineFiles> files = find_engine_files(options.model);
   if (!files.ok()) return files.status();
   setup.files = std::move(*files);
@@ -100,6 +101,11 @@ Result<Engines> open_eval_engines(const EvalOptions& options, const EvalSetup& s
 
 Json with_policy(Json key, const PolicyChoice& choice) {
   key["policy"] = choice.text;
+  const Result<Policy> policy = parse_policy(choice.text);
+  if (!choice.ours() || !policy.ok() || policy->saliency.statistic != Statistic::File) return key;
+  // Another content of the file is another policy. One that cannot be read has no row.
+  const Result<std::string> print = fingerprint_of_file(policy->saliency.file);
+  key["score_print"] = print.ok() ? Json(*print) : Json();
   return key;
 }
 

@@ -3,13 +3,11 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <filesystem>
 #include <memory>
 
 #include "commands.hpp"
 #include "llama_log.hpp"
-#include "model_file.hpp"
-#include "places.hpp"
+#include "model_shape.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
 #include "zipcache/cache.hpp"
@@ -20,8 +18,8 @@ namespace zipcache::cli {
 namespace {
 
 struct Options {
-  std::string policy, model;
-  int n_layers = 32, n_heads = 8, head_dim = 128;
+  std::string policy;
+  ShapeOptions shape;
   int n_tokens = 0;
   int ubatch = 512;
   std::string output = "md";
@@ -220,25 +218,15 @@ Status inspect(const Options& options) {
   if (!format.ok()) return format.status();
   const Result<Policy> policy = parse_policy(options.policy);
   if (!policy.ok()) return policy.status();
-  std::vector<LayerShape> layers(options.n_layers,
-                                 {options.n_heads, options.head_dim, options.head_dim});
-  std::string subject = fmt::format("{} layers of {} KV heads of {} channels", options.n_layers,
-                                    options.n_heads, options.head_dim);
-  if (!options.model.empty()) {
-    const auto path = find_model(options.model);
-    if (!path.ok()) return path.status();
-    const Result<ModelFile> file = read_model_file(*path);
-    if (!file.ok()) return file.status();
-    layers = file->layers;
-    subject = fmt::format("{} ({}), {} layers", file->name, file->architecture, layers.size());
-  }
-  const Result<Report> report = make_report(options, *policy, layers);
+  const Result<ModelShape> shape = find_shape(options.shape);
+  if (!shape.ok()) return shape.status();
+  const Result<Report> report = make_report(options, *policy, shape->layers);
   if (!report.ok()) return report.status();
   if (*format != Format::Md) {
     fmt::print("{}", for_programs(*format, {to_json(*report, options)}));
     return ok();
   }
-  fmt::print("{}\non {}\n\n", to_text(*policy), subject);
+  fmt::print("{}\non {}\n\n", to_text(*policy), shape->subject);
   print_layers(*report);
   print_totals(*report, options);
   return ok();
@@ -260,16 +248,7 @@ void add_inspect(CLI::App& program, Action& action) {
   command->add_option("-c,--ctx-size", options->n_tokens, "tokens")
       ->required()
       ->check(CLI::Range(1, 1 << 24));
-  CLI::Option* model = command->add_option("-m,--model", options->model, "GGUF file, or smollm2");
-  const auto shape = [&](const char* name, int& value, const char* help) {
-    command->add_option(name, value, help)
-        ->check(CLI::Range(1, 1 << 16))
-        ->capture_default_str()
-        ->excludes(model);
-  };
-  shape("--layers", options->n_layers, "layers, without -m");
-  shape("--heads", options->n_heads, "KV heads of a layer, without -m");
-  shape("--head-dim", options->head_dim, "channels of a head, without -m");
+  add_shape_options(*command, options->shape);
   command->add_option("--ubatch-size", options->ubatch, "(-ub) tokens of a micro-batch")
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();

@@ -53,6 +53,7 @@ void set_up(CLI::App& program, Action& action) {
   add_bench(program, action);
   add_eval(program, action);
   add_tune(program, action);
+  add_plot(program, action);
 }
 
 void print_error(const std::string& message) {

@@ -5,46 +5,19 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstring>
-#include <fstream>
 #include <numeric>
-
-#include "child.hpp"
 
 namespace zipcache::cli {
 
 namespace {
 
-// Colours that people with any colour vision tell apart (Okabe and Ito).
-constexpr const char* kColours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
-                                    "#E69F00", "#56B4E9", "#000000", "#999999"};
-
 // A 16-bit cache has no place on an axis of a few bits and of logarithms.
 constexpr double kMostBits = 15;
-
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text)
-    out += c == '"' || c == '\\' ? std::string("\\") + c : std::string(1, c);
-  return out + "\"";
-}
-
-std::string block(const std::string& name, const std::string& lines) {
-  return fmt::format("${} << END\n{}END\n", name, lines);
-}
 
 double number(const Json& row, const char* field) { return row[field].get<double>(); }
 
 std::string policy_of(const Json& row) { return row["policy"].get<std::string>(); }
-
-std::string beginning(const std::string& title, const std::string& x, const std::string& y) {
-  return fmt::format(
-      "set title {} noenhanced\nset xlabel {}\nset ylabel {}\nset border 3\nset tics nomirror\n"
-      "set grid ytics linecolor \"#dddddd\"\n",
-      quoted(title), quoted(x), quoted(y));
-}
 
 // Rows whose divergence has a logarithm and whose bits fit on the axis.
 std::vector<Json> shown(const ResultGroup& group) {
@@ -74,20 +47,23 @@ Plot over_bits(const ResultGroup& group, const std::vector<Json>& rows) {
   return divergence_plot("bits-" + group.name, group.title, "bits per element, all bytes", points);
 }
 
-// One curve with error bars for each policy, and `settings`.
-std::string curves(const std::vector<std::string>& policies, const std::vector<std::string>& data,
-                   const std::string& columns, const std::string& settings) {
+// One curve with error bars for each policy.
+struct Curves {
   std::string blocks, commands;
+};
+
+Curves curves(const std::vector<std::string>& policies, const std::vector<std::string>& data,
+              const std::string& columns) {
+  Curves out;
   for (size_t i = 0; i < policies.size(); ++i) {
-    blocks += block(fmt::format("policy{}", i), data[i]);
-    commands += fmt::format(
-        "{}$policy{} using {} with yerrorlines linewidth 1.5 pointtype 7 pointsize 0.6 "
-        "linecolor \"{}\" dashtype {} title {} noenhanced",
-        i == 0 ? "" : ", ", i, columns, kColours[i % std::size(kColours)],
-        1 + i / std::size(kColours), quoted(policies[i]));
+    out.blocks += data_block(fmt::format("policy{}", i), data[i]);
+    out.commands += fmt::format(
+        "{}$policy{} using {} with yerrorlines linewidth 1.5 pointtype 7 pointsize 0.6 {} title {} "
+        "noenhanced",
+        i == 0 ? "plot " : ", ", i, columns, line_style(i), in_quotes(policies[i]));
   }
-  return fmt::format("{}{}set key outside right top\ndraw = 'plot {}'\n", blocks, settings,
-                     commands);
+  out.blocks += "set key outside right top\n";
+  return out;
 }
 
 Plot by_depth(const ResultGroup& group, const std::vector<Json>& rows) {
@@ -104,11 +80,12 @@ Plot by_depth(const ResultGroup& group, const std::vector<Json>& rows) {
     policies.push_back(policy_of(row));
     data.push_back(lines);
   }
+  const Curves drawn = curves(policies, data, "1:2:3");
   return {(group.task == "drift" ? "drift-" : "depth-") + group.name, "divergence by position",
           beginning(group.title, "position of the token",
                     "divergence from the 16-bit cache (KLD, nats)") +
-              curves(policies, data, "1:2:3",
-                     "set logscale y\nset format y \"%g\"\nset xrange [0:*]\n")};
+              drawn.blocks + "set logscale y\nset format y \"%g\"\nset xrange [0:*]\n",
+          drawn.commands};
 }
 
 // Right answers over an axis of numbers: lines, depth, distance.
@@ -129,12 +106,13 @@ Plot over_axis(const ResultGroup& group) {
       }
     }
   }
+  const Curves drawn = curves(policies, data, "1:2:3:4");
   return {fmt::format("{}-{}", group.task, group.name), "right answers over " + axis_name(group),
-          beginning(group.title, axis_name(group), "right answers (%)") +
-              curves(policies, data, "1:2:3:4",
-                     fmt::format("set yrange [0:103]\nset xtics ({})\nset xrange [{}:{}]\n",
-                                 fmt::join(values, ","), values.front() - 0.05 * width,
-                                 values.back() + 0.1 * width))};
+          beginning(group.title, axis_name(group), "right answers (%)") + drawn.blocks +
+              fmt::format("set yrange [0:103]\nset xtics ({})\nset xrange [{}:{}]\n",
+                          fmt::join(values, ","), values.front() - 0.05 * width,
+                          values.back() + 0.1 * width),
+          drawn.commands};
 }
 
 // The curves need numbers on both axes, and more than one place.
@@ -144,18 +122,6 @@ bool has_curves(const ResultGroup& group) {
          std::all_of(values.begin(), values.end(), [](const Json& v) { return v.is_number(); }) &&
          std::all_of(group.rows.begin(), group.rows.end(),
                      [](const Json& row) { return row.contains("accuracy"); });
-}
-
-// Runs gnuplot on the file `script`.
-Status run_gnuplot(const std::string& script) {
-  const Result<int> status = run_program({"gnuplot", script});
-  if (!status.ok()) {
-    return {Code::Environment, status.status().message() +
-                                   "; expected it for --plots: install the package "
-                                   "gnuplot-nox or leave --plots out"};
-  }
-  if (*status == 0) return ok();
-  return {Code::Environment, "gnuplot failed; its message stands above"};
 }
 
 }  // namespace
@@ -172,26 +138,27 @@ Plot divergence_plot(const std::string& name, const std::string& title, const st
     data += fmt::format("{} {} {}\n", point.bits, point.divergence, 1.96 * point.error);
     if (point.name.empty()) continue;
     (crowded(points, i, width) ? left : right) +=
-        fmt::format("{} {} {}\n", point.bits, point.divergence, quoted(point.name));
+        fmt::format("{} {} {}\n", point.bits, point.divergence, in_quotes(point.name));
   }
   for (const size_t at : pareto(places))
     line += fmt::format("{} {}\n", places[at].first, places[at].second);
   std::string script = beginning(title, bits, "divergence from the 16-bit cache (KLD, nats)") +
-                       block("points", data) + block("best", line);
+                       data_block("points", data) + data_block("best", line);
   std::string names;
   const auto label = [&](const char* side, const std::string& lines, const char* where) {
     if (lines.empty()) return;
-    script += block(side, lines);
+    script += data_block(side, lines);
     names += fmt::format(", ${} using 1:2:3 with labels {} noenhanced", side, where);
   };
   label("right", right, "left offset 0.8,0.4");
   label("left", left, "right offset -0.8,-0.4");
-  script += fmt::format(
-      "set logscale y\nset format y \"%g\"\nset xrange [{:.2f}:{:.2f}]\nunset key\n"
-      "draw = 'plot $best using 1:2 with lines linewidth 2 linecolor \"#999999\", "
-      "$points using 1:2:3 with yerrorbars pointtype 7 linecolor \"{}\"{}'\n",
-      least->first - 0.2 * width, most->first + 0.3 * width, kColours[0], names);
-  return {name, "divergence over bits", script};
+  script +=
+      fmt::format("set logscale y\nset format y \"%g\"\nset xrange [{:.2f}:{:.2f}]\nunset key\n",
+                  least->first - 0.2 * width, most->first + 0.3 * width);
+  return {name, "divergence over bits", script,
+          fmt::format("plot $best using 1:2 with lines linewidth 2 linecolor \"#999999\", "
+                      "$points using 1:2:3 with yerrorbars pointtype 7 {}{}",
+                      line_style(0), names)};
 }
 
 std::vector<Plot> plots_of(const ResultGroup& group) {
@@ -216,33 +183,6 @@ std::vector<size_t> pareto(std::span<const std::pair<double, double>> points) {
     if (best.empty() || points[at].second < points[best.back()].second) best.push_back(at);
   }
   return best;
-}
-
-Status draw(const Plot& plot, const std::filesystem::path& folder) {
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) {
-    return {Code::Environment,
-            fmt::format("--plots: cannot make folder '{}': {}", folder.string(), error.message())};
-  }
-  const std::string file = (folder / plot.name).string();
-  const std::string script_file = file + ".gnuplot";
-  {
-    std::ofstream script(script_file);
-    script << fmt::format(
-        "{}set terminal svg size 760,460 noenhanced font \"sans,13\" background rgb \"white\"\n"
-        "set output {}\neval draw\n"
-        "set terminal pngcairo size 1140,690 noenhanced font \"sans,15\"\nset output {}\n"
-        "eval draw\n",
-        plot.script, quoted(file + ".svg"), quoted(file + ".png"));
-    if (!script) {
-      return {Code::Environment,
-              fmt::format("--plots: cannot write '{}': {}", script_file, std::strerror(errno))};
-    }
-  }
-  const Status drawn = run_gnuplot(script_file);
-  std::filesystem::remove(script_file);
-  return drawn;
 }
 
 }  // namespace zipcache::cli

@@ -371,16 +371,6 @@ std::string record_tables(const ResultGroup& group, bool bold) {
          axis_table(group, "policy", bold, log_probability_cell);
 }
 
-// Letters, digits, points and dashes.
-std::string slug(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '.';
-    out += plain ? c : '-';
-  }
-  return out;
-}
-
 std::string name_of(const Json& row, const Task& task) {
   std::string out = words(row["model"]);
   out += row["f32_weights"] == true ? "-f32" : "";

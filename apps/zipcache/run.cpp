@@ -10,6 +10,7 @@
 
 #include "backend.hpp"
 #include "commands.hpp"
+#include "engines.hpp"
 #include "interrupt.hpp"
 #include "llama_log.hpp"
 #include "model.hpp"
@@ -123,8 +124,8 @@ Result<int> context_size(const Options& options, const llama_model* model, int n
 }
 
 Result<Session> start(const Options& options) {
-  const Result<Policy> policy = parse_policy(options.policy);
-  if (!policy.ok()) return policy.status();
+  const PolicyChoice choice{options.policy, ""};
+  ZC_TRY(check_policies({&choice, 1}));
   const Result<std::string> text = prompt_text(options);
   if (!text.ok()) return text.status();
   const auto path = find_model(options.model);

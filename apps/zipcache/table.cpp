@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 
 namespace zipcache::cli {
 
@@ -136,6 +137,15 @@ std::string for_programs(Format format, const std::vector<Json>& rows) {
 
 size_t width(std::string_view text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
+}
+
+std::string slug(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '.';
+    out += plain ? c : '-';
+  }
+  return out;
 }
 
 }  // namespace zipcache::cli

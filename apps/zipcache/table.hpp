@@ -41,4 +41,7 @@ std::string for_programs(Format format, const std::vector<Json>& rows);
 // Columns that `text` takes on a terminal: bytes that do not continue a character.
 size_t width(std::string_view text);
 
+// `text` as part of a file's name: letters, digits and points; everything else is a dash.
+std::string slug(std::string_view text);
+
 }  // namespace zipcache::cli

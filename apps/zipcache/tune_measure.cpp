@@ -105,7 +105,7 @@ Result<std::vector<Json>> Measurer::rows(const Part& part, const std::vector<std
     else
       missing.push_back(*choice);
   }
-  ZC_TRY(check_policies(missing));
+  ZC_TRY(check_policies(missing, ScoreFiles::Checked));
   ZC_TRY(measure(part, missing, what));
   if (interrupted()) {
     return Status{Code::Aborted,

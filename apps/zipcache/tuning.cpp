@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <map>
 #include <tuple>
 
@@ -61,6 +62,18 @@ std::string runs(char side, std::span<const LayerGroup> groups, std::span<const 
 std::string layers_text(const LayerGroup& group) {
   return group.first == group.last ? fmt::format("{}", group.first)
                                    : fmt::format("{}-{}", group.first, group.last);
+}
+
+std::optional<LayerGroup> layers_of(std::string_view text) {
+  const char *begin = text.data(), *end = begin + text.size();
+  LayerGroup group;
+  auto read = std::from_chars(begin, end, group.first);
+  group.last = group.first;
+  if (read.ec == std::errc() && read.ptr != end && *read.ptr == '-')
+    read = std::from_chars(read.ptr + 1, end, group.last);
+  const bool whole = read.ec == std::errc() && read.ptr == end;
+  return whole && group.first >= 0 && group.first <= group.last ? std::optional(group)
+                                                                : std::nullopt;
 }
 
 std::vector<LayerGroup> group_layers(int n_layers, int most) {

@@ -24,6 +24,8 @@ struct LayerGroup {
 
 // "0-3", or "7" for one layer.
 std::string layers_text(const LayerGroup& group);
+// The same, read; none when `text` is neither.
+std::optional<LayerGroup> layers_of(std::string_view text);
 
 // `n_layers` in at most `most` groups whose sizes differ by one at most.
 std::vector<LayerGroup> group_layers(int n_layers, int most);

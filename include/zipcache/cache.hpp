@@ -93,8 +93,8 @@ struct CacheStats {
 Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& layers, int n_tokens,
                         int ubatch);
 
-// Bits per element of what one more token takes, in the mean of many, once the window is full: codes,
-// parameters, tags and scores. Pure arithmetic.
+// Bits per element of what one more token takes, in the mean of many, once the window is full:
+// codes, parameters, tags and scores. Pure arithmetic.
 Result<double> long_run_bits(const Policy& policy, const std::vector<LayerShape>& layers);
 
 // Bytes to plan for: all cells packed, plus raw blocks for window, sinks, the blocks being filled
@@ -158,6 +158,13 @@ class Cache {
   // The same rows as attention sees them, not rounded to 16 bits: [n_cells, n_heads * dim].
   virtual Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
                       float* rows) const = 0;
+
+  // Attention that cells have received from probe rows since they were written: `sums`
+  // [n_heads, n_cells] over the query heads of each KV head, and `seen` [n_cells] probe rows that
+  // could see them. Only raw rows have it, under a policy that ranks by attention; others are
+  // refused with BadArgument.
+  virtual Status read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
+                             uint32_t* seen) const = 0;
 
   // Rewrites the keys of all cells whose `shift` [n_cells] is not 0 through `rotate(head_rows, dim,
   // shift)`, in place; packed blocks are decoded, rotated and coded again with the same tiers.

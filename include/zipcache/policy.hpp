@@ -69,6 +69,7 @@ enum class Statistic : uint8_t {
   Recency,  // control: the newest tokens of the block
   Last,     // attention received from the newest query row alone (TOVA)
   MeanStd,  // Mean, but first the tokens whose attention varies most (RoCo)
+  File,  // control: attention over the whole text, the future included (zipcache/token_scores.hpp)
 };
 
 // Divisor of a token's summed probe attention (decision A1).
@@ -142,6 +143,7 @@ struct Tier {
 
 struct Saliency {
   Statistic statistic = Statistic::Mean;
+  std::string file;  // of token scores, for Statistic::File; else empty
   Norm norm = Norm::ProbeNnz;
   int recent_permille = 50;  // probe rows: newest share of a chunk, in 1/1000
   int random_permille = 50;  // and a random share of its other rows
@@ -206,7 +208,8 @@ struct PolicyRow {
 std::span<const PolicyRow> policy_rows();
 
 // Parses `text`: a row's name, or the path of a .json file, followed by comma-separated field=value
-// changes; 0-3:field=value changes layers 0 to 3 only. The error names the field, the value found and the accepted values.
+// changes; 0-3:field=value changes layers 0 to 3 only. The error names the field, the value found
+// and the accepted values.
 Result<Policy> parse_policy(std::string_view text);
 
 // Reads and writes the JSON form. Unknown fields are errors, absent ones keep the row named by

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "attend/attend.hpp"
@@ -12,6 +13,7 @@
 #include "cache/pack.hpp"
 #include "codec/kernels.hpp"
 #include "saliency/probes.hpp"
+#include "zipcache/token_scores.hpp"
 
 namespace zipcache {
 namespace {
@@ -70,6 +72,8 @@ class Engine final : public Cache {
                    uint16_t* rows) const override;
   Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
               float* rows) const override;
+  Status read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
+                     uint32_t* seen) const override;
   Status rotate_keys(int layer, int stream, std::span<const int32_t> shift,
                      const std::function<void(float*, int32_t)>& rotate) override;
   Status attend(const Attention& step) override;
@@ -92,9 +96,12 @@ class Engine final : public Cache {
 
   Status check_place(const char* call, int layer, int stream) const;
   Status check_cells(std::span<const int64_t> cells) const;
+  Status check_range(const char* call, int first_cell, int n_cells) const;
+  Status load_scores();
+  Status check_order(int stream, std::span<const int64_t> cells) const;
   Status check_step(const Attention& step) const;
   Status begin_write(int layer, int stream, SideId side);
-  void place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows);
+  Status place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows);
   Status unseal(int stream, std::span<const int64_t> cells);
   // Rows on their way to another place of the log: values [2 * layer + side][row, width], and which
   // of them each head holds [layer][row * n_heads + head].
@@ -126,6 +133,7 @@ class Engine final : public Cache {
   Arena arena_;
   std::vector<StreamLog> logs_;                      // [n_streams]
   std::vector<std::unique_ptr<LayerStore>> stores_;  // [n_streams, n_layers]
+  std::optional<TokenScores> scores_;                // for Statistic::File
   Seconds seconds_;
   uint64_t compactions_ = 0;
   uint64_t unscored_blocks_ = 0;
@@ -136,6 +144,7 @@ class Engine final : public Cache {
 // Addresses for the worst case of every layer: each block slot both raw and packed at the best
 // tier.
 Status Engine::open() {
+  ZC_TRY(load_scores());
   size_t reserve = 0;
   const int n_slots = StreamLog::max_blocks(shape_.n_cells);
   for (int stream = 0; stream < shape_.n_streams; ++stream) {
@@ -185,6 +194,46 @@ Status Engine::check_cells(std::span<const int64_t> cells) const {
             fmt::format("write: cell {}, expected 0 to {}", cell, shape_.n_cells - 1)};
   }
   return ok();
+}
+
+Status Engine::check_range(const char* call, int first_cell, int n_cells) const {
+  if (first_cell >= 0 && n_cells >= 0 && first_cell <= shape_.n_cells - n_cells) return ok();
+  return {Code::BadArgument, fmt::format("{}: cells {} to {}, expected 0 to {}", call, first_cell,
+                                         first_cell + n_cells - 1, shape_.n_cells - 1)};
+}
+
+// Reads the file that the policy ranks by.
+Status Engine::load_scores() {
+  if (policy_.saliency.statistic != Statistic::File) return ok();
+  Result<TokenScores> scores = load_token_scores(policy_.saliency.file);
+  if (!scores.ok()) return scores.status();
+  scores_ = std::move(*scores);
+  const Status fit = check_fit(*scores_, shape_.layers);
+  if (fit.ok()) return fit;
+  return {fit.code(), fmt::format("score=file:{}: {}", policy_.saliency.file, fit.message())};
+}
+
+// A file of scores knows tokens by their order in the stream: they must come one after the other,
+// each once, and no more of them than it has.
+Status Engine::check_order(int stream, std::span<const int64_t> cells) const {
+  if (!scores_) return ok();
+  const StreamLog& log = logs_[size_t(stream)];
+  uint64_t n_new = 0;
+  for (const int64_t cell : cells) {
+    const RowId old = log.find(int(cell));
+    n_new += old.slot < 0;
+    if (old.slot < 0 || log.open(old.slot)) continue;
+    return {Code::Incompatible,
+            fmt::format("score=file:{}: cell {} is written again after it was packed, so that the "
+                        "order of the tokens is no longer the file's; read one text from its "
+                        "beginning",
+                        policy_.saliency.file, cell)};
+  }
+  if (log.rows_appended() + n_new <= scores_->tokens.size()) return ok();
+  return {Code::Incompatible,
+          fmt::format("score=file:{}: found {} tokens in the stream, the file has scores of {}; "
+                      "measure them over as many tokens, or read a shorter text",
+                      policy_.saliency.file, log.rows_appended() + n_new, scores_->tokens.size())};
 }
 
 void Engine::free_block(int stream, int slot) {
@@ -266,8 +315,10 @@ Status Engine::begin_write(int layer, int stream, SideId side) {
   return ok();
 }
 
-void Engine::place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows) {
+Status Engine::place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows) {
+  ZC_TRY(check_order(stream, cells));
   logs_[size_t(stream)].place(cells, rows, [&](int slot) { free_block(stream, slot); });
+  return ok();
 }
 
 // Gives cells that stand in sealed blocks new 16-bit rows with the values they have, in all layers,
@@ -337,7 +388,7 @@ void Engine::mark_present(int layer, int stream, const std::vector<RowId>& rows,
 // Places `cells` and stores `saved` as their 16-bit rows in all layers.
 Status Engine::move_rows(int stream, std::span<const int64_t> cells, const MovedRows& saved,
                          std::vector<RowId>& rows) {
-  place(stream, cells, rows);
+  ZC_TRY(place(stream, cells, rows));
   for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
     for (const SideId side : {SideId::K, SideId::V}) {
       const half* next = saved.values[2 * layer + (side == SideId::V)].data();
@@ -391,7 +442,7 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
   }
   ZC_TRY(begin_write(layer, stream, side));
   std::vector<RowId> placed;
-  place(stream, cells, placed);
+  ZC_TRY(place(stream, cells, placed));
   size_t i = 0;
   const int n_heads = shape_.layers[size_t(layer)].n_heads;
   const auto fill = [&](half* out, int head, int n) {
@@ -408,10 +459,7 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
 Status Engine::read(int layer, int stream, SideId side, int first_cell, int n_cells,
                     float* rows) const {
   ZC_TRY(check_place("read", layer, stream));
-  if (first_cell < 0 || n_cells < 0 || first_cell > shape_.n_cells - n_cells) {
-    return {Code::BadArgument, fmt::format("read: cells {} to {}, expected 0 to {}", first_cell,
-                                           first_cell + n_cells - 1, shape_.n_cells - 1)};
-  }
+  ZC_TRY(check_range("read", first_cell, n_cells));
   const StreamLog& log = logs_[size_t(stream)];
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
   std::vector<float> block;
@@ -430,6 +478,34 @@ Status Engine::read(int layer, int stream, SideId side, int first_cell, int n_ce
   return ok();
 }
 
+Status Engine::read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
+                           uint32_t* seen) const {
+  ZC_TRY(check_place("read_scores", layer, stream));
+  ZC_TRY(check_range("read_scores", first_cell, n_cells));
+  const LayerStore& from = store(layer, stream);
+  if (!from.packed.policy().needs_scores()) {
+    return {
+        Code::BadArgument,
+        fmt::format("read_scores: layer {} of policy {} keeps no scores; use one with two tiers "
+                    "and score=mean",
+                    layer, to_text(policy_))};
+  }
+  for (int i = 0; i < n_cells; ++i) {
+    const RowId id = logs_[size_t(stream)].find(first_cell + i);
+    uint8_t* raw = id.slot < 0 ? nullptr : from.block(id.slot).raw;
+    if (!raw) {
+      return {Code::BadArgument,
+              fmt::format("read_scores: cell {} is {}, expected a raw row; scores of packed rows "
+                          "are gone (use a window, recent, as long as the text)",
+                          first_cell + i, id.slot < 0 ? "empty" : "packed")};
+    }
+    for (int head = 0; head < from.raw.shape.n_heads; ++head)
+      sums[ptrdiff_t(head) * n_cells + i] = from.raw.sums(raw, head)[id.row];
+    seen[i] = from.raw.probes_seen(raw)[id.row];
+  }
+  return ok();
+}
+
 Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                          uint16_t* rows) const {
   ZC_TRY(check_place("read", layer, stream));
@@ -444,10 +520,7 @@ Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int
 Status Engine::write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                           const uint16_t* rows) {
   ZC_TRY(check_place("write", layer, stream));
-  if (first_cell < 0 || n_cells < 0 || first_cell > shape_.n_cells - n_cells) {
-    return {Code::BadArgument, fmt::format("write: cells {} to {}, expected 0 to {}", first_cell,
-                                           first_cell + n_cells - 1, shape_.n_cells - 1)};
-  }
+  ZC_TRY(check_range("write", first_cell, n_cells));
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
   for (size_t i = 0; i < size_t(n_cells) * width; ++i) {
     if ((rows[i] & 0x7C00u) == 0x7C00u) {
@@ -472,7 +545,7 @@ Status Engine::write_half(int layer, int stream, SideId side, int first_cell, in
   if (cells.empty()) return ok();
   ZC_TRY(unseal(stream, cells));
   std::vector<RowId> placed;
-  place(stream, cells, placed);
+  ZC_TRY(place(stream, cells, placed));
   size_t i = 0;
   std::vector<bool> held;
   const auto fill = [&](half* out, int head, int n) {
@@ -598,7 +671,8 @@ Status Engine::pack_due(const Attention& step, bool together) {
                       .slots = std::span(due).subspan(i, at_once),
                       .shared = together,
                       .roundings = roundings,
-                      .n_threads = step.n_threads};
+                      .n_threads = step.n_threads,
+                      .scores = scores_ ? &*scores_ : nullptr};
     const Result<PackOutcome> outcome = pack_blocks(job, log, target, arena_);
     if (!outcome.ok()) return outcome.status();
     unscored_blocks_ += uint64_t(outcome->unscored_blocks);

@@ -39,6 +39,12 @@ float row_score(const PackJob& job, const StreamLog& log, const LayerStore& stor
       return Random(store.packed.policy().seed, uint64_t(job.stream),
                     uint64_t(job.layer) << 16 | uint64_t(head), place)
           .unit();
+    case Statistic::File: {
+      const TokenScores::Layer& layer = job.scores->layers[size_t(job.layer)];
+      const size_t n_tokens = job.scores->tokens.size();
+      return normalized_score(layer.sums[size_t(head) * n_tokens + place], layer.seen[place],
+                              layer.seen[place], saliency.norm);
+    }
     case Statistic::Mean:
     case Statistic::MeanStd:
     case Statistic::Last:

@@ -5,6 +5,7 @@
 
 #include "cache/layer_store.hpp"
 #include "codec/query_rounding.hpp"
+#include "zipcache/token_scores.hpp"
 
 namespace zipcache {
 
@@ -17,6 +18,7 @@ struct PackJob {
   // [head], how keys are rounded by their queries; empty where they go to the nearest code.
   std::span<const QueryRounding> roundings;
   int n_threads = 1;
+  const TokenScores* scores = nullptr;  // of the stream's tokens in order, for Statistic::File
 };
 
 // What the layer's moments say about rounding, for PackJob; empty where the policy does not ask.

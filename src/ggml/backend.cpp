@@ -113,12 +113,24 @@ ggml_backend_dev_t registry_device(ggml_backend_reg_t, size_t index) {
   return index == 0 ? device() : nullptr;
 }
 
-int set_policy_text(const char* text, char* error, size_t error_size) {
-  const Status status = without_exceptions([&] {
-    return text ? set_policy(text) : Status{Code::BadArgument, "policy text is null"};
-  });
+// A status for C: the answer is its exit status, and `error` its message.
+int report(const Status& status, char* error, size_t error_size) {
   copy_text(status.message(), error, error_size);
   return info(status.code()).exit_status;
+}
+
+int set_policy_text(const char* text, char* error, size_t error_size) {
+  return report(without_exceptions([&] {
+                  return text ? set_policy(text) : Status{Code::BadArgument, "policy text is null"};
+                }),
+                error, error_size);
+}
+
+// Sums [n_heads, n_cells] and counts [n_cells] of the first cells of a layer of the cache `id`.
+int read_scores(int id, int layer, int n_cells, float* sums, uint32_t* seen, char* error,
+                size_t error_size) {
+  return report(without_exceptions([&] { return scores_of_cache(id, layer, n_cells, sums, seen); }),
+                error, error_size);
 }
 
 size_t stats_text(char* out, size_t size) { return copy_text(all_stats_json(), out, size); }
@@ -132,6 +144,7 @@ void* registry_function(ggml_backend_reg_t, const char* name) {
       {"ggml_backend_set_n_threads", reinterpret_cast<void*>(set_n_threads)},
       {"ggml_backend_set_abort_callback", reinterpret_cast<void*>(set_abort_callback)},
       {"zipcache_set_policy", reinterpret_cast<void*>(set_policy_text)},
+      {"zipcache_read_scores", reinterpret_cast<void*>(read_scores)},
       {"zipcache_stats_json", reinterpret_cast<void*>(stats_text)},
       {"zipcache_settings_json", reinterpret_cast<void*>(settings_text)},
   };

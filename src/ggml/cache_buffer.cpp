@@ -423,6 +423,12 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
   return ok();
 }
 
+Status CacheBuffer::read_scores(int layer, int n_cells, float* sums, uint32_t* seen) {
+  Result<Cache*> cache = this->cache();
+  if (!cache.ok()) return cache.status();
+  return (*cache)->read_scores(layer, 0, 0, n_cells, sums, seen);
+}
+
 std::string CacheBuffer::stats_json() {
   const bool known = std::all_of(layers_.begin(), layers_.end(),
                                  [](const auto& entry) { return entry.second.shape.n_heads > 0; });
@@ -462,6 +468,14 @@ std::string CacheBuffer::stats_json() {
                                  {"ratio_resident", s.ratio_resident()},
                                  {"bits_per_element", s.bits_per_element()}};
   return json.dump();
+}
+
+Status scores_of_cache(int id, int layer, int n_cells, float* sums, uint32_t* seen) {
+  const std::lock_guard<std::mutex> guard(g_lock);
+  for (CacheBuffer* buffer : g_live) {
+    if (buffer->id() == id) return buffer->read_scores(layer, n_cells, sums, seen);
+  }
+  return {Code::BadArgument, fmt::format("read_scores: no cache has id {}", id)};
 }
 
 std::string all_stats_json() {

@@ -64,6 +64,8 @@ class CacheBuffer {
   void set_threads(int n) { n_threads_ = n; }
   int id() const { return id_; }
   const Policy& policy() const { return policy_; }
+  // Cache::read_scores() of the first `n_cells` cells of stream 0; `layer` counts inside the cache.
+  Status read_scores(int layer, int n_cells, float* sums, uint32_t* seen);
   // Stats as a JSON object; empty until every layer's shape is known, which it is when a context is
   // ready.
   std::string stats_json();
@@ -110,6 +112,9 @@ Located locate(const ggml_tensor* tensor);
 
 // JSON array of the stats of all live caches, oldest first.
 std::string all_stats_json();
+
+// CacheBuffer::read_scores() of the live cache with this id.
+Status scores_of_cache(int id, int layer, int n_cells, float* sums, uint32_t* seen);
 
 // Asks that the next allocation on this thread fail, so that context creation ends with an error
 // where ggml offers no other way to refuse.

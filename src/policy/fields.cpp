@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 namespace zipcache {
@@ -158,6 +159,24 @@ std::string axis_text(const Side& side) {
   return fmt::format("group{}", side.group);
 }
 
+constexpr std::string_view kFileScore = "file:";
+
+bool parse_score(std::string_view text, Saliency& saliency) {
+  if (!text.starts_with(kFileScore)) {
+    saliency.file.clear();
+    return parse_word(kStatistics, text, saliency.statistic);
+  }
+  text.remove_prefix(kFileScore.size());
+  saliency.statistic = Statistic::File;
+  saliency.file = text;
+  return writable_path(text);
+}
+
+std::string score_text(const Saliency& saliency) {
+  if (saliency.statistic != Statistic::File) return word_of(kStatistics, saliency.statistic);
+  return fmt::format("{}{}", kFileScore, saliency.file);
+}
+
 bool parse_pool(std::string_view text, Saliency& saliency) {
   saliency.pool = text.starts_with("max") ? Pool::Max : Pool::Average;
   if (saliency.pool == Pool::Max) text.remove_prefix(3);
@@ -240,9 +259,11 @@ const Field kFields[] = {
      [](const P& p) { return fmt::format("{}", p.k.dual); }, true},
     {"v_dual", kDualWords, [](P& p, V v) { return parse_int(v, 0, kMaxDual, p.v.dual); },
      [](const P& p) { return fmt::format("{}", p.v.dual); }, true},
-    {"score", "mean, mean_std, last, random or recency",
-     [](P& p, V v) { return parse_word(kStatistics, v, p.saliency.statistic); },
-     [](const P& p) { return word_of(kStatistics, p.saliency.statistic); }, false},
+    {"score",
+     "mean, mean_std, last, random, recency, or file: and a path without commas, semicolons, "
+     "quotes, backslashes or a space at its ends",
+     [](P& p, V v) { return parse_score(v, p.saliency); },
+     [](const P& p) { return score_text(p.saliency); }, false},
     {"norm", "probe_nnz, full_causal or none",
      [](P& p, V v) { return parse_word(kNorms, v, p.saliency.norm); },
      [](const P& p) { return word_of(kNorms, p.saliency.norm); }, false},
@@ -315,6 +336,15 @@ std::string codec_name(Codec codec) { return word_of(kCodecs, codec); }
 std::string precision_name(Precision precision) { return word_of(kPrecisions, precision); }
 
 std::span<const Field> policy_fields() { return kFields; }
+
+bool writable_path(std::string_view path) {
+  constexpr size_t kMost = 1024;
+  if (path.empty() || path.size() > kMost || path.front() == ' ' || path.back() == ' ')
+    return false;
+  if (path.find_first_of(",;\"\\") != std::string_view::npos) return false;
+  // Refuses control characters and broken UTF-8.
+  return nlohmann::json::accept(fmt::format("\"{}\"", path));
+}
 
 std::string quote_text(std::string_view text) {
   std::string out = "\"";

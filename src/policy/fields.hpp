@@ -42,6 +42,9 @@ bool parse_layers(std::string_view text, LayerOverride& change);
 // The same, written.
 std::string layers_text(const LayerOverride& change);
 
+// `path` can stand in both forms of a policy, and in a list of policies.
+bool writable_path(std::string_view path);
+
 // At most 60 characters of hostile text, control characters escaped, in quotes.
 std::string quote_text(std::string_view text);
 

@@ -157,6 +157,13 @@ Status check_fields(const Policy& policy) {
   ZC_TRY(check_range("newest probes in 1/1000", policy.saliency.recent_permille, 0, 1000));
   ZC_TRY(check_range("random probes in 1/1000", policy.saliency.random_permille, 0, 1000));
   ZC_TRY(check_range("pool", policy.saliency.pool_width, 1, kMaxPool));
+  if (policy.saliency.statistic == Statistic::File ? !writable_path(policy.saliency.file)
+                                                   : !policy.saliency.file.empty()) {
+    return {Code::BadPolicy,
+            fmt::format("policy, score: found the path {}, expected one where score=file:PATH, and "
+                        "none elsewhere",
+                        quote_text(policy.saliency.file))};
+  }
   if (policy.saliency.pool_width % 2 == 0) {
     return {Code::BadPolicy, fmt::format("policy, pool: found {}, expected an odd width such as 5",
                                          policy.saliency.pool_width)};

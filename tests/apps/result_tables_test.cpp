@@ -225,8 +225,8 @@ TEST(ResultPlots, WhatHasNoPlaceOnTheAxesIsLeftOut) {
   const std::vector<Plot> plots = plots_of(groups->front());
   ASSERT_EQ(plots.size(), 2u);
   for (const Plot& plot : plots) {
-    EXPECT_NE(place(plot.script, "\"zip\""), std::string::npos);
-    EXPECT_EQ(place(plot.script, "\"f16\""), std::string::npos);
+    EXPECT_NE(place(plot.script + plot.commands, "\"zip\""), std::string::npos);
+    EXPECT_EQ(place(plot.script + plot.commands, "\"f16\""), std::string::npos);
   }
   EXPECT_TRUE(plots_of(group_results({kld_row("f16", 16, 0.001)})->front()).empty());
   EXPECT_TRUE(plots_of(group_results({kld_row("exact", 8.5, 0)})->front()).empty());

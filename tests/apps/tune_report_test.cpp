@@ -133,8 +133,8 @@ TEST(TunePlot, NamesBuiltInPoliciesAndTheChosenOne) {
   const Plot plot = tune_plot(evidence(), "policy");
   EXPECT_EQ(plot.name, "policy");
   for (const char* name : {"\"zip\"", "\"q4_0\"", "\"chosen\"", "coded bits per element", "m.gguf"})
-    EXPECT_TRUE(has(plot.script, name)) << plot.script;
-  EXPECT_FALSE(has(plot.script, "0-3:k=8")) << plot.script;
+    EXPECT_TRUE(has(plot.script + plot.commands, name)) << plot.script;
+  EXPECT_FALSE(has(plot.script + plot.commands, "0-3:k=8")) << plot.script;
 }
 
 }  // namespace

@@ -32,6 +32,17 @@ TEST(PolicyJson, OverridesNameAndNumbersComeBack) {
   EXPECT_EQ(*back, policy);
 }
 
+TEST(PolicyJson, AScoreByFileComesBackAndKeepsToTheTextForm) {
+  const Policy policy = *parse_policy("zip,score=file:b\xc3\xbc/alice.zcs");
+  const auto back = policy_from_json(policy_to_json(policy));
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(*back, policy);
+  EXPECT_EQ(*policy_from_json(R"({"base": "zip", "score": "file:a.zcs"})"),
+            *parse_policy("zip,score=file:a.zcs"));
+  const auto comma = policy_from_json(R"({"base": "zip", "score": "file:a,b.zcs"})");
+  EXPECT_NE(comma.status().message().find("without commas"), std::string::npos);
+}
+
 TEST(PolicyJson, AbsentFieldsKeepTheBaseRow) {
   EXPECT_EQ(*policy_from_json("{}"), Policy{});
   const auto policy =

@@ -128,6 +128,8 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "zipcache,probes=2.5+7.5,norm=none",
                                "zipcache,norm=full_causal,replacement=1,decode_probes=last",
                                "zipcache,scope=layer,score=recency",
+                               "zipcache,score=file:a b/\xc3\xa4=1:2.zcs,norm=none",
+                               "zip,recent=64,score=file:/scores/x.zcs,0-3:k=8",
                                "zipcache,bits=4/0,pool=max7",
                                "snapkv,pool=3,score=last",
                                "f16,bits=0",
@@ -144,6 +146,20 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
     ASSERT_TRUE(twice.ok()) << to_text(*once);
     EXPECT_EQ(*twice, *once) << text << " became " << to_text(*once);
   }
+}
+
+TEST(PolicyText, APathBelongsToAScoreByFileAlone) {
+  const Policy by_file = *parse_policy("zipcache,score=file:a.zcs");
+  EXPECT_EQ(by_file.saliency.statistic, Statistic::File);
+  EXPECT_EQ(by_file.saliency.file, "a.zcs");
+  EXPECT_FALSE(by_file.needs_scores());
+  EXPECT_EQ(*parse_policy("zipcache,score=file:a.zcs,score=mean"), *parse_policy("zipcache"));
+  Policy wrong = by_file;
+  wrong.saliency.statistic = Statistic::Mean;
+  EXPECT_EQ(check(wrong).code(), Code::BadPolicy);
+  wrong = by_file;
+  wrong.saliency.file = "a,b.zcs";
+  EXPECT_EQ(check(wrong).code(), Code::BadPolicy);
 }
 
 TEST(PolicyText, FieldsOfLayersMakeOverrides) {
@@ -243,6 +259,17 @@ const Wrong kWrong[] = {
     {"zip,k_dual=x", "field k_dual"},
     {"zipcache,v_dual=8", "v_axis=token"},
     {"zipcache,score=median", "field score"},
+    {"zipcache,score=file", "field score"},
+    {"zipcache,score=file:", "field score"},
+    {"zipcache,score=file:a,b.zcs", "b.zcs"},
+    {"zipcache,score=file:a;b.zcs", "field score"},
+    {"zipcache,score=file: a.zcs", "field score"},
+    {"zipcache,score=file:a.zcs ", "field score"},
+    {"zipcache,score=file:a\\b.zcs", "field score"},
+    {"zipcache,score=file:\"a.zcs\"", "field score"},
+    {"zipcache,score=file:a\tb.zcs", "field score"},
+    {"zipcache,score=file:\xff.zcs", "field score"},
+    {"zip,0-3:score=file:a.zcs", "may override"},
     {"zipcache,score=mean_std,probes=0+0", "mean_std"},
     {"zipcache,codec=nf4", "field codec"},
     {"zipcache,k_codec=", "field k_codec"},
