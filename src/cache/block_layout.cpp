@@ -222,8 +222,8 @@ PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sin
     if (part == Part::Factors) {
       if (size) out.factors = reinterpret_cast<half*>(here);
     } else if (part == Part::Params) {
-      const half* params = own_params ? reinterpret_cast<half*>(here)
-                                      : out.tiers[params_tier(side, tier)].params;
+      const half* params =
+          own_params ? reinterpret_cast<half*>(here) : out.tiers[params_tier(side, tier)].params;
       view = {tile, nullptr, params, out.factors};
     } else if (part == Part::TokenFactors) {
       if (size) view.token_factors = reinterpret_cast<half*>(here);
@@ -249,7 +249,8 @@ TierCounts PackedLayout::counts_of_budget(std::span<const float> weights) const 
   // A block that sinks leave short may spend what whole steps of codes hold.
   const size_t room = size_t(padded_to(n, step_columns(3))) * size_t(shape_.k_dim + shape_.v_dim);
   sack.budget = room * size_t(policy_.target_millibits) / (8 * 1000);
-  return fill_knapsack(sack, knapsack_weights(weights, policy_.allocation == Allocation::KnapsackSquares));
+  return fill_knapsack(
+      sack, knapsack_weights(weights, policy_.allocation == Allocation::KnapsackSquares));
 }
 
 int PackedHead::tier_of(int row) const {

@@ -14,7 +14,8 @@
 // Packed block (docs/formats.md):
 //   offsets   u32  [head]          where the head's own parts begin
 //   counts    u16  [head, n]       tokens in each tier but the last; in the tier, where it is alone
-//   tags      u8   [head, n, 16]   bit t of byte t/8 is bit n of what is left of the number of tiers
+//   tags      u8   [head, n, 16]   bit t of byte t/8 is bit n of what is left of the number of
+//   tiers
 //                                  after token t's: 0 for the last, 1 for the one before it and so
 //                                  on; n = 0 for one tier, 1 for two, 2 for more
 //   sinks     f16  [head, n_sinks, k_dim], then [head, n_sinks, v_dim]

@@ -254,13 +254,13 @@ double paper_ratio(const Policy& policy, double C, double l, double b) {
     return factors + per_set * b * l;
   };
   // The published mixed-precision figures need 4C + 4bl, which no printed formula gives.
-  const bool published = n_tiers == 2 && policy.k.axis == Axis::Channel && policy.v.axis == Axis::Cst;
+  const bool published =
+      n_tiers == 2 && policy.k.axis == Axis::Channel && policy.v.axis == Axis::Cst;
   const double n_params = published
                               ? 4 * C + 4 * b * l
                               : params(policy.k, &Tier::k_bits) + params(policy.v, &Tier::v_bits);
-  const double bits = policy.fills_budget()
-                          ? policy.target_millibits / 1000.0
-                          : (average(&Tier::k_bits) + average(&Tier::v_bits)) / 2;
+  const double bits = policy.fills_budget() ? policy.target_millibits / 1000.0
+                                            : (average(&Tier::k_bits) + average(&Tier::v_bits)) / 2;
   return paper_ratio(bits, n_params, b, C, l);
 }
 

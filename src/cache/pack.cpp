@@ -151,8 +151,8 @@ class Allocator {
   }
 
  private:
-  // Tokens of each tier: what fills the budget best, or the policy's shares of one ranking over many
-  // blocks, or a block's portion of them in whole units (decision 19).
+  // Tokens of each tier: what fills the budget best, or the policy's shares of one ranking over
+  // many blocks, or a block's portion of them in whole units (decision 19).
   TierCounts counts_of(const std::vector<float>& scores) const {
     const Policy& policy = store_.packed.policy();
     if (policy.fills_budget()) return store_.packed.counts_of_budget(scores);
@@ -286,9 +286,8 @@ std::vector<float> rows_of_tier(const std::vector<float>& x, int dim,
 std::vector<float> rows_on_params(const PackedLayout& layout, SideId side,
                                   const std::vector<float>& x, int dim,
                                   const std::vector<uint8_t>& tiers, size_t tier) {
-  return rows_where(x, dim, tiers, [&](uint8_t other) {
-    return layout.params_tier(side, other) == tier;
-  });
+  return rows_where(x, dim, tiers,
+                    [&](uint8_t other) { return layout.params_tier(side, other) == tier; });
 }
 
 // The numbers of a tier as its tile holds them: raw ones are not divided by factors.
@@ -344,7 +343,8 @@ void encode_side(const LayerStore& store, SideId side, const QueryRounding* roun
     const TileView& tile = out.tiers[tier];
     auto* params = const_cast<half*>(tile.params);
     if (fitted_by_channel(tile.shape) && store.packed.params_tier(side, tier) == tier)
-      fits = fit_tier(rows_on_params(store.packed, side, divided, dim, tiers, tier), tile, spec.fit);
+      fits =
+          fit_tier(rows_on_params(store.packed, side, divided, dim, tiers, tier), tile, spec.fit);
     auto rows = rows_of_tier(as_held(tile.shape, x, divided), dim, tiers, tier);
     auto* codes = const_cast<uint8_t*>(tile.codes);
     store_token_factors(factors, tiers, tier, tile);
@@ -388,8 +388,8 @@ void encode_side_shared(const LayerStore& store, SideId side, const QueryRoundin
     if (common && store.packed.params_tier(side, tier) == tier) {
       all.clear();
       for (size_t b = 0; b < plans.size(); ++b) {
-        const auto rows = rows_on_params(store.packed, side, divided[b], dim,
-                                         plans[b].tiers[size_t(head)], tier);
+        const auto rows =
+            rows_on_params(store.packed, side, divided[b], dim, plans[b].tiers[size_t(head)], tier);
         all.insert(all.end(), rows.begin(), rows.end());
       }
       fits = fit_tier(all, first, spec.fit);

@@ -134,8 +134,8 @@ bool code_width(std::string_view text, int& bits) {
   return true;
 }
 
-// "4" or "16/4/2" for one side, best tier first. The side with fewer widths repeats its last one, so
-// one width keeps the other side's tiers apart; tiers that only repeat the last one are none.
+// "4" or "16/4/2" for one side, best tier first. The side with fewer widths repeats its last one,
+// so one width keeps the other side's tiers apart; tiers that only repeat the last one are none.
 bool parse_bits(Policy& policy, std::string_view text, int Tier::*side) {
   std::vector<int> widths;
   for (const std::string_view item : split(text, kMaxTiers)) {
@@ -262,9 +262,7 @@ const Field kFields[] = {
      "a share from 0 to 1 with at most three decimals, or the shares of all tiers but the last, "
      "together at most 1, such as 0.1/0.3",
      [](P& p, V v) { return parse_shares(v, p.shares); },
-     [](const P& p) {
-       return joined(p.shares, [](int share) { return permille_text(share, 1); });
-     },
+     [](const P& p) { return joined(p.shares, [](int share) { return permille_text(share, 1); }); },
      true},
     {"alloc", "fraction, knapsack or knapsack_squares",
      [](P& p, V v) { return parse_word(kAllocations, v, p.allocation); },

@@ -11,7 +11,9 @@ namespace {
 // Errors at 2, 3, 4 and 8 bits.
 struct Errors {
   double two, three, four, eight;
-  double at(int bits) const { return bits == 2 ? two : bits == 3 ? three : bits == 4 ? four : eight; }
+  double at(int bits) const {
+    return bits == 2 ? two : bits == 3 ? three : bits == 4 ? four : eight;
+  }
 };
 
 // Of normal numbers, as a test measures them; fits of the affine codec differ most at 2 bits.
@@ -55,8 +57,8 @@ class Search {
   }
 
  private:
-  // Puts the tokens from `first` on into the tiers from `tier` on, in all ways that may be the best;
-  // false when none of them fits.
+  // Puts the tokens from `first` on into the tiers from `tier` on, in all ways that may be the
+  // best; false when none of them fits.
   bool place(size_t tier, int first, size_t bytes, double error) {
     const int left = n_ - first;
     const bool last = tier + 1 == sack_.errors.size();
@@ -64,7 +66,8 @@ class Search {
     for (int n = last ? left : left - left % sack_.portion; n >= 0; n -= sack_.portion) {
       counts_[tier] = n;
       const size_t used = bytes + sack_.bytes[tier][size_t(n)];
-      const double more = error + sack_.errors[tier] * (sums_[size_t(first + n)] - sums_[size_t(first)]);
+      const double more =
+          error + sack_.errors[tier] * (sums_[size_t(first + n)] - sums_[size_t(first)]);
       if (last) return used <= sack_.budget && (keep(more), true);
       if (used > sack_.budget || !place(tier + 1, first + n, used, more)) continue;
       fits = true;

@@ -129,11 +129,11 @@ Status check_tiers(const Policy& policy) {
   for (size_t t = 1; t < policy.tiers.size(); ++t) {
     const Tier &better = policy.tiers[t - 1], &worse = policy.tiers[t];
     if (better.k_bits >= worse.k_bits && better.v_bits >= worse.v_bits && better != worse) continue;
-    return {Code::BadPolicy,
-            fmt::format("policy {}: tier {} has {} and {} bits for K and V after one of {} and {}, "
-                        "expected fewer from tier to tier",
-                        policy.name, t + 1, worse.k_bits, worse.v_bits, better.k_bits,
-                        better.v_bits)};
+    return {
+        Code::BadPolicy,
+        fmt::format("policy {}: tier {} has {} and {} bits for K and V after one of {} and {}, "
+                    "expected fewer from tier to tier",
+                    policy.name, t + 1, worse.k_bits, worse.v_bits, better.k_bits, better.v_bits)};
   }
   return ok();
 }
@@ -146,11 +146,12 @@ Status check_shares(const Policy& policy) {
   if (policy.tiers.size() == 1 || policy.fills_budget() ||
       policy.shares.size() + 1 == policy.tiers.size())
     return ok();
-  return {Code::BadPolicy,
-          fmt::format("policy {}: found {} shares in ratio for {} tiers, expected one for each tier "
-                      "but the last, such as ratio=0.1/0.3 for three; or alloc=knapsack with "
-                      "target_bits",
-                      policy.name, policy.shares.size(), policy.tiers.size())};
+  return {
+      Code::BadPolicy,
+      fmt::format("policy {}: found {} shares in ratio for {} tiers, expected one for each tier "
+                  "but the last, such as ratio=0.1/0.3 for three; or alloc=knapsack with "
+                  "target_bits",
+                  policy.name, policy.shares.size(), policy.tiers.size())};
 }
 
 // A budget must pay for the last tier, and what the first one costs is more than enough.

@@ -65,9 +65,9 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
 TEST(LongRunBits, AreThoseOfAnOldCachesPackedRows) {
   const std::vector<LayerShape> layers = {{2, 64, 64}, {1, 64, 128}};
   constexpr int kTokens = 10 * kBlockTokens;  // shares of 0.7 and 0.6 come out even over ten blocks
-  for (const char* text : {"zip,recent=0,sinks=0", "zipcache,ratio=0.7", "zipcache", "uniform3",
-                           "zip,recent=0,sinks=0,0:k=8,1:v=16",
-                           "zip,recent=0,sinks=0,v=4/3/2,ratio=0.1/0.2"}) {
+  for (const char* text :
+       {"zip,recent=0,sinks=0", "zipcache,ratio=0.7", "zipcache", "uniform3",
+        "zip,recent=0,sinks=0,0:k=8,1:v=16", "zip,recent=0,sinks=0,v=4/3/2,ratio=0.1/0.2"}) {
     Harness harness({1, kTokens, layers}, text, 1);
     ASSERT_TRUE(harness.prompt(kTokens, 256).ok());
     const auto bits = long_run_bits(harness.cache().policy(), layers);
@@ -164,7 +164,8 @@ TEST(Footprint, CodesOfABudgetNeverExceedIt) {
        {std::pair{"zip,v=16/4/2,alloc=knapsack,target_bits=3.25,recent=0", 3.25},
         {"zip,bits=16/4/2/0,alloc=knapsack_squares,target_bits=1.5,recent=0,sinks=0", 1.5},
         {"zip,v=4/3/2,alloc=knapsack,target_bits=3,score=random,recent=0,sinks=128", 3},
-        {"rdkv,recent=0", 2}, {"rdkv,recent=0,cadence=prompt", 2}}) {
+        {"rdkv,recent=0", 2},
+        {"rdkv,recent=0,cadence=prompt", 2}}) {
     SCOPED_TRACE(text);
     const std::vector<LayerShape> layers = {{2, 64, 64}, {1, 64, 128}};
     Harness harness({1, 512, layers}, text, 1);

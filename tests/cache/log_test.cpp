@@ -132,12 +132,12 @@ TEST(BlockLayout, TagsAreThoseOfTheFormat) {
 }
 
 TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
-  for (const char* text : {"zipcache", "zip", "uniform,k_axis=group16,v_axis=channel",
-                           "zipcache,k=16/4", "zipcache,dual=2,v_axis=token", "zipcache,k=4,v=4/2",
-                           "zipcache,k=4,v=4/2,dual=1,v_axis=token",
-                           "zipcache,k=8/4,v=16/4/2,ratio=0.1/0.1",
-                           "zipcache,bits=16/4/2/0,ratio=0.1/0.1/0.1",
-                           "zipcache,k=16/4,v=8/8/4/2,ratio=0.1/0.1/0.1,v_axis=channel"}) {
+  for (const char* text :
+       {"zipcache", "zip", "uniform,k_axis=group16,v_axis=channel", "zipcache,k=16/4",
+        "zipcache,dual=2,v_axis=token", "zipcache,k=4,v=4/2",
+        "zipcache,k=4,v=4/2,dual=1,v_axis=token", "zipcache,k=8/4,v=16/4/2,ratio=0.1/0.1",
+        "zipcache,bits=16/4/2/0,ratio=0.1/0.1/0.1",
+        "zipcache,k=16/4,v=8/8/4/2,ratio=0.1/0.1/0.1,v_axis=channel"}) {
     for (const int n_sinks : {0, 5, 128}) {
       const LayerShape shape{3, 80, 96};
       const Result<Policy> policy = parse_policy(text);
@@ -159,8 +159,7 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
         for (size_t i = begin; i < begin + size; ++i)
           ASSERT_EQ(owner[i]++, 0) << text << " byte " << i;
       };
-      size_t claimed =
-          3 * (sizeof(uint32_t) + std::max<size_t>(1, n_tiers - 1) * sizeof(uint16_t));
+      size_t claimed = 3 * (sizeof(uint32_t) + std::max<size_t>(1, n_tiers - 1) * sizeof(uint16_t));
       claim(block.data(), claimed);
       for (int head = 0; head < 3; ++head) {
         const PackedHead found = layout.head(block.data(), head, n_coded, n_sinks, nullptr);

@@ -129,7 +129,9 @@ class Model {
     const Policy& policy = cache_->policy();
     if (policy.raw()) return 0;
     // The last tier that is kept, of 16 bits or coded; a row that is moved is coded again.
-    const int bits = policy.tiers[policy.tiers.size() - (policy.tiers.size() > 1 && policy.evicts() ? 2 : 1)].k_bits;
+    const int bits =
+        policy.tiers[policy.tiers.size() - (policy.tiers.size() > 1 && policy.evicts() ? 2 : 1)]
+            .k_bits;
     if (bits == 16) return 0;
     // Tokenwise: a set is this row. A row may be coded again when compaction moves it, which adds
     // no more than rounding; one extra bound pays for it.

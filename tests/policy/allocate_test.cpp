@@ -48,7 +48,8 @@ TEST(Allocate, TheLowestScoresGetTheLowTier) {
 }
 
 TEST(Allocate, EqualScoresMakeTheNewestSalient) {
-  const std::vector<uint8_t> tiers = allocate(std::vector<float>(10, 0.5f), first_tier(high_share(10, 600)));
+  const std::vector<uint8_t> tiers =
+      allocate(std::vector<float>(10, 0.5f), first_tier(high_share(10, 600)));
   EXPECT_EQ(tiers, (std::vector<uint8_t>{1, 1, 1, 1, 0, 0, 0, 0, 0, 0}));
 }
 
@@ -139,7 +140,8 @@ TEST(Ratio, PoliciesGiveTheAppendixTheirOwnParameterCounts) {
 
 // H2O's worked example: two of six tokens by score beside a window of two.
 TEST(Allocate, HeavyTokensBesideTheWindow) {
-  EXPECT_EQ(allocate(std::vector<float>{5, 1, 3, 2}, first_tier(2)), (std::vector<uint8_t>{0, 1, 0, 1}));
+  EXPECT_EQ(allocate(std::vector<float>{5, 1, 3, 2}, first_tier(2)),
+            (std::vector<uint8_t>{0, 1, 0, 1}));
 }
 
 TEST(Ratio, EvictedTokensCountWithNoBits) {

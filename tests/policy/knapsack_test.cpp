@@ -85,7 +85,8 @@ TEST(Knapsack, PortionsAndFillingAreCountedInTheBudget) {
     for (const int width : bits) {
       std::vector<size_t>& bytes = sack.bytes.emplace_back();
       for (int i = 0; i <= n; ++i)
-        bytes.push_back(size_t(width == 16 ? 2 * i : padded_to(i, width == 3 ? 32 : 16) * width / 8));
+        bytes.push_back(
+            size_t(width == 16 ? 2 * i : padded_to(i, width == 3 ? 32 : 16) * width / 8));
     }
     sack.budget = sack.bytes.back().back() + engine() % 40;
     std::vector<double> weights;

@@ -195,8 +195,7 @@ TEST(PolicyText, WidthsOfBothSidesMakeTheTiers) {
   };
   EXPECT_EQ(tiers("zipcache,bits=16/4/2/0,ratio=0/0/0"),
             (std::vector<Tier>{{16, 16}, {4, 4}, {2, 2}, {0, 0}}));
-  EXPECT_EQ(tiers("zipcache,k=8,v=16/4/2,ratio=0/0"),
-            (std::vector<Tier>{{8, 16}, {8, 4}, {8, 2}}));
+  EXPECT_EQ(tiers("zipcache,k=8,v=16/4/2,ratio=0/0"), (std::vector<Tier>{{8, 16}, {8, 4}, {8, 2}}));
   EXPECT_EQ(tiers("zipcache,k=16/4,v=4/3/2,ratio=0/0"),
             (std::vector<Tier>{{16, 4}, {4, 3}, {4, 2}}));
   EXPECT_EQ(tiers("zipcache,k=4/4/2,v=16/4/2,ratio=0/0"),
@@ -386,8 +385,8 @@ TEST(PolicyText, HostileBytesAreEscapedAndCutInTheMessage) {
 
 TEST(PolicyText, EveryAcceptedTextIsAPolicyThatChecks) {
   // Single-character changes of good texts: whatever is accepted must check, and come back.
-  const std::string good[] = {"zipcache,k=4/2,ratio=0.6,probes=5+5",
-                              "zip,v=16/4/2,ratio=0.1/0.2", "rdkv,v=8/4/2/0,target_bits=2.5",
+  const std::string good[] = {"zipcache,k=4/2,ratio=0.6,probes=5+5", "zip,v=16/4/2,ratio=0.1/0.2",
+                              "rdkv,v=8/4/2/0,target_bits=2.5",
                               "zip,v_axis=group32,sinks=4,recent=128"};
   int accepted = 0;
   for (const std::string& text : good) {
