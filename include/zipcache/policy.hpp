@@ -227,8 +227,7 @@ struct PolicyRow {
 std::span<const PolicyRow> policy_rows();
 
 // Parses `text`: a row's name, or the path of a .json file, followed by comma-separated field=value
-// changes; 0-3:field=value changes layers 0 to 3 only. The error names the field, the value found
-// and the accepted values.
+// changes; 0-3:field=value changes layers 0 to 3 only. The error names the field, the value found and the accepted values.
 Result<Policy> parse_policy(std::string_view text);
 
 // Reads and writes the JSON form. Unknown fields are errors, absent ones keep the row named by
