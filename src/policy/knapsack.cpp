@@ -110,7 +110,7 @@ std::vector<double> knapsack_weights(std::span<const float> scores, bool squared
   if (heaviest == 0) heaviest = 1;
   std::vector<double> weights;
   for (const float score : scores) {
-    const double weight = std::isfinite(score) ? double(score) : heaviest;
+    const double weight = std::isfinite(score) ? std::max(0.0, double(score)) : heaviest;
     weights.push_back(squared ? weight * weight : weight);
   }
   return weights;

@@ -121,7 +121,7 @@ TEST(Knapsack, LightTokensAreEvictedFirst) {
 }
 
 TEST(KnapsackWeights, TokensThatNobodyCouldAskAboutWeighAsTheHeaviest) {
-  const std::vector<float> scores = {0.5f, INFINITY, 3.0f, 0.0f};
+  const std::vector<float> scores = {0.5f, INFINITY, 3.0f, -1.0f};
   EXPECT_EQ(knapsack_weights(scores, false), (std::vector<double>{0.5, 3, 3, 0}));
   EXPECT_EQ(knapsack_weights(scores, true), (std::vector<double>{0.25, 9, 9, 0}));
   EXPECT_EQ(knapsack_weights(std::vector<float>{0, INFINITY}, false), (std::vector<double>{0, 1}));
