@@ -47,7 +47,7 @@ Scores chosen(const Scores& scores) {
   std::copy_if(scores.begin(), scores.end(), std::back_inserter(known),
                [](float score) { return !std::isnan(score); });
   const int n_high = high_share(static_cast<int>(known.size()), kSalientPermille);
-  const std::vector<uint8_t> tiers = allocate(known, n_high);
+  const std::vector<uint8_t> tiers = allocate(known, std::span(&n_high, 1));
   auto tier = tiers.begin();
   Scores out = scores;
   for (float& value : out) {

@@ -254,7 +254,7 @@ class Search {
     Result<Policy> policy = parse_policy(text);
     if (!policy.ok() || policy->tiers.size() != 1 || policy->tiers[0].v_bits != 2) return text;
     policy->tiers = {{policy->tiers[0].k_bits, 4}, policy->tiers[0]};
-    policy->high_permille = kHighPermille;
+    policy->shares = {kHighPermille};
     return to_text(*policy);
   }
 

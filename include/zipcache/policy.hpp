@@ -9,6 +9,7 @@
 // that docs/method.md lists. Thread safety: plain values and pure functions.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -109,6 +110,19 @@ enum class Precision : uint8_t {
 
 std::string precision_name(Precision precision);
 
+// How scores become tiers.
+enum class Allocation : uint8_t {
+  Fraction,         // each tier has its share of the ranked tokens (the paper)
+  Knapsack,         // as many tokens of each tier as make the least sum of score times error of the
+                    // tier's widths within a budget of bits (RDKV, section 3)
+  KnapsackSquares,  // the same with squared scores
+};
+
+// Most tiers of a policy.
+inline constexpr int kMaxTiers = 4;
+// Tokens of each tier.
+using TierCounts = std::array<int, kMaxTiers>;
+
 // Tokens of one block, the unit that is packed.
 inline constexpr int kBlockTokens = 128;
 // A step with fewer query rows than this is a decode step (decision A3).
@@ -173,8 +187,11 @@ struct Policy {
   std::string name = "f16";
   Side k, v;
   Rounding k_rounding = Rounding::Nearest;
-  std::vector<Tier> tiers = {{16, 16}};  // best first; one or two
-  int high_permille = 1000;              // share of tokens in the first tier, in 1/1000
+  std::vector<Tier> tiers = {{16, 16}};  // best first; one to four
+  std::vector<int> shares = {1000};      // of tokens in each tier but the last, in 1/1000; for
+                                         // Allocation::Fraction and more than one tier
+  Allocation allocation = Allocation::Fraction;
+  int target_millibits = 0;  // mean bits of a code, in 1/1000; for the other allocations
   Saliency saliency;
   Window window;
   Cadence cadence = Cadence::Stream;
@@ -185,6 +202,8 @@ struct Policy {
 
   // Nothing is ever packed.
   bool raw() const { return tiers.size() == 1 && tiers[0].k_bits == 16 && tiers[0].v_bits == 16; }
+  // Tiers fill a budget of bits.
+  bool fills_budget() const { return tiers.size() > 1 && allocation != Allocation::Fraction; }
   // Scores decide something, so probe rows are worth their cost.
   bool needs_scores() const {
     return tiers.size() > 1 &&
@@ -208,8 +227,7 @@ struct PolicyRow {
 std::span<const PolicyRow> policy_rows();
 
 // Parses `text`: a row's name, or the path of a .json file, followed by comma-separated field=value
-// changes; 0-3:field=value changes layers 0 to 3 only. The error names the field, the value found
-// and the accepted values.
+// changes; 0-3:field=value changes layers 0 to 3 only. The error names the field, the value found and the accepted values.
 Result<Policy> parse_policy(std::string_view text);
 
 // Reads and writes the JSON form. Unknown fields are errors, absent ones keep the row named by
@@ -230,15 +248,19 @@ Status check(const Policy& policy);
 // cache and cannot be overridden.
 Result<Policy> policy_for_layer(const Policy& policy, int layer);
 
-// How many of n ranked tokens get the high tier: all but the floor((1000 - high_permille) * n /
+// How many of n ranked tokens get the first tier of two: all but the floor((1000 - permille) * n /
 // 1000) lowest (decision A12). Integer arithmetic, so no binary fraction changes a count.
-int high_share(int n, int high_permille);
-// The same for one packed block, the `block`-th of its log, in portions of 16 tokens: any number of
-// blocks from the first on holds the policy's share to within half a portion, but for sinks.
-int high_of_block(uint64_t block, int n_coded, int high_permille);
+int high_share(int n, int permille);
+// Tokens of each tier for the shares of all tiers but the last: of n tokens ranked together,
+TierCounts tier_counts(int n, std::span<const int> shares);
+// and of one packed block, the `block`-th of its log, in portions of 16 tokens: any number of
+// blocks from the first on holds the first of two tiers' share to within half a portion, every tier
+// of more to within two, but for sinks.
+TierCounts tier_counts_of_block(uint64_t block, int n_coded, std::span<const int> shares);
 
-// Tiers from scores [n]: the n_high highest get tier 0, the others tier 1 (decision A19: of equal
-// scores the later token is salient). Pure.
-std::vector<uint8_t> allocate(std::span<const float> scores, int n_high);
+// Tiers from scores [n]: the counts[0] highest get tier 0, the counts[1] highest of the others tier
+// 1 and so on; what is left gets tier counts.size() (decision A19: of equal scores the later token
+// is salient). Pure.
+std::vector<uint8_t> allocate(std::span<const float> scores, std::span<const int> counts);
 
 }  // namespace zipcache

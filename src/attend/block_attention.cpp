@@ -12,12 +12,12 @@ constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 // Columns that only fill a tier up to whole units must not take part in the softmax.
 void hide_filling(int rows, const PackedHead& head, int n, float* scores) {
-  const int high = padded_to(head.n_high, kUnitRows);
-  if (head.n_high == high && high + head.n_low == n) return;
-  for (int r = 0; r < rows; ++r) {
-    float* row = scores + r * n;
-    std::fill(row + head.n_high, row + high, kHidden);
-    std::fill(row + high + head.n_low, row + n, kHidden);
+  int begin = 0;
+  for (int tier = 0; tier < head.n_tiers; ++tier) {
+    const int held = head.held[size_t(tier)], columns = padded_to(held, kUnitRows);
+    for (int r = 0; r < rows && held != columns; ++r)
+      std::fill_n(scores + r * n + begin + held, columns - held, kHidden);
+    begin += columns;
   }
 }
 
@@ -189,9 +189,11 @@ void BlockAttention::add_sinks(const QueryTile& queries, int slot, const PackedH
 template <class Visit>
 void BlockAttention::for_tiers(const PackedSide& side, const PackedHead& head,
                                Visit&& visit) const {
-  for (size_t tier = 0; tier < store_.packed.policy().tiers.size(); ++tier) {
+  int at = 0;
+  for (int tier = 0; tier < head.n_tiers; ++tier) {
     const TileView& tile = side.tiers[tier];
-    if (tile.shape.n_tokens > 0) visit(tile, tier == 0 ? 0 : padded_to(head.n_high, kUnitRows));
+    if (tile.shape.n_tokens > 0) visit(tile, at);
+    at += padded_to(head.held[size_t(tier)], kUnitRows);
   }
 }
 
@@ -226,14 +228,14 @@ void BlockAttention::code_scores(const QueryTile& queries, const PackedHead& hea
 
 void BlockAttention::sum_codes(int rows, const PackedHead& head, int n, const uint8_t* next,
                                Scratch& scratch, Partial& sums) const {
-  const bool low_is_last = head.n_low > 0;
+  const int end = tier_columns(head);
   for_tiers(head.v, head, [&](const TileView& tile, int at) {
     const float* weights = scratch.scores.data() + at;
     if (tile.shape.bits == 16) {
       return sum_halves(rows, weights, n, reinterpret_cast<const half*>(tile.codes),
                         tile.shape.n_tokens, scratch, sums);
     }
-    const bool last = (at > 0) == low_is_last;
+    const bool last = at + padded_to(tile.shape.n_tokens, kUnitRows) == end;
     for (int i = 0; i < n_parts(tile.shape); ++i) {
       const PlacedPart placed = part_of(tile, i);
       multiply(placed.part, weighting(SideId::V, tile.shape.bits), rows,

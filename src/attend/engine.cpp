@@ -162,8 +162,13 @@ Status Engine::open() {
       }
       stores_.push_back(std::make_unique<LayerStore>(shape_.layers[layer], *own, n_slots));
       const LayerStore& made = *stores_.back();
-      const std::vector<int> all_high(size_t(shape_.layers[layer].n_heads), kBlockTokens);
-      const size_t packed = made.packed.bytes(all_high, kBlockTokens, 0, false).total +
+      // No block takes more than one whose tokens are all in the best tier, and a step of columns
+      // in each of the others.
+      TierCounts most;
+      most.fill(step_columns(3));
+      most[0] = kBlockTokens;
+      const std::vector<TierCounts> heads(size_t(shape_.layers[layer].n_heads), most);
+      const size_t packed = made.packed.bytes(heads, 0, false).total +
                             made.raw.row_bytes() * size_t(policy_.window.sinks) +
                             made.packed.shared_bytes();
       reserve += size_t(n_slots) * (Arena::rounded(made.raw.bytes) + 2 * Arena::rounded(packed));

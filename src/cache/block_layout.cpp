@@ -1,12 +1,19 @@
 #include "cache/block_layout.hpp"
 
+#include <algorithm>
 #include <cstring>
+
+#include "policy/knapsack.hpp"
 
 namespace zipcache {
 namespace {
 
 constexpr size_t align8(size_t bytes) { return (bytes + 7) / 8 * 8; }
 constexpr size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+constexpr size_t kPlaneBytes = kBlockTokens / 8;
+// Counts that a block stores of each head.
+constexpr size_t n_counts(int n_tiers) { return size_t(std::max(1, n_tiers - 1)); }
 
 enum class Part { Counts, Tags, KSinks, VSinks, Factors, Params, TokenFactors, Codes };
 
@@ -61,48 +68,56 @@ uint8_t* RawLayout::present(uint8_t* block, int head) const {
 template <class Visit>
 void PackedLayout::walk_front(int n_sinks, Visit&& visit) const {
   const size_t heads = size_t(shape_.n_heads);
-  visit(Part::Counts, heads * (sizeof(uint32_t) + sizeof(uint16_t)));
-  visit(Part::Tags, two_tiers() ? heads * 16 : 0);
+  visit(Part::Counts, heads * (sizeof(uint32_t) + n_counts(n_tiers()) * sizeof(uint16_t)));
+  visit(Part::Tags, heads * size_t(tag_planes(n_tiers())) * kPlaneBytes);
   visit(Part::KSinks, heads * size_t(n_sinks) * size_t(shape_.k_dim) * sizeof(half));
   visit(Part::VSinks, heads * size_t(n_sinks) * size_t(shape_.v_dim) * sizeof(half));
 }
 
-bool PackedLayout::tiers_share_params(SideId side) const {
+size_t PackedLayout::params_tier(SideId side, size_t tier) const {
   const bool is_k = side == SideId::K;
-  const auto bits = [&](const Tier& tier) { return is_k ? tier.k_bits : tier.v_bits; };
+  const auto bits = [&](size_t t) {
+    return is_k ? policy_.tiers[t].k_bits : policy_.tiers[t].v_bits;
+  };
   const Side& spec = is_k ? policy_.k : policy_.v;
-  return two_tiers() && spec.axis == Axis::Channel && spec.codec == Codec::Affine &&
-         bits(policy_.tiers[0]) == bits(policy_.tiers[1]) && coded(bits(policy_.tiers[0]));
+  if (spec.axis != Axis::Channel || spec.codec != Codec::Affine || !coded(bits(tier))) return tier;
+  while (tier > 0 && bits(tier - 1) == bits(tier)) --tier;
+  return tier;
+}
+
+TileShape PackedLayout::tile_shape(SideId side, size_t tier, int n_tokens) const {
+  const bool is_k = side == SideId::K;
+  const Side& spec = is_k ? policy_.k : policy_.v;
+  return {holds(tier) ? n_tokens : 0,
+          is_k ? shape_.k_dim : shape_.v_dim,
+          is_k ? policy_.tiers[tier].k_bits : policy_.tiers[tier].v_bits,
+          spec.axis,
+          spec.group,
+          is_k ? Lanes::Tokens : Lanes::Channels,
+          spec.codec};
 }
 
 // Calls visit(part, side, tier, shape_of_tile, bytes) for every part of one head.
 template <class Visit>
-void PackedLayout::walk_head(int n_high, int n_coded, Visit&& visit) const {
-  for (int side = 0; side < 2; ++side) {
-    const Side& spec = side == 0 ? policy_.k : policy_.v;
-    const int dim = side == 0 ? shape_.k_dim : shape_.v_dim;
-    const bool one_set = tiers_share_params(side == 0 ? SideId::K : SideId::V);
-    const TileShape none;
-    visit(Part::Factors, side, 0, none,
+void PackedLayout::walk_head(const TierCounts& counts, Visit&& visit) const {
+  const size_t n_tiers = policy_.tiers.size();
+  for (const SideId side : {SideId::K, SideId::V}) {
+    const Side& spec = side == SideId::K ? policy_.k : policy_.v;
+    const int dim = side == SideId::K ? shape_.k_dim : shape_.v_dim;
+    visit(Part::Factors, side, size_t{0}, TileShape{},
           spec.channel_factors() ? size_t(padded_to(dim, kUnitRows)) * sizeof(half) : 0);
-    for (size_t tier = 0; tier < policy_.tiers.size(); ++tier) {
-      const TileShape tile{!holds(tier) ? 0
-                           : tier == 0  ? n_high
-                                        : n_coded - n_high,
-                           dim,
-                           side == 0 ? policy_.tiers[tier].k_bits : policy_.tiers[tier].v_bits,
-                           spec.axis,
-                           spec.group,
-                           side == 0 ? Lanes::Tokens : Lanes::Channels,
-                           spec.codec};
+    for (size_t tier = 0; tier < n_tiers; ++tier) {
+      const TileShape tile = tile_shape(side, tier, counts[tier]);
       TileShape covered = tile;  // by this tier's parameters
-      if (one_set) covered.n_tokens = tier == 0 ? n_coded : 0;
-      visit(Part::Params, side, int(tier), tile, param_bytes(covered));
-      visit(Part::TokenFactors, side, int(tier), tile,
+      if (params_tier(side, tier) != tier) covered.n_tokens = 0;
+      for (size_t t = tier + 1; t < n_tiers && params_tier(side, t) == tier; ++t)
+        covered.n_tokens += counts[t];
+      visit(Part::Params, side, tier, tile, param_bytes(covered));
+      visit(Part::TokenFactors, side, tier, tile,
             spec.token_factors() && coded(tile.bits)
                 ? size_t(padded_to(tile.n_tokens, kUnitRows)) * sizeof(half)
                 : 0);
-      visit(Part::Codes, side, int(tier), tile, code_bytes(tile));
+      visit(Part::Codes, side, tier, tile, code_bytes(tile));
     }
   }
 }
@@ -116,15 +131,15 @@ bool belongs_to_set(Part part, const TileShape& tile) {
 
 }  // namespace
 
-PackedBytes PackedLayout::bytes(std::span<const int> n_high, int n_coded, int n_sinks,
+PackedBytes PackedLayout::bytes(std::span<const TierCounts> counts, int n_sinks,
                                 bool shared) const {
   PackedBytes sum;
   walk_front(n_sinks, [&](Part part, size_t size) {
     (part == Part::KSinks || part == Part::VSinks ? sum.sinks : sum.tags) += size;
     sum.total += align64(size);
   });
-  for (const int count : n_high) {
-    walk_head(count, n_coded, [&](Part part, int, int, const TileShape& tile, size_t size) {
+  for (const TierCounts& count : counts) {
+    walk_head(count, [&](Part part, SideId, size_t, const TileShape& tile, size_t size) {
       if (shared && belongs_to_set(part, tile)) return;
       (part == Part::Codes ? sum.codes : sum.params) += size;
       sum.total += align64(size);
@@ -136,87 +151,138 @@ PackedBytes PackedLayout::bytes(std::span<const int> n_high, int n_coded, int n_
 // Every tier of a shared set has parameters, empty in one block or not.
 size_t PackedLayout::shared_head_bytes() const {
   size_t total = 0;
-  walk_head(1, int(policy_.tiers.size()),
-            [&](Part part, int, int, const TileShape& tile, size_t size) {
-              if (belongs_to_set(part, tile)) total += align64(size);
-            });
+  TierCounts one_each;
+  one_each.fill(1);
+  walk_head(one_each, [&](Part part, SideId, size_t, const TileShape& tile, size_t size) {
+    if (belongs_to_set(part, tile)) total += align64(size);
+  });
   return total;
 }
 
 size_t PackedLayout::shared_bytes() const { return shared_head_bytes() * size_t(shape_.n_heads); }
 
-void PackedLayout::begin(uint8_t* block, std::span<const int> n_high, int n_coded, int n_sinks,
+void PackedLayout::begin(uint8_t* block, std::span<const TierCounts> counts, int n_sinks,
                          bool shared) const {
   auto* offsets = reinterpret_cast<uint32_t*>(block);
-  auto* counts = reinterpret_cast<uint16_t*>(offsets + n_high.size());
+  auto* stored = reinterpret_cast<uint16_t*>(offsets + counts.size());
   size_t at = 0;
   walk_front(n_sinks, [&](Part, size_t size) { at += align64(size); });
-  for (size_t head = 0; head < n_high.size(); ++head) {
+  for (size_t head = 0; head < counts.size(); ++head) {
     offsets[head] = uint32_t(at);
-    counts[head] = uint16_t(n_high[head]);
-    walk_head(n_high[head], n_coded, [&](Part part, int, int, const TileShape& tile, size_t size) {
+    for (size_t tier = 0; tier < n_counts(n_tiers()); ++tier)
+      *stored++ = uint16_t(counts[head][tier]);
+    walk_head(counts[head], [&](Part part, SideId, size_t, const TileShape& tile, size_t size) {
       if (!shared || !belongs_to_set(part, tile)) at += align64(size);
     });
   }
 }
 
+// The counts of a head as begin() wrote them; what they leave is in the last tier.
+TierCounts PackedLayout::stored_counts(const uint8_t* block, int head, int n_coded) const {
+  const auto* stored =
+      reinterpret_cast<const uint16_t*>(block + sizeof(uint32_t) * size_t(shape_.n_heads)) +
+      size_t(head) * n_counts(n_tiers());
+  TierCounts counts = {};
+  int left = n_coded;
+  for (size_t tier = 0; tier < n_counts(n_tiers()); ++tier) left -= counts[tier] = stored[tier];
+  if (n_tiers() > 1) counts[policy_.tiers.size() - 1] = left;
+  return counts;
+}
+
 PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sinks,
                               uint8_t* shared_set) const {
-  const auto* offsets = reinterpret_cast<const uint32_t*>(block);
+  const TierCounts counts = stored_counts(block, wanted, n_coded);
   PackedHead found;
-  const int n_high = reinterpret_cast<const uint16_t*>(offsets + shape_.n_heads)[wanted];
-  found.n_high = holds(0) ? n_high : 0;
-  found.n_low = holds(1) ? n_coded - n_high : 0;
+  found.n_tiers = n_tiers();
+  for (size_t tier = 0; tier < policy_.tiers.size(); ++tier)
+    found.held[tier] = holds(tier) ? counts[tier] : 0;
   Cursor front;
   walk_front(n_sinks, [&](Part part, size_t size) {
     uint8_t* here = block + front.take(size, false);
     const size_t sink_rows = size_t(wanted) * size_t(n_sinks);
-    if (part == Part::Tags && size) found.tags = here + 16 * wanted;
+    if (part == Part::Tags && size)
+      found.tags = here + size_t(tag_planes(n_tiers()) * wanted) * kPlaneBytes;
     if (part == Part::KSinks)
       found.k_sinks = reinterpret_cast<half*>(here) + sink_rows * size_t(shape_.k_dim);
     if (part == Part::VSinks)
       found.v_sinks = reinterpret_cast<half*>(here) + sink_rows * size_t(shape_.v_dim);
   });
-  Cursor cursor{offsets[wanted], shared_set ? shared_head_bytes() * size_t(wanted) : 0};
-  walk_head(
-      n_high, n_coded, [&](Part part, int side, int tier, const TileShape& tile, size_t size) {
-        const bool from_shared = shared_set && belongs_to_set(part, tile);
-        // A shared set holds every tier's channel parameters, also those that this block has
-        // no token for.
-        const bool first_serves =
-            tier == 1 && tiers_share_params(side == 0 ? SideId::K : SideId::V);
-        if (from_shared && part == Part::Params && size == 0 && coded(tile.bits) && !first_serves) {
-          size = 2 * sizeof(half) * size_t(padded_to(tile.dim, kUnitRows));
-        }
-        uint8_t* here = (from_shared ? shared_set : block) + cursor.take(size, from_shared);
-        PackedSide& out = side == 0 ? found.k : found.v;
-        TileView& view = out.tiers[tier];
-        if (part == Part::Factors) {
-          if (size) out.factors = reinterpret_cast<half*>(here);
-        } else if (part == Part::Params) {
-          const half* params = first_serves ? out.tiers[0].params : reinterpret_cast<half*>(here);
-          view = {tile, nullptr, params, out.factors};
-        } else if (part == Part::TokenFactors) {
-          if (size) view.token_factors = reinterpret_cast<half*>(here);
-        } else {
-          view.codes = here;
-        }
-      });
+  Cursor cursor{reinterpret_cast<const uint32_t*>(block)[wanted],
+                shared_set ? shared_head_bytes() * size_t(wanted) : 0};
+  walk_head(counts, [&](Part part, SideId side, size_t tier, const TileShape& tile, size_t size) {
+    const bool from_shared = shared_set && belongs_to_set(part, tile);
+    const bool own_params = part == Part::Params && params_tier(side, tier) == tier;
+    // A shared set holds every tier's channel parameters, also those that this block has no token
+    // for.
+    if (from_shared && own_params && size == 0 && coded(tile.bits))
+      size = 2 * sizeof(half) * size_t(padded_to(tile.dim, kUnitRows));
+    uint8_t* here = (from_shared ? shared_set : block) + cursor.take(size, from_shared);
+    PackedSide& out = side == SideId::K ? found.k : found.v;
+    TileView& view = out.tiers[tier];
+    if (part == Part::Factors) {
+      if (size) out.factors = reinterpret_cast<half*>(here);
+    } else if (part == Part::Params) {
+      const half* params =
+          own_params ? reinterpret_cast<half*>(here) : out.tiers[params_tier(side, tier)].params;
+      view = {tile, nullptr, params, out.factors};
+    } else if (part == Part::TokenFactors) {
+      if (size) view.token_factors = reinterpret_cast<half*>(here);
+    } else {
+      view.codes = here;
+    }
+  });
   return found;
 }
 
+TierCounts PackedLayout::counts_of_budget(std::span<const float> weights) const {
+  const int n = int(weights.size());
+  Knapsack sack;
+  for (size_t tier = 0; tier < policy_.tiers.size(); ++tier) {
+    sack.errors.push_back(distortion(policy_.k, policy_.tiers[tier].k_bits) +
+                          distortion(policy_.v, policy_.tiers[tier].v_bits));
+    std::vector<size_t>& bytes = sack.bytes.emplace_back();
+    for (int tokens = 0; tokens <= n; ++tokens) {
+      bytes.push_back(code_bytes(tile_shape(SideId::K, tier, tokens)) +
+                      code_bytes(tile_shape(SideId::V, tier, tokens)));
+    }
+  }
+  // A block that sinks leave short may spend what whole steps of codes hold.
+  const size_t room = size_t(padded_to(n, step_columns(3))) * size_t(shape_.k_dim + shape_.v_dim);
+  sack.budget = room * size_t(policy_.target_millibits) / (8 * 1000);
+  return fill_knapsack(
+      sack, knapsack_weights(weights, policy_.allocation == Allocation::KnapsackSquares));
+}
+
+int PackedHead::tier_of(int row) const {
+  int after = 0;
+  for (int plane = 0; plane < tag_planes(n_tiers); ++plane)
+    after |= ((tags[plane * int(kPlaneBytes) + row / 8] >> (row % 8)) & 1) << plane;
+  return n_tiers - 1 - after;
+}
+
+void set_tags(uint8_t* tags, int n_tiers, int row, int tier) {
+  const int after = n_tiers - 1 - tier;
+  for (int plane = 0; plane < tag_planes(n_tiers); ++plane)
+    tags[plane * int(kPlaneBytes) + row / 8] |= uint8_t(((after >> plane) & 1) << (row % 8));
+}
+
 int tier_columns(const PackedHead& head) {
-  return padded_to(head.n_high, kUnitRows) + padded_to(head.n_low, kUnitRows);
+  int n = 0;
+  for (int tier = 0; tier < head.n_tiers; ++tier)
+    n += padded_to(head.held[size_t(tier)], kUnitRows);
+  return n;
 }
 
 void packed_order(const PackedHead& head, const BlockBits& sinks, uint8_t* order) {
   std::memset(order, kNoRow, size_t(tier_columns(head)));
-  int high = 0, low = padded_to(head.n_high, kUnitRows);
+  TierCounts next = {};
+  for (size_t tier = 1; tier < next.size(); ++tier)
+    next[tier] = next[tier - 1] + padded_to(head.held[tier - 1], kUnitRows);
   for (int row = 0; row < kBlockTokens; ++row) {
     if (sinks.test(size_t(row))) continue;
-    const bool is_high = !head.tags || ((head.tags[row / 8] >> (row % 8)) & 1);
-    if ((is_high ? head.n_high : head.n_low) == 0) continue;  // evicted
-    order[is_high ? high++ : low++] = uint8_t(row);
+    const size_t tier = size_t(head.tier_of(row));
+    if (head.held[tier] == 0) continue;  // evicted
+    order[next[tier]++] = uint8_t(row);
   }
 }
 

@@ -13,17 +13,20 @@
 //
 // Packed block (docs/formats.md):
 //   offsets   u32  [head]          where the head's own parts begin
-//   n_high    u16  [head]          tokens in the high tier
-//   tags      u8   [head, 16]      bit t of byte t/8: token t is in the high tier; with two tiers
+//   counts    u16  [head, n]       tokens in each tier but the last; in the tier, where it is alone
+//   tags      u8   [head, n, 16]   bit t of byte t/8 is bit n of what is left of the number of
+//   tiers
+//                                  after token t's: 0 for the last, 1 for the one before it and so
+//                                  on; n = 0 for one tier, 1 for two, 2 for more
 //   sinks     f16  [head, n_sinks, k_dim], then [head, n_sinks, v_dim]
 //   per head, for K and then V: channel factors, then for each tier params, token factors and codes
 //   (codec/tile.hpp, Side::channel_factors); K has tokens in its lanes, V channels. Tiers of one
-//   width have one set of channel params, the first tier's, over the tokens of both.
+//   width have one set of channel params, the first one's, over the tokens of all.
 // Parameters shared by several blocks (Cadence::Prompt) stand in a piece of their own:
 //   per head, for K and then V: factors, then each tier's params
 // Every part of a packed block begins at a multiple of 64 bytes.
 //
-// Inside a tier tokens keep their order, so a token's place is its rank among the tier's tag bits.
+// Inside a tier tokens keep their order, so a token's place is its rank among those of its tags.
 #pragma once
 
 #include <cstddef>
@@ -61,17 +64,26 @@ struct RawLayout {
 
 // One side of one head of a packed block.
 struct PackedSide {
-  TileView tiers[2];
+  TileView tiers[kMaxTiers];
   half* factors = nullptr;  // [dim] or null
 };
 
 struct PackedHead {
-  int n_high = 0, n_low = 0;  // tokens held in each tier: none in one of 0 bits
-  uint8_t* tags = nullptr;    // [16] or null with one tier
-  half* k_sinks = nullptr;    // [n_sinks, k_dim]
-  half* v_sinks = nullptr;    // [n_sinks, v_dim]
+  int n_tiers = 1;
+  TierCounts held = {};     // tokens held in each tier: none in one of 0 bits
+  uint8_t* tags = nullptr;  // [tag_planes(n_tiers), 16] or null with one tier
+  half* k_sinks = nullptr;  // [n_sinks, k_dim]
+  half* v_sinks = nullptr;  // [n_sinks, v_dim]
   PackedSide k, v;
+
+  // Tier of a coded row, of 0 bits or not.
+  int tier_of(int row) const;
 };
+
+// Bits that tell a token's tier, each in a plane of its own.
+constexpr int tag_planes(int n_tiers) { return n_tiers == 1 ? 0 : n_tiers == 2 ? 1 : 2; }
+// Marks a row as one of `tier` in planes of zeros.
+void set_tags(uint8_t* tags, int n_tiers, int row, int tier);
 
 // Bytes of a packed block by kind.
 struct PackedBytes {
@@ -82,14 +94,13 @@ class PackedLayout {
  public:
   PackedLayout(const LayerShape& shape, const Policy& policy) : shape_(shape), policy_(policy) {}
 
-  // Sizes of a block of `n_coded` coded tokens and `n_sinks` raw ones, n_high[head] in the high
-  // tier. `shared` blocks keep no channel parameters of their own.
-  PackedBytes bytes(std::span<const int> n_high, int n_coded, int n_sinks, bool shared) const;
+  // Sizes of a block of `n_sinks` raw tokens and counts[head] coded ones, evicted ones among them.
+  // `shared` blocks keep no channel parameters of their own.
+  PackedBytes bytes(std::span<const TierCounts> counts, int n_sinks, bool shared) const;
   size_t shared_bytes() const;
 
   // Writes the head of the block, after which head() finds its way.
-  void begin(uint8_t* block, std::span<const int> n_high, int n_coded, int n_sinks,
-             bool shared) const;
+  void begin(uint8_t* block, std::span<const TierCounts> counts, int n_sinks, bool shared) const;
   // First byte of a head's own parts.
   const uint8_t* head_start(const uint8_t* block, int head) const {
     return block + reinterpret_cast<const uint32_t*>(block)[head];
@@ -101,15 +112,17 @@ class PackedLayout {
   bool holds(size_t tier) const {
     return tier < policy_.tiers.size() && !policy_.tiers[tier].evicts();
   }
-  bool two_tiers() const { return policy_.tiers.size() == 2; }
+  int n_tiers() const { return int(policy_.tiers.size()); }
+  // The counts that fill the policy's budget of bits best for coded tokens of these weights.
+  TierCounts counts_of_budget(std::span<const float> weights) const;
   // Keys become codes with the help of their queries' moments.
   bool rounds_by_queries() const { return policy_.k_rounding == Rounding::Query && !policy_.raw(); }
   // Bytes of these moments in one layer of one stream.
   size_t moment_bytes() const {
     return rounds_by_queries() ? size_t(shape_.n_heads) * QueryMoment::bytes(shape_.k_dim) : 0;
   }
-  // Both tiers of a side are coded on the same channel parameters.
-  bool tiers_share_params(SideId side) const;
+  // The tier whose channel parameters a tier of a side is coded on: the first of its width.
+  size_t params_tier(SideId side, size_t tier) const;
   const Policy& policy() const { return policy_; }
   const LayerShape& shape() const { return shape_; }
 
@@ -117,16 +130,18 @@ class PackedLayout {
   template <class Visit>
   void walk_front(int n_sinks, Visit&& visit) const;
   template <class Visit>
-  void walk_head(int n_high, int n_coded, Visit&& visit) const;
+  void walk_head(const TierCounts& counts, Visit&& visit) const;
   size_t shared_head_bytes() const;
+  TileShape tile_shape(SideId side, size_t tier, int n_tokens) const;
+  TierCounts stored_counts(const uint8_t* block, int head, int n_coded) const;
 
   LayerShape shape_;
   Policy policy_;
 };
 
-// Attention works on the columns of both tiers side by side, each filled up to whole units.
+// Attention works on the columns of all tiers side by side, each filled up to whole units.
 inline constexpr uint8_t kNoRow = 255;  // a column that only fills up
-inline constexpr int kMaxTierColumns = kBlockTokens + kUnitRows;
+inline constexpr int kMaxTierColumns = kBlockTokens + (kMaxTiers - 1) * kUnitRows;
 int tier_columns(const PackedHead& head);
 // The block's row behind each column: order [tier_columns], kNoRow where there is none.
 void packed_order(const PackedHead& head, const BlockBits& sinks, uint8_t* order);

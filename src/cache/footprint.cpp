@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "base/arena.hpp"
 #include "cache/block_layout.hpp"
@@ -19,11 +20,21 @@ struct LayerCost {
     const Policy& policy = packed.policy();
     const int n_sinks = index == 0 ? std::min(policy.window.sinks, kBlockTokens) : 0;
     const int n_coded = kBlockTokens - n_sinks;
-    const int n_high = policy.tiers.size() < 2
-                           ? n_coded
-                           : high_of_block(uint64_t(index), n_coded, policy.high_permille);
-    const std::vector<int> counts(size_t(packed.shape().n_heads), n_high);
-    return packed.bytes(counts, n_coded, n_sinks, false);
+    const std::vector<TierCounts> counts(size_t(packed.shape().n_heads),
+                                         head_counts(uint64_t(index), n_coded));
+    return packed.bytes(counts, n_sinks, false);
+  }
+
+ private:
+  // What a budget is spent on depends on the text; here weights fall as attention often does, with
+  // one over their rank.
+  TierCounts head_counts(uint64_t index, int n_coded) const {
+    const Policy& policy = packed.policy();
+    if (policy.tiers.size() == 1) return {n_coded};
+    if (!policy.fills_budget()) return tier_counts_of_block(index, n_coded, policy.shares);
+    std::vector<float> weights;
+    for (int rank = 1; rank <= n_coded; ++rank) weights.push_back(1.0f / float(rank));
+    return packed.counts_of_budget(weights);
   }
 };
 
@@ -210,21 +221,29 @@ double paper_ratio(double average_bits, double n_params, double b, double C, dou
 }
 
 double paper_ratio(const Policy& policy, double C, double l, double b) {
-  const double high = policy.tiers.size() == 1 ? 1.0 : policy.high_permille / 1000.0;
+  const size_t n_tiers = policy.tiers.size();
   const auto average = [&](int Tier::*side) {
-    return high * policy.tiers.front().*side + (1 - high) * policy.tiers.back().*side;
+    double left = 1, sum = 0;
+    for (size_t tier = 0; tier + 1 < n_tiers; ++tier) {
+      const double share = policy.shares[tier] / 1000.0;
+      sum += share * policy.tiers[tier].*side;
+      left -= share;
+    }
+    return sum + left * policy.tiers.back().*side;
   };
-  const double tiers = double(policy.tiers.size());
   const auto params = [&](const Side& side, int Tier::*bits) {
-    if (!coded(policy.tiers.front().*bits) && !coded(policy.tiers.back().*bits)) return 0.0;
+    std::set<int> widths;  // of codes
+    for (const Tier& tier : policy.tiers) {
+      if (coded(tier.*bits)) widths.insert(tier.*bits);
+    }
+    if (widths.empty()) return 0.0;
     const double factors = side.channel_factors() ? C : side.token_factors() ? b * l : 0.0;
     const double per_set = double(set_bytes(side.codec)) / sizeof(half);
     switch (side.axis) {
       case Axis::None:
         return factors;
       case Axis::Channel:  // tiers of one width share them
-        return factors +
-               per_set * C * (policy.tiers.front().*bits == policy.tiers.back().*bits ? 1 : tiers);
+        return factors + per_set * C * double(widths.size());
       case Axis::Group:
       case Axis::ChannelGroup:
         return factors + per_set * b * C * l / side.group;
@@ -235,11 +254,14 @@ double paper_ratio(const Policy& policy, double C, double l, double b) {
     return factors + per_set * b * l;
   };
   // The published mixed-precision figures need 4C + 4bl, which no printed formula gives.
-  const bool published = tiers == 2 && policy.k.axis == Axis::Channel && policy.v.axis == Axis::Cst;
+  const bool published =
+      n_tiers == 2 && policy.k.axis == Axis::Channel && policy.v.axis == Axis::Cst;
   const double n_params = published
                               ? 4 * C + 4 * b * l
                               : params(policy.k, &Tier::k_bits) + params(policy.v, &Tier::v_bits);
-  return paper_ratio((average(&Tier::k_bits) + average(&Tier::v_bits)) / 2, n_params, b, C, l);
+  const double bits = policy.fills_budget() ? policy.target_millibits / 1000.0
+                                            : (average(&Tier::k_bits) + average(&Tier::v_bits)) / 2;
+  return paper_ratio(bits, n_params, b, C, l);
 }
 
 }  // namespace zipcache

@@ -120,9 +120,10 @@ void decode_packed(const LayerStore& store, int slot, SideId side, int head_inde
   const Side& spec = side == SideId::K ? store.packed.policy().k : store.packed.policy().v;
   const int dim = packed.tiers[0].shape.dim;
   std::vector<float> rows(size_t(kMaxTierColumns) * size_t(dim));
+  int at = 0;
   for (size_t tier = 0; tier < store.packed.policy().tiers.size(); ++tier) {
-    const int at = tier == 0 ? 0 : padded_to(head.n_high, kUnitRows);
     decode_tile(packed.tiers[tier], rows.data() + size_t(at) * size_t(dim));
+    at += padded_to(head.held[tier], kUnitRows);
   }
   if (spec.rotation == Rotation::Hadamard) hadamard(rows.data(), tier_columns(head), dim, dim);
   uint8_t order[kMaxTierColumns];

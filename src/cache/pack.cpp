@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "base/parallel.hpp"
 #include "codec/kernels.hpp"
@@ -18,7 +19,7 @@ struct Plan {
   BlockBits sinks;
   int n_coded = 0;
   std::vector<std::vector<uint8_t>> tiers;  // [head][coded token, in order]
-  std::vector<int> n_high;                  // [head]
+  std::vector<TierCounts> counts;           // [head]
   StoredBlock result;
 };
 
@@ -58,14 +59,14 @@ float row_score(const PackJob& job, const StreamLog& log, const LayerStore& stor
 
 // Tokens evicted before their rows moved here are evicted again, whatever their rank.
 void keep_evicted(const LayerStore& store, Plan& plan) {
-  if (!store.packed.two_tiers() || !store.packed.policy().evicts()) return;
+  if (store.packed.n_tiers() == 1 || !store.packed.policy().evicts()) return;
   for (size_t head = 0; head < plan.tiers.size(); ++head) {
     const BlockBits held = store.held(plan.slot, int(head));
     size_t token = 0;
     for (int row = 0; row < kBlockTokens; ++row) {
       if (plan.sinks.test(size_t(row))) continue;
       uint8_t& tier = plan.tiers[head][token++];
-      if (!held.test(size_t(row))) tier = 1;
+      if (!held.test(size_t(row))) tier = uint8_t(store.packed.n_tiers() - 1);
     }
   }
 }
@@ -75,6 +76,21 @@ struct Ranking {
   std::vector<float> scores;
   std::vector<float> deviations;  // Statistic::MeanStd, else empty
 };
+
+// A budget is not spent on tokens that were evicted before their rows moved here.
+void spare_nothing_for_evicted(const LayerStore& store, const std::vector<Plan*>& ranked, int head,
+                               Ranking& ranking) {
+  if (!store.packed.policy().evicts()) return;
+  size_t token = 0;
+  for (const Plan* plan : ranked) {
+    const BlockBits held = store.held(plan->slot, head);
+    for (int row = 0; row < kBlockTokens; ++row) {
+      if (plan->sinks.test(size_t(row))) continue;
+      if (!held.test(size_t(row))) ranking.scores[token] = 0;
+      ++token;
+    }
+  }
+}
 
 Ranking head_ranking(const PackJob& job, const StreamLog& log, const LayerStore& store,
                      const std::vector<Plan*>& ranked, int head) {
@@ -92,18 +108,13 @@ Ranking head_ranking(const PackJob& job, const StreamLog& log, const LayerStore&
   }
   const Saliency& saliency = store.packed.policy().saliency;
   ranking.scores = pooled_scores(ranking.scores, saliency.pool, saliency.pool_width);
+  if (store.packed.policy().fills_budget()) spare_nothing_for_evicted(store, ranked, head, ranking);
   return ranking;
 }
 
 void add(const std::vector<float>& values, std::vector<float>& sums) {
   sums.resize(values.size(), 0.0f);
   for (size_t i = 0; i < values.size(); ++i) sums[i] += values[i];
-}
-
-// Of the tokens that are kept, three in ten because their attention varies most (RoCo).
-std::vector<uint8_t> tiers_of(const Ranking& ranking, int n_high) {
-  if (ranking.deviations.empty()) return allocate(ranking.scores, n_high);
-  return allocate(keep_uncertain(ranking.scores, ranking.deviations, 3 * n_high / 10), n_high);
 }
 
 void hand_out(const std::vector<uint8_t>& tiers, const std::vector<Plan*>& ranked, int head) {
@@ -114,53 +125,83 @@ void hand_out(const std::vector<uint8_t>& tiers, const std::vector<Plan*>& ranke
   }
 }
 
-// Tokens of the high tier: the policy's share of one ranking over many blocks, or a block's portion
-// of it in whole units (decision 19).
-int high_count(const PackJob& job, const StreamLog& log, const Policy& policy,
-               const std::vector<Plan*>& ranked) {
-  int n = 0;
-  for (const Plan* plan : ranked) n += plan->n_coded;
-  if (job.shared) return high_share(n, policy.high_permille);
-  return high_of_block(log.block(ranked[0]->slot).first / kBlockTokens, n, policy.high_permille);
-}
+// The tiers of the coded tokens of blocks that are ranked together.
+class Allocator {
+ public:
+  Allocator(const PackJob& job, const StreamLog& log, const LayerStore& store,
+            const std::vector<Plan*>& ranked)
+      : job_(job), log_(log), store_(store), ranked_(ranked) {}
 
-// Decides every head's tiers. Blocks without any score stay out of the ranking, at the best tier.
-int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& store,
-                 std::vector<Plan>& plans) {
-  const Policy& policy = store.packed.policy();
-  const int n_heads = store.raw.shape.n_heads;
-  std::vector<Plan*> ranked;
-  int n_unscored = 0;
-  for (Plan& plan : plans) {
-    plan.tiers.assign(size_t(n_heads), std::vector<uint8_t>(size_t(plan.n_coded), 0));
-    if (policy.tiers.size() < 2) continue;
-    if (unscored(store, plan))
-      ++n_unscored;
-    else
-      ranked.push_back(&plan);
-  }
-  if (!ranked.empty()) {
-    const int n_high = high_count(job, log, policy, ranked);
+  void run() const {
+    const int n_heads = store_.raw.shape.n_heads;
     Ranking all_heads;
     for (int head = 0; head < n_heads; ++head) {
-      const Ranking ranking = head_ranking(job, log, store, ranked, head);
-      if (policy.saliency.scope == Scope::Head) {
-        hand_out(tiers_of(ranking, n_high), ranked, head);
+      const Ranking ranking = head_ranking(job_, log_, store_, ranked_, head);
+      if (store_.packed.policy().saliency.scope == Scope::Head) {
+        hand_out(tiers_of(ranking), ranked_, head);
         continue;
       }
       add(ranking.scores, all_heads.scores);
       add(ranking.deviations, all_heads.deviations);
     }
-    if (policy.saliency.scope == Scope::Layer) {
-      const auto tiers = tiers_of(all_heads, n_high);
-      for (int head = 0; head < n_heads; ++head) hand_out(tiers, ranked, head);
+    if (store_.packed.policy().saliency.scope == Scope::Layer) {
+      const auto tiers = tiers_of(all_heads);
+      for (int head = 0; head < n_heads; ++head) hand_out(tiers, ranked_, head);
     }
   }
+
+ private:
+  // Tokens of each tier: what fills the budget best, or the policy's shares of one ranking over
+  // many blocks, or a block's portion of them in whole units (decision 19).
+  TierCounts counts_of(const std::vector<float>& scores) const {
+    const Policy& policy = store_.packed.policy();
+    if (policy.fills_budget()) return store_.packed.counts_of_budget(scores);
+    const int n = int(scores.size());
+    if (job_.shared) return tier_counts(n, policy.shares);
+    return tier_counts_of_block(log_.block(ranked_[0]->slot).first / kBlockTokens, n,
+                                policy.shares);
+  }
+
+  // Of the tokens that are kept, three in ten because their attention varies most (RoCo).
+  std::vector<uint8_t> tiers_of(const Ranking& ranking) const {
+    const TierCounts counts = counts_of(ranking.scores);
+    const auto better = std::span(counts).first(size_t(store_.packed.n_tiers() - 1));
+    if (ranking.deviations.empty()) return allocate(ranking.scores, better);
+    const int n_kept = std::accumulate(better.begin(), better.end(), 0);
+    return allocate(keep_uncertain(ranking.scores, ranking.deviations, 3 * n_kept / 10), better);
+  }
+
+  const PackJob& job_;
+  const StreamLog& log_;
+  const LayerStore& store_;
+  const std::vector<Plan*>& ranked_;
+};
+
+// Decides every head's tiers. Blocks without any score stay out of a ranking by shares, at the best
+// tier; a budget holds for each block by itself, and for those too.
+int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& store,
+                 std::vector<Plan>& plans) {
+  const Policy& policy = store.packed.policy();
+  std::vector<Plan*> ranked;
+  int n_unscored = 0;
+  for (Plan& plan : plans) {
+    plan.tiers.assign(size_t(store.raw.shape.n_heads),
+                      std::vector<uint8_t>(size_t(plan.n_coded), 0));
+    if (policy.tiers.size() < 2) continue;
+    const bool scoreless = unscored(store, plan);
+    n_unscored += scoreless;
+    if (policy.fills_budget())
+      Allocator(job, log, store, {&plan}).run();
+    else if (!scoreless)
+      ranked.push_back(&plan);
+  }
+  if (!ranked.empty()) Allocator(job, log, store, ranked).run();
   for (Plan& plan : plans) {
     keep_evicted(store, plan);
-    plan.n_high.clear();
-    for (const auto& tiers : plan.tiers)
-      plan.n_high.push_back(int(std::count(tiers.begin(), tiers.end(), 0)));
+    plan.counts.assign(plan.tiers.size(), {});
+    for (size_t head = 0; head < plan.tiers.size(); ++head) {
+      for (const uint8_t tier : plan.tiers[head]) ++plan.counts[head][tier];
+    }
   }
   return n_unscored;
 }
@@ -224,14 +265,29 @@ void store_factors(const std::vector<float>& factors, int n, half* out) {
   best_kernels().to_halves(factors.data(), out, int(factors.size()));
 }
 
-std::vector<float> rows_of_tier(const std::vector<float>& x, int dim,
-                                const std::vector<uint8_t>& tiers, int tier) {
+// The rows of x [tokens, dim] whose token's tier is wanted.
+template <class Wanted>
+std::vector<float> rows_where(const std::vector<float>& x, int dim,
+                              const std::vector<uint8_t>& tiers, Wanted&& wanted) {
   std::vector<float> rows;
   for (size_t t = 0; t < tiers.size() && !x.empty(); ++t) {
-    if (tiers[t] != tier) continue;
+    if (!wanted(tiers[t])) continue;
     rows.insert(rows.end(), x.begin() + ptrdiff_t(t) * dim, x.begin() + ptrdiff_t(t + 1) * dim);
   }
   return rows;
+}
+
+std::vector<float> rows_of_tier(const std::vector<float>& x, int dim,
+                                const std::vector<uint8_t>& tiers, size_t tier) {
+  return rows_where(x, dim, tiers, [tier](uint8_t other) { return other == tier; });
+}
+
+// All rows that are coded on the channel parameters of `tier`.
+std::vector<float> rows_on_params(const PackedLayout& layout, SideId side,
+                                  const std::vector<float>& x, int dim,
+                                  const std::vector<uint8_t>& tiers, size_t tier) {
+  return rows_where(x, dim, tiers,
+                    [&](uint8_t other) { return layout.params_tier(side, other) == tier; });
 }
 
 // The numbers of a tier as its tile holds them: raw ones are not divided by factors.
@@ -240,7 +296,7 @@ const std::vector<float>& as_held(const TileShape& tile, const std::vector<float
   return tile.bits == 16 ? rows : divided;
 }
 
-void store_token_factors(const Factors& factors, const std::vector<uint8_t>& tiers, int tier,
+void store_token_factors(const Factors& factors, const std::vector<uint8_t>& tiers, size_t tier,
                          const TileView& tile) {
   store_factors(rows_of_tier(factors.tokens, 1, tiers, tier), tile.shape.n_tokens,
                 const_cast<half*>(tile.token_factors));
@@ -264,6 +320,15 @@ bool fitted_by_channel(const TileShape& tile) {
   return tile.axis == Axis::Channel && tile.codec == Codec::Affine && coded(tile.bits);
 }
 
+// Channel parameters over `rows`, stored with the tile; none without rows.
+std::vector<SetFit> fit_tier(const std::vector<float>& rows, const TileView& tile, Fit fit) {
+  if (rows.empty()) return {};
+  const int dim = tile.shape.dim;
+  auto fits = fit_channels(rows.data(), int(rows.size()) / dim, dim, tile.shape.bits, fit);
+  store_params(fits, const_cast<half*>(tile.params));
+  return fits;
+}
+
 void encode_side(const LayerStore& store, SideId side, const QueryRounding* rounding,
                  const PackedSide& out, const std::vector<float>& x,
                  const std::vector<uint8_t>& tiers) {
@@ -273,26 +338,20 @@ void encode_side(const LayerStore& store, SideId side, const QueryRounding* roun
   const Factors factors = factors_of(spec, x, dim);
   store_factors(factors.channels, dim, out.factors);
   const std::vector<float> divided = divided_by(x, dim, factors);
-  const auto fit = [&](const std::vector<float>& rows, const TileView& tile) {
-    const auto fits =
-        fit_channels(rows.data(), int(rows.size()) / dim, dim, tile.shape.bits, spec.fit);
-    store_params(fits, const_cast<half*>(tile.params));
-    return fits;
-  };
-  const bool one_set = store.packed.tiers_share_params(side) && !x.empty();
   std::vector<SetFit> fits;
-  if (one_set) fits = fit(divided, out.tiers[0]);
   for (size_t tier = 0; tier < policy.tiers.size(); ++tier) {
     const TileView& tile = out.tiers[tier];
-    auto rows = rows_of_tier(as_held(tile.shape, x, divided), dim, tiers, int(tier));
+    auto* params = const_cast<half*>(tile.params);
+    if (fitted_by_channel(tile.shape) && store.packed.params_tier(side, tier) == tier)
+      fits =
+          fit_tier(rows_on_params(store.packed, side, divided, dim, tiers, tier), tile, spec.fit);
+    auto rows = rows_of_tier(as_held(tile.shape, x, divided), dim, tiers, tier);
     auto* codes = const_cast<uint8_t*>(tile.codes);
-    store_token_factors(factors, tiers, int(tier), tile);
-    if (!fitted_by_channel(tile.shape) || rows.empty()) {
-      encode_tile(tile.shape, spec.fit, rows.data(), codes, const_cast<half*>(tile.params));
-      continue;
-    }
-    if (!one_set) fits = fit(rows, tile);
-    encode_rows(rounding, tile.shape, fits, std::move(rows), codes);
+    store_token_factors(factors, tiers, tier, tile);
+    if (!fitted_by_channel(tile.shape))
+      encode_tile(tile.shape, spec.fit, rows.data(), codes, params);
+    else if (!rows.empty())
+      encode_rows(rounding, tile.shape, fits, std::move(rows), codes);
   }
 }
 
@@ -322,33 +381,29 @@ void encode_side_shared(const LayerStore& store, SideId side, const QueryRoundin
     next += factors.tokens.empty() ? 0 : plans[b].n_coded;
     divided.push_back(divided_by(x[b], dim, own[b]));
   }
-  const bool one_set = store.packed.tiers_share_params(side);
   std::vector<SetFit> fits;
-  all.clear();
-  for (size_t b = 0; one_set && b < plans.size(); ++b)
-    all.insert(all.end(), divided[b].begin(), divided[b].end());
   for (size_t tier = 0; tier < policy.tiers.size(); ++tier) {
-    std::vector<std::vector<float>> rows;
-    if (!one_set) all.clear();
-    const TileShape& shape = out[0].tiers[tier].shape;
-    for (size_t b = 0; b < plans.size(); ++b) {
-      rows.push_back(rows_of_tier(as_held(shape, x[b], divided[b]), dim,
-                                  plans[b].tiers[size_t(head)], int(tier)));
-      if (!one_set) all.insert(all.end(), rows.back().begin(), rows.back().end());
-    }
-    const bool common = fitted_by_channel(shape) && !all.empty();
-    if (common && !(one_set && tier == 1)) {
-      fits = fit_channels(all.data(), int(all.size()) / dim, dim, shape.bits, spec.fit);
-      store_params(fits, const_cast<half*>(out[0].tiers[tier].params));
+    const TileView& first = out[0].tiers[tier];
+    const bool common = fitted_by_channel(first.shape);
+    if (common && store.packed.params_tier(side, tier) == tier) {
+      all.clear();
+      for (size_t b = 0; b < plans.size(); ++b) {
+        const auto rows =
+            rows_on_params(store.packed, side, divided[b], dim, plans[b].tiers[size_t(head)], tier);
+        all.insert(all.end(), rows.begin(), rows.end());
+      }
+      fits = fit_tier(all, first, spec.fit);
     }
     for (size_t b = 0; b < plans.size(); ++b) {
       const TileView& tile = out[b].tiers[tier];
-      store_token_factors(own[b], plans[b].tiers[size_t(head)], int(tier), tile);
+      const auto& tiers = plans[b].tiers[size_t(head)];
+      store_token_factors(own[b], tiers, tier, tile);
+      auto rows = rows_of_tier(as_held(tile.shape, x[b], divided[b]), dim, tiers, tier);
       auto* codes = const_cast<uint8_t*>(tile.codes);
-      if (common)
-        encode_rows(rounding, tile.shape, fits, std::move(rows[b]), codes);
-      else
-        encode_tile(tile.shape, spec.fit, rows[b].data(), codes, const_cast<half*>(tile.params));
+      if (!common)
+        encode_tile(tile.shape, spec.fit, rows.data(), codes, const_cast<half*>(tile.params));
+      else if (!rows.empty())
+        encode_rows(rounding, tile.shape, fits, std::move(rows), codes);
     }
   }
 }
@@ -367,13 +422,13 @@ void store_sinks(const LayerStore& store, const Plan& plan, int head, const Pack
   }
 }
 
-void store_tags(const Plan& plan, int head, uint8_t* tags) {
+void store_tags(const Plan& plan, int head, int n_tiers, uint8_t* tags) {
   if (!tags) return;
-  std::memset(tags, 0, kBlockTokens / 8);
+  std::memset(tags, 0, size_t(tag_planes(n_tiers)) * kBlockTokens / 8);
   size_t token = 0;
   for (int row = 0; row < kBlockTokens; ++row) {
     if (plan.sinks.test(size_t(row))) continue;
-    if (plan.tiers[size_t(head)][token++] == 0) tags[row / 8] |= uint8_t(1 << (row % 8));
+    set_tags(tags, n_tiers, row, plan.tiers[size_t(head)][token++]);
   }
 }
 
@@ -386,7 +441,7 @@ void encode_head(const PackJob& job, const LayerStore& store, std::vector<Plan>&
     const PackedHead packed =
         store.packed.head(plan.result.packed, head, plan.n_coded, int(plan.sinks.count()), set);
     if (is_k) {
-      store_tags(plan, head, packed.tags);
+      store_tags(plan, head, packed.n_tiers, packed.tags);
       store_sinks(store, plan, head, packed);
     }
     if (set) continue;
@@ -410,13 +465,11 @@ Status take_storage(const PackJob& job, LayerStore& store, Arena& arena, std::ve
     StoredBlock& result = plan.result;
     result.n_coded = plan.n_coded;
     result.sinks = plan.sinks;
-    result.bytes =
-        store.packed.bytes(plan.n_high, plan.n_coded, int(plan.sinks.count()), job.shared);
+    result.bytes = store.packed.bytes(plan.counts, int(plan.sinks.count()), job.shared);
     result.packed = complete ? arena.take(result.bytes.total) : nullptr;
     complete = complete && result.packed;
     if (result.packed) {
-      store.packed.begin(result.packed, plan.n_high, plan.n_coded, int(plan.sinks.count()),
-                         job.shared);
+      store.packed.begin(result.packed, plan.counts, int(plan.sinks.count()), job.shared);
     }
   }
   if (complete) return ok();
@@ -483,7 +536,7 @@ void repack_keys(LayerStore& store, int slot, const float* rows) {
         continue;
       }
       x.insert(x.end(), from, from + dim);
-      tiers.push_back(packed.tags && !((packed.tags[row / 8] >> (row % 8)) & 1) ? 1 : 0);
+      tiers.push_back(uint8_t(packed.tier_of(row)));
     }
     if (policy.k.rotation == Rotation::Hadamard) hadamard(x.data(), stored.n_coded, dim, dim);
     encode_side(store, SideId::K, rounding_of(roundings, head), packed.k, x, tiers);

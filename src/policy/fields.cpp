@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 
 namespace zipcache {
@@ -20,6 +21,9 @@ constexpr Word<Fit> kFits[] = {{"endpoint", Fit::Endpoint},
                                {"midpoint", Fit::Midpoint},
                                {"unbiased", Fit::Unbiased},
                                {"mse", Fit::Mse}};
+constexpr Word<Allocation> kAllocations[] = {{"fraction", Allocation::Fraction},
+                                             {"knapsack", Allocation::Knapsack},
+                                             {"knapsack_squares", Allocation::KnapsackSquares}};
 constexpr Word<Rotation> kRotations[] = {{"none", Rotation::None},
                                          {"hadamard", Rotation::Hadamard}};
 constexpr Word<Codec> kCodecs[] = {{"affine", Codec::Affine},
@@ -78,16 +82,43 @@ bool parse_int(std::string_view text, int lo, int hi, int& value) {
   return true;
 }
 
-// A decimal share in [0, 1] times 1000, exact for up to three decimals.
-bool parse_permille(std::string_view text, double unit, int& value) {
+// A decimal number of units in [0, most] times 1000, exact for up to three decimals.
+bool parse_thousandths(std::string_view text, double unit, double most, int& value) {
   double parsed = 0;
   if (!parse_number(text, parsed)) return false;
-  const double permille = parsed * 1000 / unit;
-  if (!(permille >= 0 && permille <= 1000)) return false;
-  const int rounded = static_cast<int>(permille + 0.5);
-  if (std::abs(permille - rounded) > 1e-6) return false;
+  const double thousandths = parsed * 1000 / unit;
+  if (!(thousandths >= 0 && thousandths <= 1000 * most)) return false;
+  const int rounded = static_cast<int>(thousandths + 0.5);
+  if (std::abs(thousandths - rounded) > 1e-6) return false;
   value = rounded;
   return true;
+}
+
+bool parse_permille(std::string_view text, double unit, int& value) {
+  return parse_thousandths(text, unit, 1, value);
+}
+
+// Items of "4/2/0", one at least; empty when there are more than `most`.
+std::vector<std::string_view> split(std::string_view text, size_t most) {
+  std::vector<std::string_view> items;
+  for (size_t slash = 0; slash != std::string_view::npos;) {
+    slash = text.find('/');
+    items.push_back(text.substr(0, slash));
+    if (items.size() > most) return {};
+    text.remove_prefix(slash == std::string_view::npos ? text.size() : slash + 1);
+  }
+  return items;
+}
+
+// One item or more, joined as split() takes them apart.
+template <class T, class Text>
+std::string joined(const std::vector<T>& items, Text&& text_of) {
+  std::string text;
+  for (const T& item : items) {
+    if (!text.empty()) text += '/';
+    text += text_of(item);
+  }
+  return text;
 }
 
 std::string permille_text(int permille, int unit) {
@@ -103,25 +134,37 @@ bool code_width(std::string_view text, int& bits) {
   return true;
 }
 
-// "4" or "4/2" for one side. One width for both tiers, or one tier, keeps the other side's tiers
-// apart.
+// "4" or "16/4/2" for one side, best tier first. The side with fewer widths repeats its last one,
+// so one width keeps the other side's tiers apart; tiers that only repeat the last one are none.
 bool parse_bits(Policy& policy, std::string_view text, int Tier::*side) {
-  const size_t slash = text.find('/');
-  int high = 0, low = 0;
-  if (!code_width(text.substr(0, slash), high)) return false;
-  low = high;
-  if (slash != std::string_view::npos && !code_width(text.substr(slash + 1), low)) return false;
-  if (low > high) return false;
-  if (policy.tiers.size() == 1) policy.tiers.push_back(policy.tiers[0]);
-  policy.tiers[0].*side = high;
-  policy.tiers[1].*side = low;
-  if (policy.tiers[0] == policy.tiers[1]) policy.tiers.pop_back();
+  std::vector<int> widths;
+  for (const std::string_view item : split(text, kMaxTiers)) {
+    if (!code_width(item, widths.emplace_back())) return false;
+    if (widths.size() > 1 && widths.back() > widths[widths.size() - 2]) return false;
+  }
+  if (widths.empty()) return false;
+  std::vector<Tier>& tiers = policy.tiers;
+  tiers.resize(std::max(tiers.size(), widths.size()), tiers.back());
+  for (size_t t = 0; t < tiers.size(); ++t) tiers[t].*side = widths[std::min(t, widths.size() - 1)];
+  while (tiers.size() > 1 && tiers.back() == tiers[tiers.size() - 2]) tiers.pop_back();
   return true;
 }
 
 std::string bits_text(const Policy& policy, int Tier::*side) {
-  const int high = policy.tiers.front().*side, low = policy.tiers.back().*side;
-  return high == low ? fmt::format("{}", high) : fmt::format("{}/{}", high, low);
+  std::vector<Tier> tiers = policy.tiers;
+  while (tiers.size() > 1 && tiers.back().*side == tiers[tiers.size() - 2].*side) tiers.pop_back();
+  return joined(tiers, [&](const Tier& tier) { return fmt::format("{}", tier.*side); });
+}
+
+// "0.6", or one share for each tier but the last: "0.1/0.3".
+bool parse_shares(std::string_view text, std::vector<int>& shares) {
+  std::vector<int> parsed;
+  for (const std::string_view item : split(text, kMaxTiers - 1)) {
+    if (!parse_permille(item, 1, parsed.emplace_back())) return false;
+  }
+  if (parsed.empty() || std::accumulate(parsed.begin(), parsed.end(), 0) > 1000) return false;
+  shares = std::move(parsed);
+  return true;
 }
 
 bool parse_axis(std::string_view text, Side& side) {
@@ -195,7 +238,7 @@ bool parse_probes(std::string_view text, Saliency& saliency) {
 }
 
 constexpr std::string_view kBits =
-    "2, 3, 4, 8 or 16, 0 to evict, or two of them as high/low such as 4/2";
+    "2, 3, 4, 8 or 16, 0 to evict, or up to four of them, best tier first, such as 4/2 or 16/4/2/0";
 constexpr std::string_view kAxes =
     "channel, token, cst, groupN (channels, N from 16 to 256), channelN (tokens, N from 16 to 128) "
     "or none";
@@ -215,9 +258,18 @@ const Field kFields[] = {
      [](const P& p) { return bits_text(p, &Tier::k_bits); }, true},
     {"v", kBits, [](P& p, V v) { return parse_bits(p, v, &Tier::v_bits); },
      [](const P& p) { return bits_text(p, &Tier::v_bits); }, true},
-    {"ratio", "a share from 0 to 1 with at most three decimals",
-     [](P& p, V v) { return parse_permille(v, 1, p.high_permille); },
-     [](const P& p) { return permille_text(p.high_permille, 1); }, true},
+    {"ratio",
+     "a share from 0 to 1 with at most three decimals, or the shares of all tiers but the last, "
+     "together at most 1, such as 0.1/0.3",
+     [](P& p, V v) { return parse_shares(v, p.shares); },
+     [](const P& p) { return joined(p.shares, [](int share) { return permille_text(share, 1); }); },
+     true},
+    {"alloc", "fraction, knapsack or knapsack_squares",
+     [](P& p, V v) { return parse_word(kAllocations, v, p.allocation); },
+     [](const P& p) { return word_of(kAllocations, p.allocation); }, true},
+    {"target_bits", "bits of a code from 0 to 16 with at most three decimals, such as 2.5",
+     [](P& p, V v) { return parse_thousandths(v, 1, 16, p.target_millibits); },
+     [](const P& p) { return permille_text(p.target_millibits, 1); }, true},
     {"k_axis", kAxes, [](P& p, V v) { return parse_axis(v, p.k); },
      [](const P& p) { return axis_text(p.k); }, true},
     {"v_axis", kAxes, [](P& p, V v) { return parse_axis(v, p.v); },

@@ -4,7 +4,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <fstream>
+#include <numeric>
 #include <sstream>
 
 #include "codec/levels.hpp"
@@ -111,9 +113,9 @@ std::string override_text(const LayerOverride& change) {
 bool is_width(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8 || bits == 16; }
 
 Status check_tiers(const Policy& policy) {
-  if (policy.tiers.empty() || policy.tiers.size() > 2) {
-    return {Code::BadPolicy,
-            fmt::format("policy {}: {} tiers, expected 1 or 2", policy.name, policy.tiers.size())};
+  if (policy.tiers.empty() || policy.tiers.size() > kMaxTiers) {
+    return {Code::BadPolicy, fmt::format("policy {}: {} tiers, expected 1 to {}", policy.name,
+                                         policy.tiers.size(), kMaxTiers)};
   }
   for (const Tier& tier : policy.tiers) {
     if (is_width(tier.k_bits) && is_width(tier.v_bits)) continue;
@@ -124,18 +126,61 @@ Status check_tiers(const Policy& policy) {
                 "for both, which evicts its tokens",
                 policy.name, tier.k_bits, tier.v_bits)};
   }
-  const Tier &high = policy.tiers.front(), &low = policy.tiers.back();
-  if (high.k_bits >= low.k_bits && high.v_bits >= low.v_bits) return ok();
+  for (size_t t = 1; t < policy.tiers.size(); ++t) {
+    const Tier &better = policy.tiers[t - 1], &worse = policy.tiers[t];
+    if (better.k_bits >= worse.k_bits && better.v_bits >= worse.v_bits && better != worse) continue;
+    return {
+        Code::BadPolicy,
+        fmt::format("policy {}: tier {} has {} and {} bits for K and V after one of {} and {}, "
+                    "expected fewer from tier to tier",
+                    policy.name, t + 1, worse.k_bits, worse.v_bits, better.k_bits, better.v_bits)};
+  }
+  return ok();
+}
+
+// Shares of Allocation::Fraction; one tier needs none.
+Status check_shares(const Policy& policy) {
+  for (const int share : policy.shares) ZC_TRY(check_range("ratio in 1/1000", share, 0, 1000));
+  const int sum = std::accumulate(policy.shares.begin(), policy.shares.end(), 0);
+  ZC_TRY(check_range("sum of ratios in 1/1000", sum, 0, 1000));
+  if (policy.tiers.size() == 1 || policy.fills_budget() ||
+      policy.shares.size() + 1 == policy.tiers.size())
+    return ok();
+  return {
+      Code::BadPolicy,
+      fmt::format("policy {}: found {} shares in ratio for {} tiers, expected one for each tier "
+                  "but the last, such as ratio=0.1/0.3 for three; or alloc=knapsack with "
+                  "target_bits",
+                  policy.name, policy.shares.size(), policy.tiers.size())};
+}
+
+// A budget must pay for the last tier, and what the first one costs is more than enough.
+Status check_budget(const Policy& policy) {
+  ZC_TRY(check_range("target_bits in 1/1000", policy.target_millibits, 0, 16000));
+  if (!policy.fills_budget()) return ok();
+  const auto mean = [](const Tier& tier) { return (tier.k_bits + tier.v_bits) / 2.0; };
+  const double least = mean(policy.tiers.back()), most = mean(policy.tiers.front());
+  if (policy.target_millibits < 1000 * least || policy.target_millibits > 1000 * most) {
+    return {Code::BadPolicy,
+            fmt::format("policy {}: found target_bits={:g}, expected {:g} to {:g}, the mean of K's "
+                        "and V's bits in the last and in the first tier",
+                        policy.name, policy.target_millibits / 1000.0, least, most)};
+  }
+  if (policy.saliency.statistic != Statistic::MeanStd) return ok();
   return {Code::BadPolicy,
-          fmt::format("policy {}: the first tier has fewer bits than the second; swap them",
+          fmt::format("policy {}: score=mean_std ranks tokens and gives them no weight, which "
+                      "alloc=knapsack needs; use score=mean, or alloc=fraction",
                       policy.name)};
 }
 
 // All fields but the overrides.
 Status check_fields(const Policy& policy) {
   ZC_TRY(check_tiers(policy));
+  ZC_TRY(check_shares(policy));
+  ZC_TRY(check_budget(policy));
   const auto has_three = [&](int Tier::*bits) {
-    return policy.tiers.front().*bits == 3 || policy.tiers.back().*bits == 3;
+    return std::any_of(policy.tiers.begin(), policy.tiers.end(),
+                       [&](const Tier& tier) { return tier.*bits == 3; });
   };
   ZC_TRY(check_group(policy.k, has_three(&Tier::k_bits), "k"));
   ZC_TRY(check_group(policy.v, has_three(&Tier::v_bits), "v"));
@@ -151,7 +196,6 @@ Status check_fields(const Policy& policy) {
                     "k_round=nearest",
                     policy.name)};
   }
-  ZC_TRY(check_range("ratio in 1/1000", policy.high_permille, 0, 1000));
   ZC_TRY(check_range("sinks", policy.window.sinks, 0, kBlockTokens));
   ZC_TRY(check_range("recent", policy.window.recent, 0, 1 << 20));
   ZC_TRY(check_range("newest probes in 1/1000", policy.saliency.recent_permille, 0, 1000));

@@ -93,6 +93,12 @@ constexpr PolicyRow kRows[] = {
     {"streaming", "bits=0,sinks=4,recent=1020",
      "StreamingLLM: 4 sinks and the newest 1020 to 1147 tokens, all others evicted; positions are "
      "those of the text, not counted anew inside the cache"},
+    {"rdkv",
+     "bits=16/4/2/0,alloc=knapsack,target_bits=2,probes=6.2+0,norm=none,pool=5,k_axis=channel,"
+     "v_axis=token,fit=endpoint,recent=32",
+     "RDKV by chunks: each head spends 2 bits a number of a block where attention of each chunk's "
+     "newest 6.2 % of rows says; from 16 bits to eviction by token, K with V; RDKV widens K by "
+     "channel, and has 8 bits too"},
     {"random+pin", "bits=16/0,ratio=0.25,score=random,sinks=4,recent=128",
      "control: eviction at random, a quarter of each block kept; sinks and window pinned"},
     {"random-tiers", ZC_PAPER ",score=random", "control: zipcache with tiers drawn at random"},

@@ -53,7 +53,7 @@ float score_deviation(float sum, float squares, uint32_t probes_seen) {
 
 std::vector<float> keep_uncertain(std::vector<float> scores, const std::vector<float>& deviations,
                                   int n_kept) {
-  const std::vector<uint8_t> tiers = allocate(deviations, n_kept);
+  const std::vector<uint8_t> tiers = allocate(deviations, std::span(&n_kept, 1));
   for (size_t i = 0; i < scores.size(); ++i) {
     if (tiers[i] == 0) scores[i] = INFINITY;
   }

@@ -93,7 +93,12 @@ INSTANTIATE_TEST_SUITE_P(
                     "uniform,k_axis=group32,v_axis=group16", "uniform,k_axis=token,v_axis=channel",
                     "uniform,k_axis=cst", "zipcache,k_rotate=hadamard", "zipcache,rotate=hadamard",
                     "zipcache,scope=layer", "zipcache,cadence=prompt", "zipcache,ratio=0",
-                    "zipcache,ratio=1", "zipcache,sinks=128", "zip,recent=77,sinks=3"),
+                    "zipcache,ratio=1", "zipcache,sinks=128", "zip,recent=77,sinks=3", "rdkv",
+                    "rdkv,cadence=prompt", "zip,v=16/4/2,ratio=0.05/0.1,recent=20",
+                    "zipcache,bits=16/4/2/0,ratio=0.1/0.2/0.3",
+                    "zipcache,bits=8/4/3/2,ratio=0.1/0.2/0.3,cadence=prompt",
+                    "zip,v=4/3/2,alloc=knapsack,target_bits=3.2,scope=layer",
+                    "roco,bits=16/8/2/0,ratio=0.1/0.1/0.2,k_axis=token,v_axis=token"),
     [](const auto& info) {
       std::string name;
       for (const char c : std::string(info.param))

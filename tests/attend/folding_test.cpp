@@ -42,7 +42,16 @@ const char* const kPolicies[] = {"uniform",
                                  "roco",
                                  "uniform,dual=3,k_axis=channel32,v_axis=group32",
                                  "zipcache,dual=2,k_axis=group16,v_axis=channel",
-                                 "zipcache,k=16/4,v=8/3"};
+                                 "zipcache,k=16/4,v=8/3",
+                                 "zip,v=4/3/2,ratio=0.2/0.3",
+                                 "zipcache,bits=16/4/2/0,ratio=0.1/0.3/0.3",
+                                 "zipcache,k=8/8/3,v=16/4/2,ratio=0.3/0.3,v_axis=channel",
+                                 "random-tiers,bits=8/4/3/2,ratio=0.11/0.2/0.3,dual=2,"
+                                 "v_axis=token",
+                                 "random-tiers,bits=8/4/3/2,ratio=0.1/0.1/0.1,codec=sym,"
+                                 "k_axis=group32,v_axis=token,rotate=hadamard",
+                                 "turbo-k4v4,v_codec=lloyd,k=4/3/2,v=16/4/4/2,ratio=0.1/0.2/0.3",
+                                 "rdkv"};
 
 struct Case {
   std::vector<float> k = test::random_rows(kRows, kHeads* kDim, 1);

@@ -42,7 +42,10 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
                                   "random+pin",
                                   "streaming,recent=100",
                                   "h2o,recent=0,bits=4/0",
-                                  "zipcache,ratio=0.7"};
+                                  "zipcache,ratio=0.7",
+                                  "zip,k=4,v=16/4/2,ratio=0.1/0.3,recent=0",
+                                  "zipcache,bits=16/4/2/0,ratio=0.05/0.3/0.3",
+                                  "zip,bits=8/4/3/2,ratio=0.1/0.1/0.2,sinks=9,recent=30"};
   const std::pair<int, int> lengths[] = {
       {1, 1},     {127, 127}, {128, 64}, {129, 43}, {300, 100},
       {513, 256}, {400, 400}, {384, 192}};  // a step that packs more raw blocks than it leaves
@@ -62,8 +65,9 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
 TEST(LongRunBits, AreThoseOfAnOldCachesPackedRows) {
   const std::vector<LayerShape> layers = {{2, 64, 64}, {1, 64, 128}};
   constexpr int kTokens = 10 * kBlockTokens;  // shares of 0.7 and 0.6 come out even over ten blocks
-  for (const char* text : {"zip,recent=0,sinks=0", "zipcache,ratio=0.7", "zipcache", "uniform3",
-                           "zip,recent=0,sinks=0,0:k=8,1:v=16"}) {
+  for (const char* text :
+       {"zip,recent=0,sinks=0", "zipcache,ratio=0.7", "zipcache", "uniform3",
+        "zip,recent=0,sinks=0,0:k=8,1:v=16", "zip,recent=0,sinks=0,v=4/3/2,ratio=0.1/0.2"}) {
     Harness harness({1, kTokens, layers}, text, 1);
     ASSERT_TRUE(harness.prompt(kTokens, 256).ok());
     const auto bits = long_run_bits(harness.cache().policy(), layers);
@@ -154,6 +158,31 @@ TEST(Footprint, StatsAddUpAndStayBelowThePlan) {
   }
 }
 
+// Text decides what a budget is spent on, never how much.
+TEST(Footprint, CodesOfABudgetNeverExceedIt) {
+  for (const auto& [text, bits] :
+       {std::pair{"zip,v=16/4/2,alloc=knapsack,target_bits=3.25,recent=0", 3.25},
+        {"zip,bits=16/4/2/0,alloc=knapsack_squares,target_bits=1.5,recent=0,sinks=0", 1.5},
+        {"zip,v=4/3/2,alloc=knapsack,target_bits=3,score=random,recent=0,sinks=128", 3},
+        {"rdkv,recent=0", 2},
+        {"rdkv,recent=0,cadence=prompt", 2}}) {
+    SCOPED_TRACE(text);
+    const std::vector<LayerShape> layers = {{2, 64, 64}, {1, 64, 128}};
+    Harness harness({1, 512, layers}, text, 1);
+    ASSERT_TRUE(harness.prompt(511, 73).ok());
+    ASSERT_TRUE(harness.feed(1).ok());
+    const Bytes bytes = harness.stats().bytes;
+    // Blocks of sinks hold codes for less than what is counted here.
+    const double elements = double(harness.stats().rows_packed) * (2 * 128 + 192);
+    EXPECT_LE(8.0 * double(bytes.codes), bits * elements);
+    EXPECT_GE(8.0 * double(bytes.codes), 0.7 * bits * elements);
+    EXPECT_LE(harness.stats().bytes_peak, harness.stats().bytes_planned * 1.2);
+    if (harness.cache().policy().cadence == Cadence::Prompt) continue;
+    const Bytes predicted = *footprint(harness.cache().policy(), layers, 512, 73);
+    EXPECT_NEAR(double(predicted.codes), double(bytes.codes), 0.15 * double(bytes.codes));
+  }
+}
+
 // What a tier of 0 bits drops is given back, and told.
 TEST(Footprint, EvictedTokensTakeNoSpace) {
   const CacheShape shape{1, 1024, {{2, 64, 64}, {2, 64, 64}}};
@@ -179,7 +208,7 @@ TEST(Footprint, BitsOfABlockAreThoseOfTheFormula) {
   for (const int dim : {64, 128}) {
     const PackedLayout layout({1, dim, dim}, *parse_policy("zipcache"));
     const int low = 48, high = 80;
-    const PackedBytes bytes = layout.bytes(std::vector<int>{high}, 128, 0, false);
+    const PackedBytes bytes = layout.bytes(std::vector{TierCounts{high, low}}, 0, false);
     const double elements = 2.0 * 128 * dim;
     const double average = (4.0 * high + 2.0 * low) / 128;
     const double expected = average + 40.0 / 128 + 16.0 / dim + 0.5 / dim;
@@ -192,7 +221,7 @@ TEST(Footprint, BitsOfABlockAreThoseOfTheFormula) {
 TEST(Footprint, BytesOfAKvarnTileAreThePublishedOnes) {
   const auto tile = [](const char* text) {
     const PackedLayout layout({1, 128, 128}, *parse_policy(text));
-    const PackedBytes bytes = layout.bytes(std::vector<int>{128}, 128, 0, false);
+    const PackedBytes bytes = layout.bytes(std::vector{TierCounts{128}}, 0, false);
     return bytes.codes + bytes.params;
   };
   EXPECT_EQ(tile("kvarn-k2v2"), 9728u);
@@ -204,7 +233,7 @@ TEST(Footprint, BytesOfAKvarnTileAreThePublishedOnes) {
 TEST(Footprint, BitsOfCodecsWithoutFloorsAreThePublishedOnes) {
   const auto bits = [](const char* text) {
     const PackedLayout layout({1, 128, 128}, *parse_policy(text));
-    const PackedBytes bytes = layout.bytes(std::vector<int>{128}, 128, 0, false);
+    const PackedBytes bytes = layout.bytes(std::vector{TierCounts{128}}, 0, false);
     return 8.0 * double(bytes.codes + bytes.params) / (2 * 128 * 128);
   };
   EXPECT_EQ(bits("sym8"), 8.5);  // 34 bytes for 32 channels

@@ -87,44 +87,71 @@ TEST(StreamLog, TheWorstSealedBlockIsTheOneToCompact) {
   EXPECT_EQ(std::count(log.order().begin(), log.order().end(), second), 0);
 }
 
-TEST(BlockLayout, RegionsListEveryCodedRowOnceHighTierFirst) {
-  std::vector<uint8_t> tags(16);
-  BlockBits sinks;
-  for (const int row : {0, 1, 64}) sinks.set(size_t(row));
-  std::set<int> high;
-  for (int row = 0; row < kBlockTokens; row += 3) {
-    if (sinks.test(size_t(row))) continue;
-    tags[size_t(row / 8)] |= uint8_t(1 << (row % 8));
-    high.insert(row);
+TEST(BlockLayout, RegionsListEveryCodedRowOnceBestTierFirst) {
+  for (const int n_tiers : {1, 2, 3, 4}) {
+    SCOPED_TRACE(n_tiers);
+    std::vector<uint8_t> tags(32);
+    BlockBits sinks;
+    for (const int row : {0, 1, 64}) sinks.set(size_t(row));
+    PackedHead head;
+    head.n_tiers = n_tiers;
+    head.tags = n_tiers > 1 ? tags.data() : nullptr;
+    std::vector<std::vector<int>> rows(static_cast<size_t>(n_tiers));
+    for (int row = 0; row < kBlockTokens; ++row) {
+      if (sinks.test(size_t(row))) continue;
+      const int tier = (row * row / 7) % n_tiers;
+      rows[size_t(tier)].push_back(row);
+      if (head.tags) set_tags(head.tags, n_tiers, row, tier);
+      EXPECT_EQ(head.tier_of(row), tier);
+    }
+    std::vector<int> expected;
+    for (size_t tier = 0; tier < rows.size(); ++tier) {
+      head.held[tier] = int(rows[tier].size());
+      expected.insert(expected.end(), rows[tier].begin(), rows[tier].end());
+      expected.resize(size_t(padded_to(int(expected.size()), kUnitRows)), kNoRow);
+    }
+    uint8_t order[kMaxTierColumns];
+    packed_order(head, sinks, order);
+    EXPECT_EQ(std::vector<int>(order, order + tier_columns(head)), expected);
   }
-  PackedHead head;
-  head.tags = tags.data();
-  head.n_high = int(high.size());
-  head.n_low = kBlockTokens - 3 - head.n_high;
-  uint8_t order[kMaxTierColumns];
-  packed_order(head, sinks, order);
-  std::vector<int> expected(high.begin(), high.end());
-  expected.resize(size_t(padded_to(head.n_high, kUnitRows)), kNoRow);
-  for (int row = 0; row < kBlockTokens; ++row) {
-    if (!high.count(row) && !sinks.test(size_t(row))) expected.push_back(row);
-  }
-  expected.resize(size_t(tier_columns(head)), kNoRow);
-  EXPECT_EQ(std::vector<int>(order, order + tier_columns(head)), expected);
+}
+
+// Golden bytes of the head of a block (docs/formats.md), written out by hand.
+TEST(BlockLayout, TagsAreThoseOfTheFormat) {
+  uint8_t two[16] = {}, four[32] = {};
+  set_tags(two, 2, 9, 0);
+  set_tags(two, 2, 10, 1);
+  EXPECT_EQ(two[1], 0x02);  // the high tier is marked, the low one is not
+  for (int tier = 0; tier < 4; ++tier) set_tags(four, 4, 8 + tier, tier);
+  EXPECT_EQ(four[1], 0x05);       // tiers 0 and 2 have 3 and 1 tiers after them
+  EXPECT_EQ(four[16 + 1], 0x03);  // tiers 0 and 1 have 3 and 2
+  uint8_t three[32] = {};
+  for (int tier = 0; tier < 3; ++tier) set_tags(three, 3, tier, tier);
+  EXPECT_EQ(three[0], 0x02);
+  EXPECT_EQ(three[16], 0x01);
 }
 
 TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
-  for (const char* text : {"zipcache", "zip", "uniform,k_axis=group16,v_axis=channel",
-                           "zipcache,k=16/4", "zipcache,dual=2,v_axis=token", "zipcache,k=4,v=4/2",
-                           "zipcache,k=4,v=4/2,dual=1,v_axis=token"}) {
+  for (const char* text :
+       {"zipcache", "zip", "uniform,k_axis=group16,v_axis=channel", "zipcache,k=16/4",
+        "zipcache,dual=2,v_axis=token", "zipcache,k=4,v=4/2",
+        "zipcache,k=4,v=4/2,dual=1,v_axis=token", "zipcache,k=8/4,v=16/4/2,ratio=0.1/0.1",
+        "zipcache,bits=16/4/2/0,ratio=0.1/0.1/0.1",
+        "zipcache,k=16/4,v=8/8/4/2,ratio=0.1/0.1/0.1,v_axis=channel"}) {
     for (const int n_sinks : {0, 5, 128}) {
       const LayerShape shape{3, 80, 96};
-      const PackedLayout layout(shape, *parse_policy(text));
+      const Result<Policy> policy = parse_policy(text);
+      ASSERT_TRUE(policy.ok()) << policy.status().message();
+      const PackedLayout layout(shape, *policy);
       const int n_coded = kBlockTokens - n_sinks;
-      const bool two = layout.two_tiers();
-      const std::vector<int> n_high = {n_coded, two ? n_coded / 2 : n_coded, two ? 0 : n_coded};
-      const PackedBytes bytes = layout.bytes(n_high, n_coded, n_sinks, false);
+      const size_t n_tiers = size_t(layout.n_tiers());
+      // All tokens in the first tier, spread over all, and in the last.
+      std::vector<TierCounts> counts(3);
+      counts[0][0] = counts[2][n_tiers - 1] = n_coded;
+      for (int token = 0; token < n_coded; ++token) ++counts[1][size_t(token * token) % n_tiers];
+      const PackedBytes bytes = layout.bytes(counts, n_sinks, false);
       std::vector<uint8_t> block(bytes.total + 8);
-      layout.begin(block.data(), n_high, n_coded, n_sinks, false);
+      layout.begin(block.data(), counts, n_sinks, false);
       std::vector<int> owner(bytes.total, 0);
       const auto claim = [&](const void* at, size_t size) {
         const size_t begin = size_t(static_cast<const uint8_t*>(at) - block.data());
@@ -132,19 +159,23 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
         for (size_t i = begin; i < begin + size; ++i)
           ASSERT_EQ(owner[i]++, 0) << text << " byte " << i;
       };
-      claim(block.data(), 3 * (sizeof(uint32_t) + sizeof(uint16_t)));
-      size_t claimed = 3 * (sizeof(uint32_t) + sizeof(uint16_t));
+      size_t claimed = 3 * (sizeof(uint32_t) + std::max<size_t>(1, n_tiers - 1) * sizeof(uint16_t));
+      claim(block.data(), claimed);
       for (int head = 0; head < 3; ++head) {
         const PackedHead found = layout.head(block.data(), head, n_coded, n_sinks, nullptr);
-        EXPECT_EQ(found.n_high, n_high[size_t(head)]);
-        if (found.tags) claim(found.tags, 16), claimed += 16;
+        const TierCounts& count = counts[size_t(head)];
+        for (size_t tier = 0; tier < n_tiers; ++tier)
+          EXPECT_EQ(found.held[tier], layout.holds(tier) ? count[tier] : 0);
+        const size_t tag_bytes = n_tiers == 1 ? 0 : n_tiers == 2 ? 16 : 32;
+        if (found.tags) claim(found.tags, tag_bytes);
+        claimed += tag_bytes;
         claim(found.k_sinks, size_t(n_sinks) * 80 * 2);
         claim(found.v_sinks, size_t(n_sinks) * 96 * 2);
         claimed += size_t(n_sinks) * 176 * 2;
         for (const PackedSide* side : {&found.k, &found.v}) {
           const size_t dim = side == &found.k ? 80 : 96;
           if (side->factors) claim(side->factors, dim * 2), claimed += dim * 2;
-          for (int tier = 0; tier < (two ? 2 : 1); ++tier) {
+          for (size_t tier = 0; tier < n_tiers; ++tier) {
             const TileView& tile = side->tiers[tier];
             EXPECT_EQ((reinterpret_cast<uintptr_t>(tile.params) -
                        reinterpret_cast<uintptr_t>(block.data())) %
@@ -152,18 +183,16 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
                       0u);
             claim(tile.codes, code_bytes(tile.shape));
             claimed += code_bytes(tile.shape);
-            // Tiers of one width share what the first one holds for all tokens.
+            // Tiers of one width share what the first of them holds for the tokens of all.
             const SideId id = side == &found.k ? SideId::K : SideId::V;
-            if (layout.tiers_share_params(id)) {
-              EXPECT_EQ(tile.params, side->tiers[0].params) << text;
-              if (tier == 0) {
-                TileShape all = tile.shape;
-                all.n_tokens = n_coded;
-                claim(tile.params, param_bytes(all)), claimed += param_bytes(all);
-              }
-            } else {
-              claim(tile.params, param_bytes(tile.shape)), claimed += param_bytes(tile.shape);
+            TileShape covered = tile.shape;
+            if (layout.params_tier(id, tier) != tier) {
+              EXPECT_EQ(tile.params, side->tiers[layout.params_tier(id, tier)].params) << text;
+              covered.n_tokens = 0;
             }
+            for (size_t other = tier + 1; other < n_tiers; ++other)
+              covered.n_tokens += layout.params_tier(id, other) == tier ? count[other] : 0;
+            claim(tile.params, param_bytes(covered)), claimed += param_bytes(covered);
             if (!tile.token_factors) continue;
             const size_t factors = 2 * size_t(padded_to(tile.shape.n_tokens, kUnitRows));
             claim(tile.token_factors, factors), claimed += factors;
@@ -173,6 +202,23 @@ TEST(BlockLayout, PartsOfABlockDoNotOverlap) {
       EXPECT_EQ(claimed, bytes.codes + bytes.params + bytes.tags + bytes.sinks) << text;
     }
   }
+}
+
+TEST(BlockLayout, TiersOfOneWidthShareChannelParameters) {
+  const LayerShape shape{1, 64, 64};
+  const auto tiers = [&](const char* text, SideId side) {
+    const PackedLayout layout(shape, *parse_policy(text));
+    std::vector<size_t> out;
+    for (size_t tier = 0; tier < size_t(layout.n_tiers()); ++tier)
+      out.push_back(layout.params_tier(side, tier));
+    return out;
+  };
+  EXPECT_EQ(tiers("zip", SideId::K), (std::vector<size_t>{0, 0}));
+  EXPECT_EQ(tiers("zip", SideId::V), (std::vector<size_t>{0, 1}));
+  EXPECT_EQ(tiers("zipcache,k=16/4,v=8/4/2,ratio=0.1/0.1", SideId::K),
+            (std::vector<size_t>{0, 1, 1}));
+  EXPECT_EQ(tiers("zipcache,k=16/16/4,v=8/4/2,ratio=0.1/0.1", SideId::K),
+            (std::vector<size_t>{0, 1, 2}));
 }
 
 // Property 12 of the method through the cache.

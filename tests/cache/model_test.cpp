@@ -128,8 +128,10 @@ class Model {
   double bound_of(const Row& row, int head) const {
     const Policy& policy = cache_->policy();
     if (policy.raw()) return 0;
-    // The kept tier, of 16 bits or coded; a row that is moved is coded again.
-    const int bits = policy.evicts() ? policy.tiers.front().k_bits : policy.tiers.back().k_bits;
+    // The last tier that is kept, of 16 bits or coded; a row that is moved is coded again.
+    const int bits =
+        policy.tiers[policy.tiers.size() - (policy.tiers.size() > 1 && policy.evicts() ? 2 : 1)]
+            .k_bits;
     if (bits == 16) return 0;
     // Tokenwise: a set is this row. A row may be coded again when compaction moves it, which adds
     // no more than rounding; one extra bound pays for it.
@@ -250,7 +252,11 @@ INSTANTIATE_TEST_SUITE_P(
                     "random-tiers,k=8/4,v=8/4,k_axis=token,v_axis=token,cadence=prompt",
                     "random+pin,recent=0,sinks=2", "streaming,recent=100,sinks=3",
                     "h2o,bits=8/0,k_axis=token,v_axis=token,recent=30",
-                    "roco,bits=8/0,k_axis=token,v_axis=token,recent=30", "sym8"),
+                    "roco,bits=8/0,k_axis=token,v_axis=token,recent=30", "sym8",
+                    "zipcache,bits=16/8/4/2,ratio=0.2/0.2/0.3,k_axis=token,v_axis=token",
+                    "rdkv,bits=16/8/4/0,target_bits=4,k_axis=token,v_axis=token,recent=9",
+                    "random-tiers,bits=16/8/0,ratio=0.2/0.5,k_axis=token,v_axis=token,"
+                    "cadence=prompt"),
     [](const auto& info) { return "policy" + std::to_string(info.index); });
 
 }  // namespace

@@ -64,7 +64,8 @@ TEST(Rewrite, WritingBackWhatWasReadChangesNothing) {
 }
 
 TEST(Rewrite, ARestoredStateReadsAsItWasSaved) {
-  for (const char* policy : {"f16", "zipcache", "zip"}) {
+  for (const char* policy :
+       {"f16", "zipcache", "zip", "zipcache,bits=16/8/4/2,ratio=0.1/0.2/0.3"}) {
     Harness harness({1, 400, kLayers}, policy, 1);
     ASSERT_TRUE(harness.prompt(300, 100).ok());
     const auto state = saved(harness, 0, 300);
@@ -92,7 +93,9 @@ std::vector<float> attend_to(Cache& cache, int n) {
 
 // Evicted rows are saved as zeros; where they come back they must stay away.
 TEST(Rewrite, ARestoredStateOfAnEvictingPolicyHidesWhatWasEvicted) {
-  for (const char* policy : {"random+pin,recent=0", "streaming,recent=60"}) {
+  for (const char* policy :
+       {"random+pin,recent=0", "streaming,recent=60", "rdkv,recent=0,precision=exact",
+        "random+pin,bits=16/8/4/0,ratio=0.1/0.2/0.3,precision=exact"}) {
     Harness harness({1, 400, kLayers}, policy, 1);
     ASSERT_TRUE(harness.prompt(300, 100).ok());
     const auto state = saved(harness, 0, 300);
@@ -238,7 +241,8 @@ TEST(Compaction, WritingEveryCellInTheWorstOrderNeverRunsOutOfBlocks) {
 }
 
 TEST(Rotation, KeysTurnByTheirShiftAndValuesStay) {
-  for (const char* policy : {"f16", "uniform,bits=8", "zip,k=8,recent=0", "sym8-had"}) {
+  for (const char* policy : {"f16", "uniform,bits=8", "zip,k=8,recent=0", "sym8-had",
+                             "zip,k=16/8,v=8/4/2,ratio=0.2/0.3,recent=0"}) {
     Harness harness({1, 300, {{2, 64, 64}}}, policy, 1);
     ASSERT_TRUE(harness.prompt(300, 150).ok());
     const auto keys = test::to_floats(harness.read(0, SideId::K));

@@ -16,9 +16,46 @@ struct Change {
 
 const Change kWrong[] = {
     {"no tier", [](Policy& p) { p.tiers.clear(); }},
-    {"three tiers",
+    {"two tiers of one kind",
      [](Policy& p) {
-       p.tiers.assign(3, {4, 4});
+       p.tiers = {{4, 4}, {4, 4}};
+     }},
+    {"three tiers with one share",
+     [](Policy& p) {
+       p.tiers = {{16, 16}, {4, 4}, {2, 2}};
+     }},
+    {"a middle tier wider than the first",
+     [](Policy& p) {
+       p.tiers = {{4, 4}, {4, 8}, {2, 2}}, p.shares = {100, 100};
+     }},
+    {"five tiers",
+     [](Policy& p) {
+       p.tiers = {{16, 16}, {8, 8}, {4, 4}, {3, 3}, {2, 2}}, p.shares = {1, 1, 1, 1};
+     }},
+    {"no shares for two tiers", [](Policy& p) { p.shares.clear(); }},
+    {"two shares for two tiers",
+     [](Policy& p) {
+       p.shares = {100, 100};
+     }},
+    {"shares of more than all",
+     [](Policy& p) {
+       p.tiers = {{16, 16}, {4, 4}, {2, 2}}, p.shares = {600, 500};
+     }},
+    {"a budget below the last tier",
+     [](Policy& p) { p.allocation = Allocation::Knapsack, p.target_millibits = 1999; }},
+    {"a budget above the first tier",
+     [](Policy& p) { p.allocation = Allocation::Knapsack, p.target_millibits = 4001; }},
+    {"no budget", [](Policy& p) { p.allocation = Allocation::KnapsackSquares; }},
+    {"a negative budget", [](Policy& p) { p.target_millibits = -1; }},
+    {"a budget for ranks",
+     [](Policy& p) {
+       p.allocation = Allocation::Knapsack, p.target_millibits = 3000;
+       p.saliency.statistic = Statistic::MeanStd;
+     }},
+    {"a budget that a layer's tiers cannot keep",
+     [](Policy& p) {
+       p.allocation = Allocation::Knapsack, p.target_millibits = 3000;
+       p.overrides = {{0, 1, "bits=8/4"}};
      }},
     {"5-bit keys", [](Policy& p) { p.tiers[0].k_bits = 5; }},
     {"0-bit values", [](Policy& p) { p.tiers[1].v_bits = 0; }},
@@ -34,8 +71,8 @@ const Change kWrong[] = {
      [](Policy& p) {
        p.tiers = {{2, 2}, {4, 4}};
      }},
-    {"ratio above 1", [](Policy& p) { p.high_permille = 1001; }},
-    {"ratio below 0", [](Policy& p) { p.high_permille = -1; }},
+    {"ratio above 1", [](Policy& p) { p.shares = {1001}; }},
+    {"ratio below 0", [](Policy& p) { p.shares = {-1}; }},
     {"group of 0", [](Policy& p) { p.k.axis = Axis::Group, p.k.group = 0; }},
     {"group of -8", [](Policy& p) { p.v.axis = Axis::Group, p.v.group = -8; }},
     {"token group of 256", [](Policy& p) { p.k.axis = Axis::ChannelGroup, p.k.group = 256; }},

@@ -138,7 +138,7 @@ TEST(PolicyFile, AFileIsABaseThatTextMayChange) {
   const TemporaryFile file(".json", R"({"base": "zipcache", "ratio": 0.7})");
   const auto policy = parse_policy(file.path() + ",recent=32");
   ASSERT_TRUE(policy.ok()) << policy.status().message();
-  EXPECT_EQ(policy->high_permille, 700);
+  EXPECT_EQ(policy->shares, std::vector{700});
   EXPECT_EQ(policy->window.recent, 32);
 }
 

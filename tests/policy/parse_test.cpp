@@ -9,7 +9,7 @@ namespace zipcache {
 namespace {
 
 TEST(PolicyText, EveryRowParsesToItselfAndKeepsItsName) {
-  ASSERT_EQ(policy_rows().size(), 34u);
+  ASSERT_EQ(policy_rows().size(), 35u);
   for (const PolicyRow& row : policy_rows()) {
     const auto policy = parse_policy(row.name);
     ASSERT_TRUE(policy.ok()) << policy.status().message();
@@ -23,7 +23,7 @@ TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
   EXPECT_TRUE(parse_policy("f16")->raw());
   const Policy zipcache = *parse_policy("zipcache");
   EXPECT_EQ(zipcache.tiers, (std::vector<Tier>{{4, 4}, {2, 2}}));
-  EXPECT_EQ(zipcache.high_permille, 600);
+  EXPECT_EQ(zipcache.shares, std::vector{600});
   EXPECT_EQ(zipcache.k.axis, Axis::Channel);
   EXPECT_EQ(zipcache.v.axis, Axis::Cst);
   EXPECT_EQ(zipcache.saliency, Saliency{});
@@ -34,7 +34,7 @@ TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
   EXPECT_EQ(code.saliency.decode, DecodeProbes::Last);
   const Policy zip = *parse_policy("zip");
   EXPECT_EQ(zip.tiers, (std::vector<Tier>{{4, 4}, {4, 2}}));
-  EXPECT_EQ(zip.high_permille, 100);
+  EXPECT_EQ(zip.shares, std::vector{100});
   EXPECT_EQ(zip.k, (Side{Axis::Channel, 32, Fit::Endpoint, Rotation::Hadamard}));
   EXPECT_EQ(zip.v, (Side{Axis::Token, 32, Fit::Unbiased, Rotation::Hadamard}));
   EXPECT_EQ(zip.k_rounding, Rounding::Query);
@@ -113,6 +113,13 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "uniform,bits=2",
                                "f16,k=4/2,v=8/3",
                                "zipcache,k=16/4",
+                               "zipcache,bits=16/4/2/0,ratio=0.1/0.2/0.3",
+                               "zipcache,k=16/4/2,v=4,ratio=0.001/0.999",
+                               "zipcache,k=16/16/4,v=4/2,ratio=0/1",
+                               "zip,k=4,v=4/3/2,ratio=0.1/0.2,alloc=knapsack,target_bits=3.5",
+                               "rdkv,target_bits=0.125,alloc=knapsack_squares",
+                               "rdkv,bits=2",
+                               "rdkv,0-3:target_bits=4,5:alloc=fraction,5:ratio=0.1/0.1/0.1",
                                "zip,v_axis=group32,k_axis=token,k_round=nearest",
                                "zip,k_axis=channel32,v_axis=channel128,k_round=nearest",
                                "zip,dual=4",
@@ -175,8 +182,28 @@ TEST(PolicyText, TwoSpellingsOfOnePolicyAreEqual) {
   EXPECT_EQ(*parse_policy("uniform,bits=3"), *parse_policy("uniform,k=3,v=3"));
   EXPECT_EQ(*parse_policy("zip,rotate=hadamard"), *parse_policy("zip,k_rotate=hadamard"));
   EXPECT_EQ(parse_policy("zipcache,bits=4/4")->tiers.size(), 1u);
-  EXPECT_EQ(parse_policy("zipcache,ratio=0.29")->high_permille,
-            290);  // not 289 by a binary fraction
+  EXPECT_EQ(parse_policy("zipcache,ratio=0.29")->shares,
+            std::vector{290});  // not 289 by a binary fraction
+}
+
+// The side with fewer widths repeats its last one, and what only repeats is no tier.
+TEST(PolicyText, WidthsOfBothSidesMakeTheTiers) {
+  const auto tiers = [](const char* text) {
+    const auto policy = parse_policy(text);
+    EXPECT_TRUE(policy.ok()) << text << ": " << policy.status().message();
+    return policy.ok() ? policy->tiers : std::vector<Tier>{};
+  };
+  EXPECT_EQ(tiers("zipcache,bits=16/4/2/0,ratio=0/0/0"),
+            (std::vector<Tier>{{16, 16}, {4, 4}, {2, 2}, {0, 0}}));
+  EXPECT_EQ(tiers("zipcache,k=8,v=16/4/2,ratio=0/0"), (std::vector<Tier>{{8, 16}, {8, 4}, {8, 2}}));
+  EXPECT_EQ(tiers("zipcache,k=16/4,v=4/3/2,ratio=0/0"),
+            (std::vector<Tier>{{16, 4}, {4, 3}, {4, 2}}));
+  EXPECT_EQ(tiers("zipcache,k=4/4/2,v=16/4/2,ratio=0/0"),
+            (std::vector<Tier>{{4, 16}, {4, 4}, {2, 2}}));
+  EXPECT_EQ(tiers("rdkv,k=4,v=4/2,target_bits=3.5"), (std::vector<Tier>{{4, 4}, {4, 2}}));
+  EXPECT_EQ(tiers("rdkv,bits=2,alloc=fraction"), (std::vector<Tier>{{2, 2}}));
+  EXPECT_EQ(parse_policy("zip,v=4/3/2,ratio=0.1/0.25")->shares, (std::vector{100, 250}));
+  EXPECT_EQ(parse_policy("rdkv,target_bits=2.125")->target_millibits, 2125);
 }
 
 struct Wrong {
@@ -204,6 +231,23 @@ const Wrong kWrong[] = {
     {"zip,0-3:1:k=8", "layers 0-3"},
     {"zipcache,ratio=", "field ratio"},
     {"zipcache,ratio=1.5", "field ratio"},
+    {"zipcache,ratio=0.6/0.5", "field ratio"},
+    {"zipcache,ratio=0.1/", "field ratio"},
+    {"zipcache,ratio=0.1/0.1/0.1/0.1", "field ratio"},
+    {"zipcache,ratio=0.1/0.1", "2 shares in ratio for 2 tiers"},
+    {"zipcache,v=4/3/2", "1 shares in ratio for 3 tiers"},
+    {"zipcache,bits=16/8/4/3/2", "field bits"},
+    {"zipcache,k=4//2", "field k"},
+    {"zipcache,k=4/2/", "field k"},
+    {"zipcache,k=2/3/2", "field k"},
+    {"zipcache,bits=4/4/2,ratio=0.1/0.1", "tier 2"},
+    {"zipcache,v=4/2/0,ratio=0.1/0.1", "evicts"},
+    {"zipcache,alloc=best", "field alloc"},
+    {"zipcache,alloc=knapsack", "target_bits=0"},
+    {"zipcache,alloc=knapsack,target_bits=1.9", "expected 2 to 4"},
+    {"zipcache,alloc=knapsack,target_bits=2.0001", "field target_bits"},
+    {"zipcache,target_bits=16.5", "field target_bits"},
+    {"roco,alloc=knapsack,target_bits=4", "mean_std"},
     {"zipcache,ratio=-0.1", "field ratio"},
     {"zipcache,ratio=0.12345", "field ratio"},
     {"zipcache,ratio=nan", "field ratio"},
@@ -229,7 +273,7 @@ const Wrong kWrong[] = {
     {"zipcache,k=2/4", "field k:"},
     {"zipcache,k=4/", "field k:"},
     {"zipcache,k=/2", "field k:"},
-    {"zipcache,k=4/2/2", "field k:"},
+    {"zipcache,k=4/2/2/2/2", "field k:"},
     {"zipcache,k=99999999999", "field k:"},
     {"zipcache,v=1", "field v:"},
     {"zipcache,v=four", "field v:"},
@@ -341,7 +385,8 @@ TEST(PolicyText, HostileBytesAreEscapedAndCutInTheMessage) {
 
 TEST(PolicyText, EveryAcceptedTextIsAPolicyThatChecks) {
   // Single-character changes of good texts: whatever is accepted must check, and come back.
-  const std::string good[] = {"zipcache,k=4/2,ratio=0.6,probes=5+5",
+  const std::string good[] = {"zipcache,k=4/2,ratio=0.6,probes=5+5", "zip,v=16/4/2,ratio=0.1/0.2",
+                              "rdkv,v=8/4/2/0,target_bits=2.5",
                               "zip,v_axis=group32,sinks=4,recent=128"};
   int accepted = 0;
   for (const std::string& text : good) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <set>
 
@@ -101,7 +102,8 @@ TEST(Score, UncertainTokensAreKeptWhateverTheirScore) {
   EXPECT_EQ(keep_uncertain(scores, deviations, 2),
             (std::vector<float>{INFINITY, .5f, .3f, INFINITY}));
   // Two are kept: the uncertain first token, then the best of the others.
-  EXPECT_EQ(allocate(keep_uncertain(scores, deviations, 1), 2), (std::vector<uint8_t>{0, 0, 1, 1}));
+  EXPECT_EQ(allocate(keep_uncertain(scores, deviations, 1), std::array{2}),
+            (std::vector<uint8_t>{0, 0, 1, 1}));
 }
 
 TEST(Score, DivisorsAreProbesAllRowsOrNothing) {

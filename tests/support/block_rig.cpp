@@ -85,13 +85,23 @@ void BlockRig::score(const std::vector<int>& probes) {
   attender_->score(step_, log, store, probes);
 }
 
+namespace {
+
+// docs/formats.md: planes of 16 bytes hold how many tiers come after the row's.
+size_t tagged_tier(const PackedHead& head, int row) {
+  const auto bit = [&](int plane) { return (head.tags[16 * plane + row / 8] >> (row % 8)) & 1; };
+  if (head.n_tiers == 1) return 0;
+  if (head.n_tiers == 2) return bit(0) ? 0 : 1;
+  return size_t(head.n_tiers - 1 - bit(0) - 2 * bit(1));
+}
+
+}  // namespace
+
 bool BlockRig::evicted(int slot, int head_index, int row) const {
   const StoredBlock& stored = store.block(slot);
   if (!stored.packed || stored.sinks.test(size_t(row))) return false;
   const PackedHead head = store.head(slot, head_index);
-  const bool high = !head.tags || ((head.tags[row / 8] >> (row % 8)) & 1);
-  const auto& tiers = store.packed.policy().tiers;
-  return (high ? tiers.front() : tiers.back()).k_bits == 0;
+  return store.packed.policy().tiers[tagged_tier(head, row)].k_bits == 0;
 }
 
 std::vector<bool> BlockRig::absent() const {
@@ -128,7 +138,10 @@ std::vector<float> BlockRig::packed_rows(int slot, SideId side, int head_index) 
   const Side& spec = side == SideId::K ? store.packed.policy().k : store.packed.policy().v;
   if (spec.rotation == Rotation::Hadamard)
     hadamard(coded.data(), int(coded.size()) / dim, dim, dim);
-  int high = 0, low = head.n_high, sink = 0;
+  TierCounts next = {};
+  for (size_t tier = 1; tier < next.size(); ++tier)
+    next[tier] = next[tier - 1] + head.held[tier - 1];
+  int sink = 0;
   for (int row = 0; row < kBlockTokens; ++row) {
     float* out = &rows[size_t(row * dim)];
     if (sinks.test(size_t(row))) {
@@ -137,8 +150,7 @@ std::vector<float> BlockRig::packed_rows(int slot, SideId side, int head_index) 
       continue;
     }
     if (evicted(slot, head_index, row)) continue;
-    const bool in_low = head.tags && !((head.tags[row / 8] >> (row % 8)) & 1);
-    std::copy_n(&coded[size_t((in_low ? low++ : high++) * dim)], dim, out);
+    std::copy_n(&coded[size_t(next[tagged_tier(head, row)]++ * dim)], dim, out);
   }
   return rows;
 }
