@@ -108,6 +108,15 @@ class PackedLayout {
   size_t moment_bytes() const {
     return rounds_by_queries() ? size_t(shape_.n_heads) * QueryMoment::bytes(shape_.k_dim) : 0;
   }
+  // Bytes of the matrices that turn the layer's rows, for all streams together.
+  size_t rotation_bytes() const {
+    const auto bytes = [&](const Side& side, int dim) {
+      return side.rotation != Rotation::File
+                 ? size_t{0}
+                 : sizeof(float) * size_t(shape_.n_heads) * size_t(dim) * size_t(dim);
+    };
+    return bytes(policy_.k, shape_.k_dim) + bytes(policy_.v, shape_.v_dim);
+  }
   // Both tiers of a side are coded on the same channel parameters.
   bool tiers_share_params(SideId side) const;
   const Policy& policy() const { return policy_; }

@@ -4,10 +4,10 @@
 #include <cstring>
 
 #include "base/parallel.hpp"
+#include "codec/clip.hpp"
 #include "codec/kernels.hpp"
 #include "saliency/probes.hpp"
 #include "transform/dual_scale.hpp"
-#include "transform/hadamard.hpp"
 
 namespace zipcache {
 namespace {
@@ -170,7 +170,6 @@ int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& sto
 std::vector<float> coded_rows(const LayerStore& store, const Plan& plan, SideId side, int head) {
   const bool is_k = side == SideId::K;
   const int dim = is_k ? store.raw.shape.k_dim : store.raw.shape.v_dim;
-  const Side& spec = is_k ? store.packed.policy().k : store.packed.policy().v;
   const half* rows = store.raw.rows(store.block(plan.slot).raw, side, head);
   std::vector<float> x(size_t(plan.n_coded) * size_t(dim));
   float* out = x.data();
@@ -179,7 +178,7 @@ std::vector<float> coded_rows(const LayerStore& store, const Plan& plan, SideId 
     best_kernels().halves(rows + row * dim, out, dim);
     out += dim;
   }
-  if (spec.rotation == Rotation::Hadamard) hadamard(x.data(), plan.n_coded, dim, dim);
+  store.rotation(side, head).turn(x.data(), plan.n_coded, dim, dim);
   return x;
 }
 
@@ -259,6 +258,15 @@ void encode_rows(const QueryRounding* rounding, const TileShape& tile, std::span
   encode_with(tile, fits, x.data(), codes);
 }
 
+// What the parameters of a tile's sets are fitted to; `space` holds it where that is not `rows`.
+const std::vector<float>& clipped(const Side& side, const TileShape& tile,
+                                  const std::vector<float>& rows, std::vector<float>& space) {
+  if (!side.clip.clips() || !coded(tile.bits)) return rows;
+  space = rows;
+  clip_sets(side, tile.dim, space);
+  return space;
+}
+
 // Each channel of the tile has affine parameters over all tokens.
 bool fitted_by_channel(const TileShape& tile) {
   return tile.axis == Axis::Channel && tile.codec == Codec::Affine && coded(tile.bits);
@@ -273,9 +281,10 @@ void encode_side(const LayerStore& store, SideId side, const QueryRounding* roun
   const Factors factors = factors_of(spec, x, dim);
   store_factors(factors.channels, dim, out.factors);
   const std::vector<float> divided = divided_by(x, dim, factors);
+  std::vector<float> space;
   const auto fit = [&](const std::vector<float>& rows, const TileView& tile) {
-    const auto fits =
-        fit_channels(rows.data(), int(rows.size()) / dim, dim, tile.shape.bits, spec.fit);
+    const auto fits = fit_channels(clipped(spec, tile.shape, rows, space).data(),
+                                   int(rows.size()) / dim, dim, tile.shape.bits, spec.fit);
     store_params(fits, const_cast<half*>(tile.params));
     return fits;
   };
@@ -288,7 +297,8 @@ void encode_side(const LayerStore& store, SideId side, const QueryRounding* roun
     auto* codes = const_cast<uint8_t*>(tile.codes);
     store_token_factors(factors, tiers, int(tier), tile);
     if (!fitted_by_channel(tile.shape) || rows.empty()) {
-      encode_tile(tile.shape, spec.fit, rows.data(), codes, const_cast<half*>(tile.params));
+      encode_tile(tile.shape, spec.fit, clipped(spec, tile.shape, rows, space).data(), codes,
+                  const_cast<half*>(tile.params));
       continue;
     }
     if (!one_set) fits = fit(rows, tile);
@@ -303,7 +313,7 @@ void encode_side_shared(const LayerStore& store, SideId side, const QueryRoundin
   const Side& spec = side == SideId::K ? policy.k : policy.v;
   std::vector<std::vector<float>> x;
   std::vector<PackedSide> out;
-  std::vector<float> all;
+  std::vector<float> all, space;
   for (const Plan& plan : plans) {
     const PackedHead packed =
         store.packed.head(plan.result.packed, head, plan.n_coded, int(plan.sinks.count()), set);
@@ -338,7 +348,8 @@ void encode_side_shared(const LayerStore& store, SideId side, const QueryRoundin
     }
     const bool common = fitted_by_channel(shape) && !all.empty();
     if (common && !(one_set && tier == 1)) {
-      fits = fit_channels(all.data(), int(all.size()) / dim, dim, shape.bits, spec.fit);
+      fits = fit_channels(clipped(spec, shape, all, space).data(), int(all.size()) / dim, dim,
+                          shape.bits, spec.fit);
       store_params(fits, const_cast<half*>(out[0].tiers[tier].params));
     }
     for (size_t b = 0; b < plans.size(); ++b) {
@@ -348,7 +359,8 @@ void encode_side_shared(const LayerStore& store, SideId side, const QueryRoundin
       if (common)
         encode_rows(rounding, tile.shape, fits, std::move(rows[b]), codes);
       else
-        encode_tile(tile.shape, spec.fit, rows[b].data(), codes, const_cast<half*>(tile.params));
+        encode_tile(tile.shape, spec.fit, clipped(spec, shape, rows[b], space).data(), codes,
+                    const_cast<half*>(tile.params));
     }
   }
 }
@@ -467,7 +479,6 @@ Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerS
 void repack_keys(LayerStore& store, int slot, const float* rows) {
   const StoredBlock& stored = store.block(slot);
   const int dim = store.raw.shape.k_dim;
-  const Policy& policy = store.packed.policy();
   const std::vector<QueryRounding> roundings = key_roundings(store, 1);
   for (int head = 0; head < store.raw.shape.n_heads; ++head) {
     const PackedHead packed = store.head(slot, head);
@@ -485,7 +496,7 @@ void repack_keys(LayerStore& store, int slot, const float* rows) {
       x.insert(x.end(), from, from + dim);
       tiers.push_back(packed.tags && !((packed.tags[row / 8] >> (row % 8)) & 1) ? 1 : 0);
     }
-    if (policy.k.rotation == Rotation::Hadamard) hadamard(x.data(), stored.n_coded, dim, dim);
+    store.rotation(SideId::K, head).turn(x.data(), stored.n_coded, dim, dim);
     encode_side(store, SideId::K, rounding_of(roundings, head), packed.k, x, tiers);
   }
 }

@@ -80,20 +80,22 @@ TEST_P(AttentionOfPolicy, OutputsEqualTheOracleOverWhatTheCacheHolds) {
 
 INSTANTIATE_TEST_SUITE_P(
     Rows, AttentionOfPolicy,
-    testing::Values("f16", "uniform", "zipcache", "zipcache-code", "zip", "random-tiers",
-                    "recency-tiers", "kivi2", "kivi4", "had4", "qserve4", "mikv", "h2o", "tova",
-                    "snapkv", "streaming,recent=64", "random+pin", "random+pin,bits=4/0", "sym8",
-                    "sym8-had", "sym4", "sym4-had", "turbo-k4v4", "fp8", "nvfp4", "roco",
-                    "turbo-k4v4,bits=4/2,v_codec=lloyd,cadence=prompt", "roco,scope=layer",
-                    "sym4,precision=fast", "sym4,precision=k2", "kvarn-k4v2,sinks=5", "kvarn-k2v2",
-                    "kvarn-k4v4,cadence=prompt,sinks=0", "zipcache,dual=2,v_axis=token",
-                    "h2o,bits=4/0,dual=1,v_axis=channel", "h2o,scope=layer", "h2o,cadence=prompt",
-                    "zip2", "zip3", "zip4", "uniform,bits=3", "uniform,bits=8",
-                    "uniform,bits=2,fit=midpoint", "uniform,bits=2,fit=mse", "zipcache,k=16/4",
-                    "uniform,k_axis=group32,v_axis=group16", "uniform,k_axis=token,v_axis=channel",
-                    "uniform,k_axis=cst", "zipcache,k_rotate=hadamard", "zipcache,rotate=hadamard",
-                    "zipcache,scope=layer", "zipcache,cadence=prompt", "zipcache,ratio=0",
-                    "zipcache,ratio=1", "zipcache,sinks=128", "zip,recent=77,sinks=3"),
+    testing::Values(
+        "f16", "uniform", "zipcache", "zipcache-code", "zip", "random-tiers", "recency-tiers",
+        "kivi2", "kivi4", "had4", "qserve4", "mikv", "h2o", "tova", "snapkv", "streaming,recent=64",
+        "random+pin", "random+pin,bits=4/0", "sym8", "sym8-had", "sym4", "sym4-had", "turbo-k4v4",
+        "fp8", "nvfp4", "roco", "turbo-k4v4,bits=4/2,v_codec=lloyd,cadence=prompt",
+        "roco,scope=layer", "sym4,precision=fast", "sym4,precision=k2", "kvarn-k4v2,sinks=5",
+        "kvarn-k2v2", "kvarn-k4v4,cadence=prompt,sinks=0", "zipcache,dual=2,v_axis=token",
+        "h2o,bits=4/0,dual=1,v_axis=channel", "h2o,scope=layer", "h2o,cadence=prompt", "zip2",
+        "zip3", "zip4", "uniform,bits=3", "uniform,bits=8", "uniform,bits=2,fit=midpoint",
+        "uniform,bits=2,fit=mse", "zipcache,k=16/4", "uniform,k_axis=group32,v_axis=group16",
+        "uniform,k_axis=token,v_axis=channel", "uniform,k_axis=cst", "zipcache,k_rotate=hadamard",
+        "zipcache,rotate=hadamard", "zipcache,scope=layer", "zipcache,cadence=prompt",
+        "zipcache,ratio=0", "zipcache,ratio=1", "zipcache,sinks=128", "zip,recent=77,sinks=3",
+        "zip,rotate=file,recent=0", "oscar2,recent=64,sinks=5", "skvq,recent=20",
+        "zip2,k_rotate=file", "zip2,v_rotate=file,cadence=prompt", "h2o,bits=4/0,rotate=file",
+        "turbo-k4v4,rotate=file", "zip,rotate=none,1:rotate=file"),
     [](const auto& info) {
       std::string name;
       for (const char c : std::string(info.param))

@@ -42,7 +42,12 @@ const char* const kPolicies[] = {"uniform",
                                  "roco",
                                  "uniform,dual=3,k_axis=channel32,v_axis=group32",
                                  "zipcache,dual=2,k_axis=group16,v_axis=channel",
-                                 "zipcache,k=16/4,v=8/3"};
+                                 "zipcache,k=16/4,v=8/3",
+                                 "zip,rotate=file",
+                                 "oscar2",
+                                 "skvq,cadence=prompt",
+                                 "zipcache,k_rotate=file,v_rotate=hadamard,k=16/4,v_clip=q0.9",
+                                 "h2o,bits=4/0,v_rotate=file"};
 
 struct Case {
   std::vector<float> k = test::random_rows(kRows, kHeads* kDim, 1);

@@ -42,7 +42,9 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
                                   "random+pin",
                                   "streaming,recent=100",
                                   "h2o,recent=0,bits=4/0",
-                                  "zipcache,ratio=0.7"};
+                                  "zipcache,ratio=0.7",
+                                  "oscar2,sinks=4,recent=40",
+                                  "zip2,k_rotate=file,2:v_rotate=file"};
   const std::pair<int, int> lengths[] = {
       {1, 1},     {127, 127}, {128, 64}, {129, 43}, {300, 100},
       {513, 256}, {400, 400}, {384, 192}};  // a step that packs more raw blocks than it leaves
