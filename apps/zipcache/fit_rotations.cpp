@@ -36,10 +36,12 @@ struct Options {
 
 // Before minutes of work: the file can be written, and a policy can name it.
 Status check_out(const std::string& path) {
-  const Result<Policy> policy = parse_policy("f16,rotate=file,rotations=" + path);
-  if (!policy.ok()) {
+  Policy policy = *parse_policy("f16,rotate=file");
+  policy.rotations = path;
+  const Status nameable = check(policy);
+  if (!nameable.ok()) {
     return {Code::BadArgument, fmt::format("--out: found '{}', which no policy could name: {}",
-                                           path, policy.status().message())};
+                                           path, nameable.message())};
   }
   const fs::path folder = fs::absolute(path).parent_path();
   std::error_code error;

@@ -55,6 +55,20 @@ def test_policies_with_the_file_are_measured(fitted):
     assert round(skvq["bits_coded"], 1) == 3.0 and round(oscar["bits_coded"], 1) == 2.5
 
 
+def test_rows_of_another_file_are_measured_again(fitted, tmp_path):
+    rotations, rows = tmp_path / "model.rot", tmp_path / "rows.jsonl"
+
+    def measured_rows(source):
+        rotations.write_bytes((fitted / source).read_bytes())
+        done = zipcache("eval", "kld", "-m", llama.SMALL_MODEL, "-f", llama.LINES, "-c", 256, "-ub", 64, "--out", rows,
+                        "--policies", f"skvq,recent=0,rotations={rotations}")
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["rotations_print"] for line in rows.read_text().splitlines()]
+
+    assert len(measured_rows("model.perm")) == len(measured_rows("model.perm")) == 1
+    assert len(set(measured_rows("model.rot"))) == 2
+
+
 def test_the_plugin_takes_the_file_and_refuses_what_does_not_fit(fitted):
     def complete(policy):
         return llama.run("llama-completion", "-m", llama.SMALL_MODEL, "-p", "l 1 2 3", "-n", 4, "-no-cnv", "-t", 1,
