@@ -85,7 +85,7 @@ def test_the_plugin_takes_the_file_and_refuses_what_does_not_fit(fitted):
     (["--method", "haar"], ["haar", "oscar or permute"]),
     (["-o", "/nowhere/x.rot"], ["/nowhere/x.rot", "folder"]),
     (["-o", "a,b.rot"], ["a,b.rot", "commas"]),
-    (["-c", 1 << 20], ["too short"]),
+    (["-f", llama.TEXT, "-c", 1 << 20], ["too short"]),
     (["-m", "missing.gguf"], ["missing.gguf"]),
 ])
 def test_wrong_arguments_are_refused_with_the_cure(tmp_path, arguments, words):
@@ -99,5 +99,6 @@ def test_a_damaged_file_is_refused_before_the_model_is_loaded(fitted):
     content = bytearray((fitted / "model.rot").read_bytes())
     content[-5000] ^= 1
     (fitted / "damaged.rot").write_bytes(content)
-    done = zipcache("compare", "-m", llama.SMALL_MODEL, "--policies", f"oscar2,rotations={fitted / 'damaged.rot'}")
+    done = zipcache("compare", "-m", llama.SMALL_MODEL, "-f", llama.TEXT, "--policies",
+                    f"oscar2,rotations={fitted / 'damaged.rot'}")
     assert done.returncode == 3 and "damaged.rot" in done.stderr and "check sum" in done.stderr
