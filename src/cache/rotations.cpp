@@ -72,6 +72,7 @@ class Reader {
   template <class T>
   bool numbers(T* out, size_t n) {
     if (rest_.size() / sizeof(T) < n) return false;
+    if (n == 0) return true;  // `out` may be null
     std::memcpy(out, rest_.data(), n * sizeof(T));
     rest_.remove_prefix(n * sizeof(T));
     return true;
@@ -90,7 +91,7 @@ class Reader {
 
 template <class T>
 void append(std::string& out, const T* numbers, size_t n) {
-  out.append(reinterpret_cast<const char*>(numbers), n * sizeof(T));
+  if (n > 0) out.append(reinterpret_cast<const char*>(numbers), n * sizeof(T));
 }
 
 // The description, and each layer's shape.
