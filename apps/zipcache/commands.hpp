@@ -20,6 +20,7 @@ void add_doctor(CLI::App& program, Action& action);
 void add_bench(CLI::App& program, Action& action);
 void add_eval(CLI::App& program, Action& action);
 void add_tune(CLI::App& program, Action& action);
+void add_fit_rotations(CLI::App& program, Action& action);
 void add_plot(CLI::App& program, Action& action);
 
 // Of the commands of `plot` the one that runs a model.

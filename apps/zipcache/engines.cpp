@@ -10,6 +10,7 @@
 #include "exact_weights.hpp"
 #include "places.hpp"
 #include "zipcache/policy.hpp"
+#include "zipcache/rotations.hpp"
 
 namespace zipcache::cli {
 
@@ -60,6 +61,7 @@ Status check_policies(std::span<const PolicyChoice> choices, ScoreFiles files) {
     if (!choice.ours()) continue;
     const Result<Policy> policy = parse_policy(choice.text);
     if (!policy.ok()) return policy.status();
+    ZC_TRY(check_rotations(*policy));
     if (files == ScoreFiles::Checked || policy->saliency.statistic != Statistic::File) continue;
     return {Code::BadPolicy,
             fmt::format("policy '{}': found score=file, which knows one text from its beginning, "

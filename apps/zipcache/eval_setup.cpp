@@ -102,10 +102,15 @@ Result<Engines> open_eval_engines(const EvalOptions& options, const EvalSetup& s
 Json with_policy(Json key, const PolicyChoice& choice) {
   key["policy"] = choice.text;
   const Result<Policy> policy = parse_policy(choice.text);
-  if (!choice.ours() || !policy.ok() || policy->saliency.statistic != Statistic::File) return key;
-  // Another content of the file is another policy. One that cannot be read has no row.
-  const Result<std::string> print = fingerprint_of_file(policy->saliency.file);
-  key["score_print"] = print.ok() ? Json(*print) : Json();
+  if (!choice.ours() || !policy.ok()) return key;
+  // Another content of a file is another policy. One that cannot be read has no row.
+  const auto add_print = [&](const char* field, const std::string& path) {
+    const Result<std::string> print = fingerprint_of_file(path);
+    key[field] = print.ok() ? Json(*print) : Json();
+  };
+  if (policy->saliency.statistic == Statistic::File)
+    add_print("score_print", policy->saliency.file);
+  if (!policy->rotations.empty()) add_print("rotations_print", policy->rotations);
   return key;
 }
 

@@ -54,6 +54,7 @@ void set_up(CLI::App& program, Action& action) {
   add_eval(program, action);
   add_tune(program, action);
   add_plot(program, action);
+  add_fit_rotations(program, action);
 }
 
 void print_error(const std::string& message) {

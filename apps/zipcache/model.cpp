@@ -84,6 +84,8 @@ Result<Context> open_context(llama_model* model, const ContextOptions& options,
   params.type_k = params.type_v = options.cache_type;
   params.offload_kqv = true;
   params.kv_unified = true;
+  params.cb_eval = options.observe;
+  params.cb_eval_user_data = options.observer;
   // Layers with a sliding window keep all cells, so that every policy holds the same rows.
   params.swa_full = true;
   Context context(llama_init_from_model(model, params));

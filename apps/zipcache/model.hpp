@@ -37,6 +37,9 @@ struct ContextOptions {
   int n_ubatch = 512;
   int n_threads = 1;
   ggml_type cache_type = GGML_TYPE_F16;
+  // Called with each node of the graph, as llama_context_params::cb_eval is; null for none.
+  ggml_backend_sched_eval_callback observe = nullptr;
+  void* observer = nullptr;
 };
 
 // One sequence, one stream, flash attention; `what` names the policy in an error.

@@ -37,6 +37,9 @@ struct CacheShape {
   int n_streams = 1;
   int n_cells = 0;                 // per stream
   std::vector<LayerShape> layers;  // [n_layers]
+  // The model's number of each layer, which policies and rotations go by; empty: 0, 1, 2 ...
+  std::vector<int> numbers = {};
+  int number(size_t layer) const { return numbers.empty() ? int(layer) : numbers[layer]; }
 };
 
 // Head sizes that codecs and kernels serve: multiples of 8 from 16 to 256.
@@ -49,8 +52,8 @@ struct Bytes {
   size_t tags = 0;    // tier tags and block headers
   size_t raw = 0;     // 16-bit rows: window, sinks, the block being filled
   size_t scores = 0;  // sums and counts of raw rows; with eviction, which of them are there
-  size_t map =
-      0;  // tables beside the blocks: cell <-> row; with k_round=query what queries are like
+  size_t map = 0;     // tables beside the blocks: cell <-> row; with k_round=query what queries are
+                   // like; with rotate=file the matrices
   size_t padding = 0;  // alignment, unused rows of raw blocks, freed storage kept for reuse
   size_t allocated() const { return codes + params + tags + raw + scores + map + padding; }
   Bytes& operator+=(const Bytes& other);

@@ -55,7 +55,19 @@ enum class Codec : uint8_t {
   E2m1,       // 4-bit floating point numbers, with a step of 8 bits (NVFP4)
 };
 
-enum class Rotation : uint8_t { None, Hadamard };
+enum class Rotation : uint8_t {
+  None,
+  Hadamard,
+  File,  // an orthogonal matrix for each head, from the policy's file of rotations
+};
+
+// How much of a set's range is coded; what lies outside is moved to its ends.
+struct Clip {
+  int permille = 1000;    // of the range, about its middle; in 1/1000
+  bool quantile = false;  // instead the range from the quantile 1 - permille/1000 to permille/1000
+  bool clips() const { return permille < 1000; }
+  bool operator==(const Clip&) const = default;
+};
 
 // How key values become codes on the grid that their fit chose. Both cost the same bits.
 enum class Rounding : uint8_t {
@@ -138,6 +150,7 @@ struct Side {
   // turn before they are coded; 0 for none.
   int dual = 0;
   Codec codec = Codec::Affine;
+  Clip clip = {};  // of the range that an endpoint or midpoint fit takes
   bool operator==(const Side&) const = default;
 
   // What a value is multiplied with beside the parameters of its set: a factor of its channel, or
@@ -197,6 +210,7 @@ struct Policy {
   Cadence cadence = Cadence::Stream;
   Precision precision = Precision::Auto;
   uint64_t seed = 1;
+  std::string rotations;  // path of the file for Rotation::File (zipcache/rotations.hpp)
   std::vector<LayerOverride> overrides;
   bool operator==(const Policy&) const = default;
 
@@ -243,6 +257,9 @@ std::string to_text(const Policy& policy);
 
 // Checks that fields fit together; every parser above ends with it.
 Status check(const Policy& policy);
+
+// Some layer's keys or values are rotated by matrices of a file.
+bool needs_rotations(const Policy& policy);
 
 // The policy of one layer: overrides applied. Window, cadence, seed and probes belong to the whole
 // cache and cannot be overridden.

@@ -118,7 +118,7 @@ class Operation {
       all.raw.merge(sums_of(head, task).raw);
       all.packed.merge(sums_of(head, task).packed);
     }
-    blocks_.finish(all);
+    blocks_.finish(head, all);
     write_rows(head, 0, all.raw);
   }
 
@@ -136,7 +136,7 @@ class Operation {
         if (stopped()) return;
         blocks_.add_block(scratch.queries, head, block, nullptr, scratch, sums);
       }
-      blocks_.finish(sums);
+      blocks_.finish(head, sums);
       write_rows(head, first, sums.raw);
     });
   }

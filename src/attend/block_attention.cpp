@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "transform/hadamard.hpp"
-
 namespace zipcache {
 namespace {
 
@@ -48,7 +46,7 @@ void BlockAttention::gather(int head, int first_query, int n_queries, Scratch& s
   scratch.query_numbers.resize(size_t(n_queries));
   std::iota(scratch.query_numbers.begin(), scratch.query_numbers.end(), first_query);
   gather_queries(step_, scratch.query_numbers, head, group_, store_.raw.shape.k_dim,
-                 store_.packed.policy().k.rotation == Rotation::Hadamard, scratch.queries);
+                 store_.rotation(SideId::K, head), scratch.queries);
 }
 
 void BlockAttention::reset(const QueryTile& queries, TaskSums& sums) const {
@@ -77,11 +75,11 @@ void BlockAttention::add_block(const QueryTile& queries, int head, int index, co
     add_raw(head, queries, slot, view, scratch, sums.raw);
 }
 
-void BlockAttention::finish(TaskSums& sums) const {
+void BlockAttention::finish(int head, TaskSums& sums) const {
   // The sum over rotated values is turned back once, instead of turning every value.
-  if (store_.packed.policy().v.rotation == Rotation::Hadamard) {
-    hadamard(sums.packed.out.data(), sums.packed.n_rows, store_.raw.shape.v_dim, sums.packed.dim);
-  }
+  store_.rotation(SideId::V, head)
+      .turn_back(sums.packed.out.data(), sums.packed.n_rows, store_.raw.shape.v_dim,
+                 sums.packed.dim);
   sums.raw.merge(sums.packed);
 }
 

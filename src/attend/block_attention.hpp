@@ -50,7 +50,7 @@ class BlockAttention {
   // First byte of what add_block reads, null where nothing is stored.
   const uint8_t* start_of(int head, int index) const;
   // Merges what packed blocks gave into sums.raw.
-  void finish(TaskSums& sums) const;
+  void finish(int head, TaskSums& sums) const;
 
  private:
   Visible look(const QueryTile& queries, int slot, Visible view, const uint8_t* order, int n,

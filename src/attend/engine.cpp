@@ -13,6 +13,7 @@
 #include "cache/pack.hpp"
 #include "codec/kernels.hpp"
 #include "saliency/probes.hpp"
+#include "zipcache/rotations.hpp"
 #include "zipcache/token_scores.hpp"
 
 namespace zipcache {
@@ -27,6 +28,28 @@ uint64_t live_coded_rows(const LogBlock& block, const StoredBlock& stored) {
     n += block.cells[size_t(row)] >= 0 && !stored.sinks.test(size_t(row));
   }
   return n;
+}
+
+// The matrices of each layer, for all its streams; of sides that no file rotates none.
+Result<std::vector<std::shared_ptr<const LayerRotations>>> layer_rotations(
+    const Policy& policy, const CacheShape& shape) {
+  std::vector<std::shared_ptr<const LayerRotations>> out(shape.layers.size());
+  if (!needs_rotations(policy)) return out;
+  Result<Rotations> found = rotations_of(policy);
+  if (!found.ok()) return found.status();
+  const Status fits = check_fit(*found, shape);
+  if (!fits.ok()) {
+    return Status{fits.code(), fmt::format("rotations '{}': {}", policy.rotations, fits.message())};
+  }
+  for (size_t layer = 0; layer < out.size(); ++layer) {
+    const Result<Policy> own = policy_for_layer(policy, shape.number(layer));
+    if (!own.ok()) return own.status();
+    LayerRotations matrices = std::move(found->layers[size_t(shape.number(layer))]);
+    if (own->k.rotation != Rotation::File) matrices.k = {};
+    if (own->v.rotation != Rotation::File) matrices.v = {};
+    out[layer] = std::make_shared<const LayerRotations>(std::move(matrices));
+  }
+  return out;
 }
 
 class Stopwatch {
@@ -146,11 +169,13 @@ class Engine final : public Cache {
 Status Engine::open() {
   ZC_TRY(load_scores());
   size_t reserve = 0;
+  const auto rotations = layer_rotations(policy_, shape_);
+  if (!rotations.ok()) return rotations.status();
   const int n_slots = StreamLog::max_blocks(shape_.n_cells);
   for (int stream = 0; stream < shape_.n_streams; ++stream) {
     logs_.emplace_back(shape_.n_cells, int(shape_.layers.size()));
     for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
-      Result<Policy> own = policy_for_layer(policy_, int(layer));
+      Result<Policy> own = policy_for_layer(policy_, shape_.number(layer));
       if (!own.ok()) return own.status();
       for (const auto& [side, size] : {std::pair{own->k, shape_.layers[layer].k_dim},
                                        std::pair{own->v, shape_.layers[layer].v_dim}}) {
@@ -160,7 +185,8 @@ Status Engine::open() {
                             "choose a group that does, or axis token",
                             layer, side.group, size)};
       }
-      stores_.push_back(std::make_unique<LayerStore>(shape_.layers[layer], *own, n_slots));
+      stores_.push_back(
+          std::make_unique<LayerStore>(shape_.layers[layer], *own, n_slots, (*rotations)[layer]));
       const LayerStore& made = *stores_.back();
       // No block takes more than one whose tokens are all in the best tier, and a step of columns
       // in each of the others.
@@ -735,6 +761,7 @@ CacheStats Engine::stats() const {
     for (int layer = 0; layer < stats.n_layers; ++layer) {
       const LayerShape& shape = shape_.layers[size_t(layer)];
       const LayerStore& held = store(layer, stream);
+      if (stream == 0) stats.bytes.map += held.packed.rotation_bytes();
       const uint64_t per_row = uint64_t(shape.n_heads) * uint64_t(shape.k_dim + shape.v_dim);
       held.count(log, stats.bytes);
       stats.elements += log.rows_live() * per_row;

@@ -28,7 +28,7 @@ class ProbePass {
     const int n = block.n_rows, ld = padded_to(n, kUnitRows);
     uint8_t* raw = store_.block(slot).raw;
     // Query rows of all probes, one behind the other.
-    gather_queries(step_, probes_, head, group_, store_.raw.shape.k_dim, false, scratch.queries);
+    gather_queries(step_, probes_, head, group_, store_.raw.shape.k_dim, {}, scratch.queries);
     scratch.scores.resize(size_t(scratch.queries.n_rows()) * size_t(ld));
     half_scores(kernels_, scratch.queries, store_.raw.k(raw, head), n, scratch.turned,
                 scratch.scores.data(), ld);
@@ -128,11 +128,10 @@ void Attender::learn_queries(const Attention& step, LayerStore& store) {
   const int stride = std::max(1, step.n_queries * group / kMomentMostRows);
   std::vector<int> queries;
   for (int q = 0; q < step.n_queries; q += stride) queries.push_back(q);
-  const bool rotated = store.packed.policy().k.rotation == Rotation::Hadamard;
   space_->begin(step.n_threads);
   parallel_for(step.n_threads, shape.n_heads, [&](int head, int worker) {
     QueryTile& tile = space_->scratch[size_t(worker)].queries;
-    gather_queries(step, queries, head, group, shape.k_dim, rotated, tile);
+    gather_queries(step, queries, head, group, shape.k_dim, store.rotation(SideId::K, head), tile);
     store.moments[size_t(head)].learn(tile.for_packed(), tile.n_rows(), tile.ld);
   });
 }

@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "transform/hadamard.hpp"
-
 namespace zipcache {
 namespace {
 
@@ -22,7 +20,7 @@ float alibi_slope(const Attention& step, int head) {
 }  // namespace
 
 void gather_queries(const Attention& step, std::span<const int> queries, int kv_head, int group,
-                    int dim, bool rotate, QueryTile& tile) {
+                    int dim, HeadRotation rotation, QueryTile& tile) {
   tile.first_query = queries.front();
   tile.n_queries = int(queries.size());
   tile.first_head = kv_head * group;
@@ -41,9 +39,9 @@ void gather_queries(const Attention& step, std::span<const int> queries, int kv_
     }
   }
   tile.rotated.clear();
-  if (!rotate) return;
+  if (!rotation.turns()) return;
   tile.rotated = tile.rows;
-  hadamard(tile.rotated.data(), tile.n_rows(), dim, tile.ld);
+  rotation.turn(tile.rotated.data(), tile.n_rows(), dim, tile.ld);
 }
 
 void half_scores(const Kernels& kernels, const QueryTile& queries, const half* keys, int n,

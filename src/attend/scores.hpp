@@ -7,6 +7,7 @@
 
 #include "attend/mask.hpp"
 #include "codec/kernels.hpp"
+#include "transform/rotation.hpp"
 
 namespace zipcache {
 
@@ -29,9 +30,9 @@ struct QueryTile {
 };
 
 // Gathers and scales the rows of `queries`, which follow one another unless the caller keeps them
-// apart, into `tile`; `rotate` also prepares them for rotated keys.
+// apart, into `tile`; also turned as keys are by `rotation`.
 void gather_queries(const Attention& step, std::span<const int> queries, int kv_head, int group,
-                    int dim, bool rotate, QueryTile& tile);
+                    int dim, HeadRotation rotation, QueryTile& tile);
 
 // Scores [n_rows, n of ld] of the queries against 16-bit keys [n, dim]; `scratch` is reused memory.
 void half_scores(const Kernels& kernels, const QueryTile& queries, const half* keys, int n,

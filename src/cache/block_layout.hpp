@@ -121,6 +121,15 @@ class PackedLayout {
   size_t moment_bytes() const {
     return rounds_by_queries() ? size_t(shape_.n_heads) * QueryMoment::bytes(shape_.k_dim) : 0;
   }
+  // Bytes of the matrices that turn the layer's rows, for all streams together.
+  size_t rotation_bytes() const {
+    const auto bytes = [&](const Side& side, int dim) {
+      return side.rotation != Rotation::File
+                 ? size_t{0}
+                 : sizeof(float) * size_t(shape_.n_heads) * size_t(dim) * size_t(dim);
+    };
+    return bytes(policy_.k, shape_.k_dim) + bytes(policy_.v, shape_.v_dim);
+  }
   // The tier whose channel parameters a tier of a side is coded on: the first of its width.
   size_t params_tier(SideId side, size_t tier) const;
   const Policy& policy() const { return policy_; }

@@ -38,13 +38,13 @@ struct LayerCost {
   }
 };
 
-Result<std::vector<LayerCost>> layer_costs(const Policy& policy,
-                                           const std::vector<LayerShape>& layers) {
+Result<std::vector<LayerCost>> layer_costs(const Policy& policy, const CacheShape& shape) {
   std::vector<LayerCost> costs;
-  for (size_t layer = 0; layer < layers.size(); ++layer) {
-    Result<Policy> own = policy_for_layer(policy, int(layer));
+  for (size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    Result<Policy> own = policy_for_layer(policy, shape.number(layer));
     if (!own.ok()) return own.status();
-    costs.push_back({PackedLayout(layers[layer], *own), RawLayout(layers[layer], *own)});
+    costs.push_back(
+        {PackedLayout(shape.layers[layer], *own), RawLayout(shape.layers[layer], *own)});
   }
   return costs;
 }
@@ -129,6 +129,12 @@ Status check(const CacheShape& shape) {
   if (shape.layers.empty() || shape.layers.size() > 4096) {
     return wrong(fmt::format("{} layers, expected 1 to 4096", shape.layers.size()));
   }
+  if (!shape.numbers.empty() && shape.numbers.size() != shape.layers.size()) {
+    return wrong(fmt::format("numbers of {} layers, expected {}", shape.numbers.size(),
+                             shape.layers.size()));
+  }
+  if (std::any_of(shape.numbers.begin(), shape.numbers.end(), [](int n) { return n < 0; }))
+    return wrong("a layer's number is below 0");
   for (size_t i = 0; i < shape.layers.size(); ++i) {
     const LayerShape& layer = shape.layers[i];
     for (const int dim : {layer.k_dim, layer.v_dim}) {
@@ -149,11 +155,12 @@ Status check(const CacheShape& shape) {
 Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& layers, int n_tokens,
                         int ubatch) {
   ZC_TRY(check(policy));
-  ZC_TRY(check(CacheShape{1, std::max(1, n_tokens), layers}));
+  const CacheShape shape{1, std::max(1, n_tokens), layers};
+  ZC_TRY(check(shape));
   if (n_tokens < 0 || ubatch < 1) {
     return Status{Code::BadArgument, "footprint: expected n_tokens >= 0 and ubatch >= 1"};
   }
-  Result<std::vector<LayerCost>> costs = layer_costs(policy, layers);
+  Result<std::vector<LayerCost>> costs = layer_costs(policy, shape);
   if (!costs.ok()) return costs.status();
   const BlockCounts counts = counts_at(policy, n_tokens);
   Bytes bytes;
@@ -171,7 +178,8 @@ Result<Bytes> footprint(const Policy& policy, const std::vector<LayerShape>& lay
     bytes.scores += (cost.raw.bytes - cost.raw.sums_at) * size_t(counts.raw);
   }
   bytes.map = StreamLog(std::max(1, n_tokens), int(layers.size())).bytes();
-  for (const LayerCost& cost : *costs) bytes.map += cost.packed.moment_bytes();
+  for (const LayerCost& cost : *costs)
+    bytes.map += cost.packed.moment_bytes() + cost.packed.rotation_bytes();
   bytes.padding = committed - (bytes.codes + bytes.params + bytes.tags + bytes.raw + bytes.scores);
   return bytes;
 }
@@ -196,24 +204,25 @@ Result<double> long_run_bits(const Policy& policy, const std::vector<LayerShape>
 
 Result<size_t> planned_bytes(const Policy& policy, const CacheShape& shape, int ubatch) {
   ZC_TRY(check(shape));
-  Result<std::vector<LayerCost>> costs = layer_costs(policy, shape.layers);
+  Result<std::vector<LayerCost>> costs = layer_costs(policy, shape);
   if (!costs.ok()) return costs.status();
   const size_t cell_blocks = size_t(shape.n_cells + kBlockTokens - 1) / kBlockTokens;
   const size_t window_blocks =
       policy.raw() || policy.cadence == Cadence::Prompt
           ? cell_blocks
           : size_t(policy.window.recent + kBlockTokens - 1) / kBlockTokens + 1;
-  size_t per_stream = 0, largest_raw = 0;
+  size_t per_stream = 0, largest_raw = 0, rotations = 0;
   for (const LayerCost& cost : *costs) {
     const size_t raw_piece = Arena::rounded(cost.raw.bytes);
     if (!policy.raw()) per_stream += packed_total(cost, cell_blocks);
     per_stream += std::min(window_blocks, cell_blocks) * raw_piece;
     per_stream += cost.packed.moment_bytes();
+    rotations += cost.packed.rotation_bytes();
     largest_raw = std::max(largest_raw, raw_piece);
   }
   per_stream += StreamLog(shape.n_cells, int(shape.layers.size())).bytes();
   const size_t step_blocks = policy.raw() ? 0 : size_t(ubatch + kBlockTokens - 1) / kBlockTokens;
-  return per_stream * size_t(shape.n_streams) + step_blocks * largest_raw;
+  return per_stream * size_t(shape.n_streams) + step_blocks * largest_raw + rotations;
 }
 
 double paper_ratio(double average_bits, double n_params, double b, double C, double l) {

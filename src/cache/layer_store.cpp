@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "codec/kernels.hpp"
-#include "transform/hadamard.hpp"
 
 namespace zipcache {
 
@@ -54,6 +53,15 @@ PackedHead LayerStore::head(int slot, int head_index) const {
   const StoredBlock& stored = block(slot);
   return packed.head(stored.packed, head_index, stored.n_coded, int(stored.sinks.count()),
                      shared_piece(stored));
+}
+
+HeadRotation LayerStore::rotation(SideId side, int head_index) const {
+  const bool is_k = side == SideId::K;
+  const Rotation kind = (is_k ? packed.policy().k : packed.policy().v).rotation;
+  if (kind != Rotation::File) return {kind, nullptr};
+  const int dim = is_k ? raw.shape.k_dim : raw.shape.v_dim;
+  const std::vector<float>& matrices = is_k ? rotations_->k : rotations_->v;
+  return {kind, matrices.data() + ptrdiff_t(head_index) * dim * dim};
 }
 
 BlockBits LayerStore::held(int slot, int head_index) const {
@@ -117,7 +125,6 @@ void decode_packed(const LayerStore& store, int slot, SideId side, int head_inde
   const StoredBlock& stored = store.block(slot);
   const PackedHead head = store.head(slot, head_index);
   const PackedSide& packed = side == SideId::K ? head.k : head.v;
-  const Side& spec = side == SideId::K ? store.packed.policy().k : store.packed.policy().v;
   const int dim = packed.tiers[0].shape.dim;
   std::vector<float> rows(size_t(kMaxTierColumns) * size_t(dim));
   int at = 0;
@@ -125,7 +132,7 @@ void decode_packed(const LayerStore& store, int slot, SideId side, int head_inde
     decode_tile(packed.tiers[tier], rows.data() + size_t(at) * size_t(dim));
     at += padded_to(head.held[tier], kUnitRows);
   }
-  if (spec.rotation == Rotation::Hadamard) hadamard(rows.data(), tier_columns(head), dim, dim);
+  store.rotation(side, head_index).turn_back(rows.data(), tier_columns(head), dim, dim);
   uint8_t order[kMaxTierColumns];
   packed_order(head, stored.sinks, order);
   std::fill_n(out, n_rows * dim, 0.0f);  // what evicted rows read as

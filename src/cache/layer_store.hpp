@@ -2,11 +2,14 @@
 // piece, or neither. Storage comes from the cache's arena. Not thread-safe.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "base/arena.hpp"
 #include "cache/block_layout.hpp"
 #include "codec/query_rounding.hpp"
+#include "transform/rotation.hpp"
+#include "zipcache/rotations.hpp"
 
 namespace zipcache {
 
@@ -27,10 +30,13 @@ struct StoredBlock {
 
 class LayerStore {
  public:
-  LayerStore(const LayerShape& shape, const Policy& policy, int n_slots)
+  // `rotations` holds the layer's matrices where the policy rotates by a file.
+  LayerStore(const LayerShape& shape, const Policy& policy, int n_slots,
+             std::shared_ptr<const LayerRotations> rotations = nullptr)
       : raw(shape, policy),
         packed(shape, policy),
         moments(packed.rounds_by_queries() ? size_t(shape.n_heads) : 0, QueryMoment(shape.k_dim)),
+        rotations_(std::move(rotations)),
         blocks_(size_t(n_slots)) {}
 
   const RawLayout raw;
@@ -58,7 +64,11 @@ class LayerStore {
   // Adds what the blocks of `log` hold here, by kind.
   void count(const StreamLog& log, Bytes& bytes) const;
 
+  // How rows of a head are turned before they are coded.
+  HeadRotation rotation(SideId side, int head) const;
+
  private:
+  std::shared_ptr<const LayerRotations> rotations_;
   std::vector<StoredBlock> blocks_;
   std::vector<SharedSet> shared_;
 };

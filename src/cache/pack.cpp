@@ -5,10 +5,10 @@
 #include <numeric>
 
 #include "base/parallel.hpp"
+#include "codec/clip.hpp"
 #include "codec/kernels.hpp"
 #include "saliency/probes.hpp"
 #include "transform/dual_scale.hpp"
-#include "transform/hadamard.hpp"
 
 namespace zipcache {
 namespace {
@@ -211,7 +211,6 @@ int decide_tiers(const PackJob& job, const StreamLog& log, const LayerStore& sto
 std::vector<float> coded_rows(const LayerStore& store, const Plan& plan, SideId side, int head) {
   const bool is_k = side == SideId::K;
   const int dim = is_k ? store.raw.shape.k_dim : store.raw.shape.v_dim;
-  const Side& spec = is_k ? store.packed.policy().k : store.packed.policy().v;
   const half* rows = store.raw.rows(store.block(plan.slot).raw, side, head);
   std::vector<float> x(size_t(plan.n_coded) * size_t(dim));
   float* out = x.data();
@@ -220,7 +219,7 @@ std::vector<float> coded_rows(const LayerStore& store, const Plan& plan, SideId 
     best_kernels().halves(rows + row * dim, out, dim);
     out += dim;
   }
-  if (spec.rotation == Rotation::Hadamard) hadamard(x.data(), plan.n_coded, dim, dim);
+  store.rotation(side, head).turn(x.data(), plan.n_coded, dim, dim);
   return x;
 }
 
@@ -315,6 +314,15 @@ void encode_rows(const QueryRounding* rounding, const TileShape& tile, std::span
   encode_with(tile, fits, x.data(), codes);
 }
 
+// What the parameters of a tile's sets are fitted to; `space` holds it where that is not `rows`.
+const std::vector<float>& clipped(const Side& side, const TileShape& tile,
+                                  const std::vector<float>& rows, std::vector<float>& space) {
+  if (!side.clip.clips() || !coded(tile.bits)) return rows;
+  space = rows;
+  clip_sets(side, tile.dim, space);
+  return space;
+}
+
 // Each channel of the tile has affine parameters over all tokens.
 bool fitted_by_channel(const TileShape& tile) {
   return tile.axis == Axis::Channel && tile.codec == Codec::Affine && coded(tile.bits);
@@ -338,18 +346,21 @@ void encode_side(const LayerStore& store, SideId side, const QueryRounding* roun
   const Factors factors = factors_of(spec, x, dim);
   store_factors(factors.channels, dim, out.factors);
   const std::vector<float> divided = divided_by(x, dim, factors);
+  std::vector<float> space;
   std::vector<SetFit> fits;
   for (size_t tier = 0; tier < policy.tiers.size(); ++tier) {
     const TileView& tile = out.tiers[tier];
     auto* params = const_cast<half*>(tile.params);
     if (fitted_by_channel(tile.shape) && store.packed.params_tier(side, tier) == tier)
-      fits =
-          fit_tier(rows_on_params(store.packed, side, divided, dim, tiers, tier), tile, spec.fit);
+      fits = fit_tier(clipped(spec, tile.shape,
+                              rows_on_params(store.packed, side, divided, dim, tiers, tier), space),
+                      tile, spec.fit);
     auto rows = rows_of_tier(as_held(tile.shape, x, divided), dim, tiers, tier);
     auto* codes = const_cast<uint8_t*>(tile.codes);
     store_token_factors(factors, tiers, tier, tile);
     if (!fitted_by_channel(tile.shape))
-      encode_tile(tile.shape, spec.fit, rows.data(), codes, params);
+      encode_tile(tile.shape, spec.fit, clipped(spec, tile.shape, rows, space).data(), codes,
+                  params);
     else if (!rows.empty())
       encode_rows(rounding, tile.shape, fits, std::move(rows), codes);
   }
@@ -362,7 +373,7 @@ void encode_side_shared(const LayerStore& store, SideId side, const QueryRoundin
   const Side& spec = side == SideId::K ? policy.k : policy.v;
   std::vector<std::vector<float>> x;
   std::vector<PackedSide> out;
-  std::vector<float> all;
+  std::vector<float> all, space;
   for (const Plan& plan : plans) {
     const PackedHead packed =
         store.packed.head(plan.result.packed, head, plan.n_coded, int(plan.sinks.count()), set);
@@ -392,7 +403,7 @@ void encode_side_shared(const LayerStore& store, SideId side, const QueryRoundin
             rows_on_params(store.packed, side, divided[b], dim, plans[b].tiers[size_t(head)], tier);
         all.insert(all.end(), rows.begin(), rows.end());
       }
-      fits = fit_tier(all, first, spec.fit);
+      fits = fit_tier(clipped(spec, first.shape, all, space), first, spec.fit);
     }
     for (size_t b = 0; b < plans.size(); ++b) {
       const TileView& tile = out[b].tiers[tier];
@@ -401,7 +412,8 @@ void encode_side_shared(const LayerStore& store, SideId side, const QueryRoundin
       auto rows = rows_of_tier(as_held(tile.shape, x[b], divided[b]), dim, tiers, tier);
       auto* codes = const_cast<uint8_t*>(tile.codes);
       if (!common)
-        encode_tile(tile.shape, spec.fit, rows.data(), codes, const_cast<half*>(tile.params));
+        encode_tile(tile.shape, spec.fit, clipped(spec, tile.shape, rows, space).data(), codes,
+                    const_cast<half*>(tile.params));
       else if (!rows.empty())
         encode_rows(rounding, tile.shape, fits, std::move(rows), codes);
     }
@@ -520,7 +532,6 @@ Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerS
 void repack_keys(LayerStore& store, int slot, const float* rows) {
   const StoredBlock& stored = store.block(slot);
   const int dim = store.raw.shape.k_dim;
-  const Policy& policy = store.packed.policy();
   const std::vector<QueryRounding> roundings = key_roundings(store, 1);
   for (int head = 0; head < store.raw.shape.n_heads; ++head) {
     const PackedHead packed = store.head(slot, head);
@@ -538,7 +549,7 @@ void repack_keys(LayerStore& store, int slot, const float* rows) {
       x.insert(x.end(), from, from + dim);
       tiers.push_back(uint8_t(packed.tier_of(row)));
     }
-    if (policy.k.rotation == Rotation::Hadamard) hadamard(x.data(), stored.n_coded, dim, dim);
+    store.rotation(SideId::K, head).turn(x.data(), stored.n_coded, dim, dim);
     encode_side(store, SideId::K, rounding_of(roundings, head), packed.k, x, tiers);
   }
 }

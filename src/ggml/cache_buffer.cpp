@@ -312,6 +312,7 @@ Status CacheBuffer::make_cache() {
     }
     layer.index = int(shape.layers.size());
     shape.layers.push_back(layer.shape);
+    shape.numbers.push_back(number);
   }
   Result<std::unique_ptr<Cache>> made = Cache::create(shape, policy_);
   if (!made.ok()) return made.status();

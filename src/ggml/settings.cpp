@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "zipcache/cache.hpp"
+#include "zipcache/rotations.hpp"
 
 namespace zipcache {
 namespace {
@@ -83,7 +84,7 @@ Status check_settings() {
   const Result<std::string> kernel = kernel_name();
   if (!kernel.ok()) return kernel.status();
   const Result<Policy> policy = current_policy();
-  return policy.ok() ? ok() : policy.status();
+  return policy.ok() ? check_rotations(*policy) : policy.status();
 }
 
 Result<Policy> current_policy() {
@@ -97,6 +98,7 @@ Result<Policy> current_policy() {
 Status set_policy(const std::string& text) {
   const Result<Policy> policy = parse_policy(text);
   if (!policy.ok()) return policy.status();
+  ZC_TRY(check_rotations(*policy));
   const std::lock_guard<std::mutex> guard(g_lock);
   g_policy_text = text;
   return ok();

@@ -24,8 +24,8 @@ constexpr Word<Fit> kFits[] = {{"endpoint", Fit::Endpoint},
 constexpr Word<Allocation> kAllocations[] = {{"fraction", Allocation::Fraction},
                                              {"knapsack", Allocation::Knapsack},
                                              {"knapsack_squares", Allocation::KnapsackSquares}};
-constexpr Word<Rotation> kRotations[] = {{"none", Rotation::None},
-                                         {"hadamard", Rotation::Hadamard}};
+constexpr Word<Rotation> kRotations[] = {
+    {"none", Rotation::None}, {"hadamard", Rotation::Hadamard}, {"file", Rotation::File}};
 constexpr Word<Codec> kCodecs[] = {{"affine", Codec::Affine},
                                    {"sym", Codec::Symmetric},
                                    {"lloyd", Codec::Lloyd},
@@ -220,6 +220,20 @@ std::string score_text(const Saliency& saliency) {
   return fmt::format("{}{}", kFileScore, saliency.file);
 }
 
+// "0.95" of a range, or "q0.96" between quantiles.
+bool parse_clip(std::string_view text, Clip& clip) {
+  Clip parsed;
+  parsed.quantile = text.starts_with("q");
+  if (parsed.quantile) text.remove_prefix(1);
+  if (!parse_permille(text, 1, parsed.permille) || !valid_clip(parsed)) return false;
+  clip = parsed;
+  return true;
+}
+
+std::string clip_text(const Clip& clip) {
+  return (clip.quantile ? "q" : "") + permille_text(clip.permille, 1);
+}
+
 bool parse_pool(std::string_view text, Saliency& saliency) {
   saliency.pool = text.starts_with("max") ? Pool::Max : Pool::Average;
   if (saliency.pool == Pool::Max) text.remove_prefix(3);
@@ -243,7 +257,10 @@ constexpr std::string_view kAxes =
     "channel, token, cst, groupN (channels, N from 16 to 256), channelN (tokens, N from 16 to 128) "
     "or none";
 constexpr std::string_view kFitWords = "endpoint, midpoint, unbiased or mse";
-constexpr std::string_view kRotationWords = "none or hadamard";
+constexpr std::string_view kClipWords =
+    "a share of the range above 0 such as 0.95, 1 for all of it, or a quantile above 0.5 such as "
+    "q0.96, with at most three decimals";
+constexpr std::string_view kRotationWords = "none, hadamard, or file with rotations=FILE";
 constexpr std::string_view kCodecWords = "affine, sym, lloyd, e4m3 or e2m1";
 constexpr std::string_view kDualWords = "a number of rounds from 0 to 64";
 
@@ -290,6 +307,12 @@ const Field kFields[] = {
      [](const P& p) { return word_of(kFits, p.k.fit); }, true},
     {"v_fit", kFitWords, [](P& p, V v) { return parse_word(kFits, v, p.v.fit); },
      [](const P& p) { return word_of(kFits, p.v.fit); }, true},
+    {"clip", kClipWords,
+     [](P& p, V v) { return parse_clip(v, p.k.clip) && parse_clip(v, p.v.clip); }, nullptr, true},
+    {"k_clip", kClipWords, [](P& p, V v) { return parse_clip(v, p.k.clip); },
+     [](const P& p) { return clip_text(p.k.clip); }, true},
+    {"v_clip", kClipWords, [](P& p, V v) { return parse_clip(v, p.v.clip); },
+     [](const P& p) { return clip_text(p.v.clip); }, true},
     {"k_round", "nearest or query",
      [](P& p, V v) { return parse_word(kRoundings, v, p.k_rounding); },
      [](const P& p) { return word_of(kRoundings, p.k_rounding); }, true},
@@ -351,6 +374,11 @@ const Field kFields[] = {
     {"precision", "auto, exact, k2 or fast",
      [](P& p, V v) { return parse_word(kPrecisions, v, p.precision); },
      [](const P& p) { return word_of(kPrecisions, p.precision); }, false},
+    {"rotations",
+     "the path of a file that zipcache fit-rotations wrote, without commas, semicolons, quotes, "
+     "backslashes and control characters",
+     [](P& p, V v) { return (v.empty() || writable_path(v)) && (p.rotations = v, true); },
+     [](const P& p) { return p.rotations; }, false},
     {"seed", "a whole number from 0 to 2^64 - 1", [](P& p, V v) { return parse_number(v, p.seed); },
      [](const P& p) { return fmt::format("{}", p.seed); }, false},
 };
@@ -382,6 +410,10 @@ void add_override(Policy& policy, LayerOverride change, std::string_view field) 
 }
 
 }  // namespace
+
+bool valid_clip(const Clip& clip) {
+  return clip.permille > (clip.quantile ? 500 : 0) && clip.permille <= 1000;
+}
 
 std::string codec_name(Codec codec) { return word_of(kCodecs, codec); }
 

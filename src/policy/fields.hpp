@@ -37,6 +37,9 @@ Status apply_field(Policy& policy, std::string_view name, std::string_view value
 
 std::string codec_name(Codec codec);
 
+// The values that the fields of clips accept.
+bool valid_clip(const Clip& clip);
+
 // Reads "0-3" or "7" into the layers of `change`; false when `text` is neither.
 bool parse_layers(std::string_view text, LayerOverride& change);
 // The same, written.

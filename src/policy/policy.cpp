@@ -102,6 +102,21 @@ Status check_codec(const Policy& policy, const Side& side, int Tier::*bits, cons
   return wrong(fmt::format("its step needs no fit; add {}_fit=endpoint", which));
 }
 
+Status check_clip(const Side& side, const char* which) {
+  if (!valid_clip(side.clip)) {
+    return {Code::BadPolicy,
+            fmt::format("policy, {}_clip: found {}/1000 of a {}, expected a share above 0 or a "
+                        "quantile above 0.5",
+                        which, side.clip.permille, side.clip.quantile ? "quantile" : "range")};
+  }
+  if (!side.clip.clips()) return ok();
+  if (side.codec == Codec::Affine && !clips(side.fit)) return ok();
+  return {Code::BadPolicy,
+          fmt::format("policy, {0}_clip: needs {0}_codec=affine and {0}_fit=endpoint or midpoint, "
+                      "since other fits look for the range themselves; set them, or {0}_clip=1",
+                      which)};
+}
+
 // ",0-3:k=8,0-3:v=4" for the fields "k=8,v=4".
 std::string override_text(const LayerOverride& change) {
   const std::string before = fmt::format(",{}:", layers_text(change));
@@ -188,6 +203,8 @@ Status check_fields(const Policy& policy) {
   ZC_TRY(check_codec(policy, policy.v, &Tier::v_bits, "v"));
   ZC_TRY(check_dual(policy.k, "k"));
   ZC_TRY(check_dual(policy.v, "v"));
+  ZC_TRY(check_clip(policy.k, "k"));
+  ZC_TRY(check_clip(policy.v, "v"));
   if (policy.k_rounding == Rounding::Query &&
       (policy.k.axis != Axis::Channel || policy.k.codec != Codec::Affine)) {
     return {
@@ -213,6 +230,21 @@ Status check_fields(const Policy& policy) {
                                          policy.saliency.pool_width)};
   }
   return ok();
+}
+
+// A file that no side reads would change nothing without a word.
+Status check_rotations_used(const Policy& policy) {
+  if (!policy.rotations.empty() && !writable_path(policy.rotations)) {
+    return {Code::BadPolicy,
+            fmt::format("policy, rotations: found {}, expected a path without commas, semicolons, "
+                        "quotes, backslashes and control characters",
+                        quote_text(policy.rotations))};
+  }
+  if (policy.rotations.empty() || needs_rotations(policy)) return ok();
+  return {Code::BadPolicy,
+          fmt::format("policy, rotations: found {}, but neither K nor V is rotated by it; add "
+                      "rotate=file, k_rotate=file or v_rotate=file",
+                      quote_text(policy.rotations))};
 }
 
 }  // namespace
@@ -275,6 +307,7 @@ std::string to_text(const Policy& policy) {
 
 Status check(const Policy& policy) {
   ZC_TRY(check_fields(policy));
+  ZC_TRY(check_rotations_used(policy));
   const Saliency& saliency = policy.saliency;
   if (policy.needs_scores() && saliency.statistic != Statistic::Last &&
       saliency.recent_permille + saliency.random_permille == 0) {
@@ -301,6 +334,17 @@ Status check(const Policy& policy) {
     ZC_TRY(check_fields(copy));
   }
   return ok();
+}
+
+bool needs_rotations(const Policy& policy) {
+  const auto by_file = [](const Policy& own) {
+    return own.k.rotation == Rotation::File || own.v.rotation == Rotation::File;
+  };
+  return by_file(policy) ||
+         std::any_of(policy.overrides.begin(), policy.overrides.end(), [&](const auto& change) {
+           const Result<Policy> own = policy_for_layer(policy, change.first);
+           return own.ok() && by_file(*own);
+         });
 }
 
 Result<Policy> policy_for_layer(const Policy& policy, int layer) {

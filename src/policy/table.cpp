@@ -73,6 +73,18 @@ constexpr PolicyRow kRows[] = {
     {"qserve4", "bits=4,k_axis=cst,v_axis=token,fit=endpoint",
      "QServe's 4-bit cache: per token of a head, K smoothed by the root of each channel's largest "
      "value, taken from each block instead of calibration"},
+    {"oscar2",
+     "bits=2,k_axis=token,v_axis=token,rotate=file,fit=endpoint,k_clip=q0.96,v_clip=q0.92,sinks=64,"
+     "recent=256",
+     "OSCAR at 2 bits: per token of a head, rotated by rotations=FILE (zipcache fit-rotations "
+     "--method oscar), K clipped at the quantile 0.96, V at 0.92; 64 sinks, the newest 256 tokens "
+     "at 16 bits"},
+    {"skvq",
+     "bits=2,k_axis=group32,v_axis=group32,rotate=file,fit=endpoint,clip=0.95,sinks=5,recent=128",
+     "SKVQ at 2 bits, its variant after RoPE: channels of a head reordered by rotations=FILE "
+     "(zipcache fit-rotations --method permute), groups of 32 of a token, clipped to 0.95 of the "
+     "range; without V at 1.5 bits and 8-bit parameters; 5 sinks, the newest 128 tokens at 16 "
+     "bits"},
     {"mikv",
      "bits=16/2,ratio=0.2,k_axis=group32,v_axis=group32,fit=endpoint,probes=100+0,norm=none,"
      "recent=128",

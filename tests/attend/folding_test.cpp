@@ -51,7 +51,12 @@ const char* const kPolicies[] = {"uniform",
                                  "random-tiers,bits=8/4/3/2,ratio=0.1/0.1/0.1,codec=sym,"
                                  "k_axis=group32,v_axis=token,rotate=hadamard",
                                  "turbo-k4v4,v_codec=lloyd,k=4/3/2,v=16/4/4/2,ratio=0.1/0.2/0.3",
-                                 "rdkv"};
+                                 "rdkv",
+                                 "zip,rotate=file",
+                                 "oscar2",
+                                 "skvq,cadence=prompt",
+                                 "zipcache,k_rotate=file,v_rotate=hadamard,k=16/4,v_clip=q0.9",
+                                 "h2o,bits=4/0,v_rotate=file"};
 
 struct Case {
   std::vector<float> k = test::random_rows(kRows, kHeads* kDim, 1);

@@ -45,7 +45,9 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
                                   "zipcache,ratio=0.7",
                                   "zip,k=4,v=16/4/2,ratio=0.1/0.3,recent=0",
                                   "zipcache,bits=16/4/2/0,ratio=0.05/0.3/0.3",
-                                  "zip,bits=8/4/3/2,ratio=0.1/0.1/0.2,sinks=9,recent=30"};
+                                  "zip,bits=8/4/3/2,ratio=0.1/0.1/0.2,sinks=9,recent=30",
+                                  "oscar2,sinks=4,recent=40",
+                                  "zip2,k_rotate=file,2:v_rotate=file"};
   const std::pair<int, int> lengths[] = {
       {1, 1},     {127, 127}, {128, 64}, {129, 43}, {300, 100},
       {513, 256}, {400, 400}, {384, 192}};  // a step that packs more raw blocks than it leaves

@@ -44,8 +44,8 @@ std::vector<int64_t> cells_from(int first, int n) {
 }
 
 TEST(Rewrite, WritingBackWhatWasReadChangesNothing) {
-  for (const char* policy :
-       {"f16", "zipcache", "zip", "uniform,bits=2", "zipcache,rotate=hadamard"}) {
+  for (const char* policy : {"f16", "zipcache", "zip", "uniform,bits=2", "zipcache,rotate=hadamard",
+                             "zip,rotate=file"}) {
     Harness harness({1, 400, kLayers}, policy, 1);
     ASSERT_TRUE(harness.prompt(330, 110).ok());
     const CacheStats before = harness.stats();
@@ -241,8 +241,9 @@ TEST(Compaction, WritingEveryCellInTheWorstOrderNeverRunsOutOfBlocks) {
 }
 
 TEST(Rotation, KeysTurnByTheirShiftAndValuesStay) {
-  for (const char* policy : {"f16", "uniform,bits=8", "zip,k=8,recent=0", "sym8-had",
-                             "zip,k=16/8,v=8/4/2,ratio=0.2/0.3,recent=0"}) {
+  for (const char* policy :
+       {"f16", "uniform,bits=8", "zip,k=8,recent=0", "sym8-had",
+        "zip,k=16/8,v=8/4/2,ratio=0.2/0.3,recent=0", "zip,k=8,recent=0,rotate=file"}) {
     Harness harness({1, 300, {{2, 64, 64}}}, policy, 1);
     ASSERT_TRUE(harness.prompt(300, 150).ok());
     const auto keys = test::to_floats(harness.read(0, SideId::K));

@@ -77,6 +77,16 @@ const Change kWrong[] = {
     {"group of -8", [](Policy& p) { p.v.axis = Axis::Group, p.v.group = -8; }},
     {"token group of 256", [](Policy& p) { p.k.axis = Axis::ChannelGroup, p.k.group = 256; }},
     {"group of 12", [](Policy& p) { p.v.axis = Axis::Group, p.v.group = 12; }},
+    {"a clip of nothing", [](Policy& p) { p.k.clip.permille = 0; }},
+    {"a clip beyond the range", [](Policy& p) { p.v.clip.permille = 1001; }},
+    {"a quantile below the middle",
+     [](Policy& p) {
+       p.v.clip = {500, true};
+     }},
+    {"a clip beside a fit that clips",
+     [](Policy& p) { p.v.clip.permille = 900, p.v.fit = Fit::Mse; }},
+    {"rotations that nothing reads", [](Policy& p) { p.rotations = "m.rot"; }},
+    {"a path with a comma", [](Policy& p) { p.rotations = "a,b", p.k.rotation = Rotation::File; }},
     {"negative dual scaling", [](Policy& p) { p.k.dual = -1; }},
     {"65 rounds of dual scaling", [](Policy& p) { p.k.dual = 65; }},
     {"dual scaling beside channel factors", [](Policy& p) { p.v.dual = 1; }},

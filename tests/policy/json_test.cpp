@@ -23,6 +23,14 @@ TEST(PolicyJson, EveryRowComesBackFromItsJson) {
   }
 }
 
+TEST(PolicyJson, RotationsAndClipsComeBack) {
+  const Policy policy = *parse_policy("oscar2,rotations=models/my \xc3\xbc.rot,v_clip=0.9");
+  const auto back = policy_from_json(policy_to_json(policy));
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(*back, policy);
+  EXPECT_FALSE(policy_from_json(R"({"base": "oscar2", "rotations": "a,k=8"})").ok());
+}
+
 TEST(PolicyJson, OverridesNameAndNumbersComeBack) {
   Policy policy = *parse_policy("zipcache,ratio=0.75,seed=18446744073709551615,probes=1.5+0");
   policy.name = "mine \"quoted\" \xc3\xbc";

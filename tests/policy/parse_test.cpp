@@ -9,7 +9,7 @@ namespace zipcache {
 namespace {
 
 TEST(PolicyText, EveryRowParsesToItselfAndKeepsItsName) {
-  ASSERT_EQ(policy_rows().size(), 35u);
+  ASSERT_EQ(policy_rows().size(), 37u);
   for (const PolicyRow& row : policy_rows()) {
     const auto policy = parse_policy(row.name);
     ASSERT_TRUE(policy.ok()) << policy.status().message();
@@ -145,7 +145,12 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "zip,0-3:k=8,0-3:v=4,7:v_axis=token,0-3:v=3",
                                "zipcache,29:k=4,recent=64",
                                "zipcache,cadence=prompt,seed=18446744073709551615",
-                               "zipcache,k_rotate=hadamard,v_rotate=hadamard"};
+                               "zipcache,k_rotate=hadamard,v_rotate=hadamard",
+                               "oscar2,rotations=/tmp/a model=1.rot",
+                               "zip2,k_rotate=file,rotations=m.rot",
+                               "zip,0-3:v_rotate=file,rotations=m.rot",
+                               "skvq,k_clip=q0.955,v_clip=1",
+                               "kivi2,clip=0.001"};
   for (const char* text : texts) {
     const auto once = parse_policy(text);
     ASSERT_TRUE(once.ok()) << text << ": " << once.status().message();
@@ -298,6 +303,17 @@ const Wrong kWrong[] = {
     {"zipcache,rotate=yes", "field rotate"},
     {"zipcache,k_rotate=haar", "field k_rotate"},
     {"zipcache,v_rotate=1", "field v_rotate"},
+    {"zip,rotations=m.rot", "rotate=file"},
+    {"zip,0:rotations=m.rot", "unknown field"},
+    {"oscar2,rotations=a;b", "field rotations"},
+    {"oscar2,rotations=a\nb", "field rotations"},
+    {"oscar2,clip=0", "field clip"},
+    {"oscar2,k_clip=1.01", "field k_clip"},
+    {"oscar2,v_clip=q0.5", "field v_clip"},
+    {"oscar2,v_clip=0.9999", "field v_clip"},
+    {"oscar2,k_clip=q", "field k_clip"},
+    {"zip,v_clip=0.9", "v_fit=endpoint"},
+    {"sym4,k_clip=0.9", "k_codec=affine"},
     {"zipcache,dual=-1", "field dual"},
     {"zipcache,dual=65", "field dual"},
     {"zip,k_dual=x", "field k_dual"},

@@ -11,7 +11,11 @@
 namespace zipcache::test {
 
 BlockRig::BlockRig(const LayerShape& shape, const Policy& policy, int n_cells)
-    : log(n_cells, 1), store(shape, policy, StreamLog::max_blocks(n_cells)) {
+    : log(n_cells, 1),
+      rotations(needs_rotations(policy)
+                    ? std::make_shared<const LayerRotations>(random_rotations({shape}).layers[0])
+                    : nullptr),
+      store(shape, policy, StreamLog::max_blocks(n_cells), rotations) {
   if (!arena.reserve(size_t(1) << 28).ok()) throw std::runtime_error("no storage for the test");
 }
 
@@ -138,6 +142,11 @@ std::vector<float> BlockRig::packed_rows(int slot, SideId side, int head_index) 
   const Side& spec = side == SideId::K ? store.packed.policy().k : store.packed.policy().v;
   if (spec.rotation == Rotation::Hadamard)
     hadamard(coded.data(), int(coded.size()) / dim, dim, dim);
+  if (spec.rotation == Rotation::File) {
+    const std::vector<float>& matrices = side == SideId::K ? rotations->k : rotations->v;
+    turn_back(&matrices[size_t(head_index * dim * dim)], int(coded.size()) / dim, dim,
+              coded.data());
+  }
   TierCounts next = {};
   for (size_t tier = 1; tier < next.size(); ++tier)
     next[tier] = next[tier - 1] + head.held[tier - 1];

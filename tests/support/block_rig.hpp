@@ -8,6 +8,7 @@
 #include "attend/attend.hpp"
 #include "cache/pack.hpp"
 #include "support/oracle.hpp"
+#include "support/rotations.hpp"
 
 namespace zipcache::test {
 
@@ -36,6 +37,7 @@ class BlockRig {
   uint32_t rows_seen(int cell) const;
 
   StreamLog log;
+  const std::shared_ptr<const LayerRotations> rotations;  // seeded, where the policy needs them
   LayerStore store;
   Arena arena;
   float scale = 1;

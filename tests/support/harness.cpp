@@ -9,10 +9,22 @@
 
 namespace zipcache::test {
 
+namespace {
+
+Policy with_rotations(Policy policy, const RotationFile* file) {
+  if (file) policy.rotations = file->path();
+  return policy;
+}
+
+}  // namespace
+
 Harness::Harness(CacheShape shape, const Policy& policy, int group)
     : shape_(std::move(shape)),
       group_(group),
-      cache_(Cache::create(shape_, policy).value_or_throw()) {
+      rotations_(needs_rotations(policy) && policy.rotations.empty()
+                     ? std::make_unique<RotationFile>(shape_.layers)
+                     : nullptr),
+      cache_(Cache::create(shape_, with_rotations(policy, rotations_.get())).value_or_throw()) {
   forget();
   outputs_.resize(shape_.layers.size());
   queries_.resize(shape_.layers.size());

@@ -7,6 +7,7 @@
 
 #include "base/half.hpp"
 #include "support/oracle.hpp"
+#include "support/rotations.hpp"
 #include "zipcache/cache.hpp"
 
 namespace zipcache::test {
@@ -59,6 +60,7 @@ class Harness {
 
   CacheShape shape_;
   int group_;
+  std::unique_ptr<RotationFile> rotations_;  // for a policy that needs one and names none
   std::unique_ptr<Cache> cache_;
   std::vector<std::vector<Place>> places_;             // [n_streams][n_cells]
   std::vector<int> fed_;                               // [n_streams]
