@@ -29,6 +29,9 @@ std::vector<Json> shown(const ResultGroup& group) {
   return rows;
 }
 
+// So many names find room beside their points; more stand in a key.
+constexpr size_t kMostNames = 12;
+
 // The name of `points[at]` would run into another point on its right.
 bool crowded(std::span<const PlotPoint> points, size_t at, double width) {
   return std::any_of(points.begin(), points.end(), [&](const PlotPoint& other) {
@@ -115,6 +118,59 @@ Plot over_axis(const ResultGroup& group) {
           drawn.commands};
 }
 
+// Points of a plot of divergences.
+struct Marks {
+  std::string blocks, commands;
+};
+
+std::string numbers_of(const PlotPoint& point) {
+  return fmt::format("{} {} {}", point.bits, point.divergence, 1.96 * point.error);
+}
+
+Marks marks_with_names(std::span<const PlotPoint> points, double width) {
+  std::string data, right, left;
+  for (size_t i = 0; i < points.size(); ++i) {
+    data += numbers_of(points[i]) + "\n";
+    if (points[i].name.empty()) continue;
+    (crowded(points, i, width) ? left : right) +=
+        fmt::format("{} {} {}\n", points[i].bits, points[i].divergence, in_quotes(points[i].name));
+  }
+  Marks marks = {
+      data_block("points", data) + "unset key\n",
+      fmt::format(", $points using 1:2:3 with yerrorbars pointtype 7 {}", line_style(0))};
+  const auto label = [&](const char* side, const std::string& lines, const char* where) {
+    if (lines.empty()) return;
+    marks.blocks += data_block(side, lines);
+    marks.commands += fmt::format(", ${} using 1:2:3 with labels {} noenhanced", side, where);
+  };
+  label("right", right, "left offset 0.8,0.4");
+  label("left", left, "right offset -0.8,-0.4");
+  return marks;
+}
+
+// Each point with a colour and a shape of its own, in the order of bits. Points without a name look
+// alike and have no line in the key.
+Marks marks_in_key(std::span<const PlotPoint> points) {
+  constexpr int kShapes[] = {7, 5, 9, 13};  // filled
+  std::string unnamed;
+  Marks marks = {"set key outside right top\n", ""};
+  for (size_t i = 0; i < points.size(); ++i) {
+    if (points[i].name.empty()) {
+      unnamed += numbers_of(points[i]) + "\n";
+      continue;
+    }
+    marks.blocks += data_block(fmt::format("point{}", i), numbers_of(points[i]) + "\n");
+    marks.commands +=
+        fmt::format(", $point{} using 1:2:3 with yerrorbars pointtype {} {} title {} noenhanced", i,
+                    kShapes[i / 7 % std::size(kShapes)], line_style(i), in_quotes(points[i].name));
+  }
+  if (unnamed.empty()) return marks;
+  marks.blocks += data_block("unnamed", unnamed);
+  marks.commands +=
+      ", $unnamed using 1:2:3 with yerrorbars pointtype 6 linecolor \"#999999\" notitle";
+  return marks;
+}
+
 // The curves need numbers on both axes, and more than one place.
 bool has_curves(const ResultGroup& group) {
   const std::vector<Json> values = axis_values(group);
@@ -132,33 +188,18 @@ Plot divergence_plot(const std::string& name, const std::string& title, const st
   for (const PlotPoint& point : points) places.emplace_back(point.bits, point.divergence);
   const auto [least, most] = std::minmax_element(places.begin(), places.end());
   const double width = std::max(1.0, most->first - least->first);
-  std::string data, right, left, line;
-  for (size_t i = 0; i < points.size(); ++i) {
-    const PlotPoint& point = points[i];
-    data += fmt::format("{} {} {}\n", point.bits, point.divergence, 1.96 * point.error);
-    if (point.name.empty()) continue;
-    (crowded(points, i, width) ? left : right) +=
-        fmt::format("{} {} {}\n", point.bits, point.divergence, in_quotes(point.name));
-  }
+  std::string line;
   for (const size_t at : pareto(places))
     line += fmt::format("{} {}\n", places[at].first, places[at].second);
-  std::string script = beginning(title, bits, "divergence from the 16-bit cache (KLD, nats)") +
-                       data_block("points", data) + data_block("best", line);
-  std::string names;
-  const auto label = [&](const char* side, const std::string& lines, const char* where) {
-    if (lines.empty()) return;
-    script += data_block(side, lines);
-    names += fmt::format(", ${} using 1:2:3 with labels {} noenhanced", side, where);
-  };
-  label("right", right, "left offset 0.8,0.4");
-  label("left", left, "right offset -0.8,-0.4");
-  script +=
-      fmt::format("set logscale y\nset format y \"%g\"\nset xrange [{:.2f}:{:.2f}]\nunset key\n",
-                  least->first - 0.2 * width, most->first + 0.3 * width);
-  return {name, "divergence over bits", script,
-          fmt::format("plot $best using 1:2 with lines linewidth 2 linecolor \"#999999\", "
-                      "$points using 1:2:3 with yerrorbars pointtype 7 {}{}",
-                      line_style(0), names)};
+  const Marks marks =
+      points.size() > kMostNames ? marks_in_key(points) : marks_with_names(points, width);
+  return {
+      name, "divergence over bits",
+      beginning(title, bits, "divergence from the 16-bit cache (KLD, nats)") +
+          data_block("best", line) + marks.blocks +
+          fmt::format("set logscale y\nset format y \"%g\"\nset xrange [{:.2f}:{:.2f}]\n",
+                      least->first - 0.2 * width, most->first + 0.3 * width),
+      "plot $best using 1:2 with lines linewidth 2 linecolor \"#999999\" notitle" + marks.commands};
 }
 
 std::vector<Plot> plots_of(const ResultGroup& group) {

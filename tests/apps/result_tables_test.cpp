@@ -220,6 +220,20 @@ TEST(ResultPlots, TheParetoLineHasNoPointThatAnotherBeats) {
   EXPECT_TRUE(pareto({}).empty());
 }
 
+// Names beside their points hide each other when there are many.
+TEST(ResultPlots, ManyPointsHaveTheirNamesInAKey) {
+  std::vector<PlotPoint> points;
+  for (int i = 0; i < 12; ++i) points.push_back({"p" + std::to_string(i), 3.0 + 0.1 * i, 0.01, 0});
+  const Plot few = divergence_plot("few", "t", "bits", points);
+  EXPECT_NE(place(few.commands, "with labels"), std::string::npos);
+  points.push_back({"one more", 5, 0.02, 0});
+  points.push_back({"", 5.5, 0.03, 0});
+  const Plot many = divergence_plot("many", "t", "bits", points);
+  EXPECT_EQ(place(many.commands, "with labels"), std::string::npos);
+  EXPECT_NE(place(many.commands, "title \"one more\""), std::string::npos) << many.commands;
+  EXPECT_EQ(place(many.commands, "title \"\""), std::string::npos);
+}
+
 TEST(ResultPlots, WhatHasNoPlaceOnTheAxesIsLeftOut) {
   const auto groups = group_results({kld_row("f16", 16, 0), kld_row("zip", 3.9, 0.007)});
   const std::vector<Plot> plots = plots_of(groups->front());
