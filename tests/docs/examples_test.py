@@ -1,12 +1,14 @@
 """Runs every shell example of the documentation that is marked ```sh test, and holds data/text to its README.
 
-An example runs in the project's root, in bash, and stops at its first failing command.
+An example runs in the project's root, in bash, and stops at its first failing command. Programs that the project does not
+install stand behind the mark (```sh test gnuplot); without them the example is skipped.
 """
 
 import hashlib
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLE = re.compile(r"^```sh test\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EXAMPLE = re.compile(r"^```sh test((?: \w+)*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def examples():
@@ -22,7 +24,9 @@ def examples():
         text = page.read_text() if page.exists() else ""
         for found in EXAMPLE.finditer(text):
             line = text.count("\n", 0, found.start()) + 1
-            yield pytest.param(found[1], id=f"{page.relative_to(ROOT)}:{line}")
+            missing = [program for program in found[1].split() if shutil.which(program) is None]
+            marks = [pytest.mark.skip(reason=f"{', '.join(missing)} not installed")] if missing else []
+            yield pytest.param(found[2], id=f"{page.relative_to(ROOT)}:{line}", marks=marks)
 
 
 @pytest.mark.parametrize("commands", list(examples()))
