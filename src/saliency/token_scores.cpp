@@ -65,6 +65,7 @@ class Reader {
   template <class T>
   bool take(T* values, size_t n) {
     if (left_.size() / sizeof(T) < n) return false;
+    if (n == 0) return true;  // `values` may be null
     std::memcpy(values, left_.data(), n * sizeof(T));
     left_.remove_prefix(n * sizeof(T));
     return true;
