@@ -1,7 +1,6 @@
 // Files of rotations (docs/formats.md): checked as a whole before a number of them is used.
 #include <fmt/format.h>
 
-#include <bit>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -11,12 +10,11 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "base/number_reader.hpp"
 #include "zipcache/rotations.hpp"
 
 namespace zipcache {
 namespace {
-
-static_assert(std::endian::native == std::endian::little, "files of rotations are little-endian");
 
 constexpr std::string_view kMagic = "ZCROTATE";
 constexpr uint32_t kVersion = 1;
@@ -64,60 +62,27 @@ Status check_side(const std::vector<float>& matrices, int n_heads, int dim,
 
 bool no_cache(const LayerShape& shape) { return shape == LayerShape{}; }
 
-// Reads what is there, one piece after another.
-class Reader {
- public:
-  explicit Reader(std::string_view bytes) : rest_(bytes) {}
-
-  template <class T>
-  bool numbers(T* out, size_t n) {
-    if (rest_.size() / sizeof(T) < n) return false;
-    if (n == 0) return true;  // `out` may be null
-    std::memcpy(out, rest_.data(), n * sizeof(T));
-    rest_.remove_prefix(n * sizeof(T));
-    return true;
-  }
-  bool text(std::string& out, size_t n) {
-    if (rest_.size() < n) return false;
-    out = rest_.substr(0, n);
-    rest_.remove_prefix(n);
-    return true;
-  }
-  size_t left() const { return rest_.size(); }
-
- private:
-  std::string_view rest_;
-};
-
-template <class T>
-void append(std::string& out, const T* numbers, size_t n) {
-  if (n > 0) out.append(reinterpret_cast<const char*>(numbers), n * sizeof(T));
-}
-
 // The description, and each layer's shape.
-bool read_head(Reader& reader, Rotations& rotations) {
+bool read_head(NumberReader& reader, Rotations& rotations) {
   uint32_t sizes[2];  // layers, bytes of the description
-  if (!reader.numbers(sizes, 2) || sizes[0] > kMostLayers || sizes[1] > kMostAbout) return false;
-  if (!reader.text(rotations.about, sizes[1])) return false;
+  if (!reader.take(sizes, 2) || sizes[0] > kMostLayers || sizes[1] > kMostAbout) return false;
+  if (!reader.take(rotations.about, sizes[1])) return false;
   for (uint32_t i = 0; i < sizes[0]; ++i) {
     uint32_t shape[3];
-    if (!reader.numbers(shape, 3) || shape[0] > 1024 || shape[1] > 256 || shape[2] > 256)
-      return false;
+    if (!reader.take(shape, 3) || shape[0] > 1024 || shape[1] > 256 || shape[2] > 256) return false;
     rotations.layers.push_back({{int(shape[0]), int(shape[1]), int(shape[2])}, {}, {}});
   }
   return true;
 }
 
-bool read_matrices(Reader& reader, Rotations& rotations) {
+bool read_matrices(NumberReader& reader, Rotations& rotations) {
   size_t n = 0;
   for (const LayerRotations& layer : rotations.layers)
     n += k_numbers(layer.shape) + v_numbers(layer.shape);
   if (reader.left() != n * sizeof(float)) return false;
   for (LayerRotations& layer : rotations.layers) {
-    layer.k.resize(k_numbers(layer.shape));
-    layer.v.resize(v_numbers(layer.shape));
-    if (!reader.numbers(layer.k.data(), layer.k.size()) ||
-        !reader.numbers(layer.v.data(), layer.v.size()))
+    if (!reader.take(layer.k, k_numbers(layer.shape)) ||
+        !reader.take(layer.v, v_numbers(layer.shape)))
       return false;
   }
   return true;
@@ -129,9 +94,9 @@ Result<Rotations> parse(std::string_view bytes) {
   };
   if (!bytes.starts_with(kMagic))
     return damaged("not a file of rotations: it does not begin with ZCROTATE");
-  Reader reader(bytes.substr(kMagic.size()));
+  NumberReader reader(bytes.substr(kMagic.size()));
   uint32_t version = 0;
-  if (!reader.numbers(&version, 1)) return damaged("the file ends in its head");
+  if (!reader.take(&version, 1)) return damaged("the file ends in its head");
   if (version != kVersion)
     return damaged(fmt::format("version {}, this program reads {}", version, kVersion));
   if (bytes.size() < kMagic.size() + sizeof version + kSumBytes)
@@ -142,8 +107,8 @@ Result<Rotations> parse(std::string_view bytes) {
     return damaged("the check sum is not that of the content: the file is damaged or cut off");
   }
   Rotations rotations;
-  reader = Reader(bytes.substr(kMagic.size() + sizeof version,
-                               bytes.size() - kMagic.size() - sizeof version - kSumBytes));
+  reader = NumberReader(bytes.substr(kMagic.size() + sizeof version,
+                                     bytes.size() - kMagic.size() - sizeof version - kSumBytes));
   if (!read_head(reader, rotations) || !read_matrices(reader, rotations))
     return damaged("the content does not have the size that its head says");
   const Status status = check(rotations);
@@ -197,19 +162,19 @@ Status save_rotations(const std::string& path, const Rotations& rotations) {
   std::string bytes(kMagic);
   const uint32_t head[] = {kVersion, uint32_t(rotations.layers.size()),
                            uint32_t(rotations.about.size())};
-  append(bytes, head, 3);
+  append_numbers(bytes, head, 3);
   bytes += rotations.about;
   for (const LayerRotations& layer : rotations.layers) {
     const uint32_t shape[] = {uint32_t(layer.shape.n_heads), uint32_t(layer.shape.k_dim),
                               uint32_t(layer.shape.v_dim)};
-    append(bytes, shape, 3);
+    append_numbers(bytes, shape, 3);
   }
   for (const LayerRotations& layer : rotations.layers) {
-    append(bytes, layer.k.data(), layer.k.size());
-    append(bytes, layer.v.data(), layer.v.size());
+    append_numbers(bytes, layer.k.data(), layer.k.size());
+    append_numbers(bytes, layer.v.data(), layer.v.size());
   }
   const uint64_t sum = sum_of(bytes);
-  append(bytes, &sum, 1);
+  append_numbers(bytes, &sum, 1);
   std::ofstream file(path, std::ios::binary);
   file.write(bytes.data(), std::streamsize(bytes.size()));
   file.close();

@@ -11,6 +11,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "base/number_reader.hpp"
+
 namespace zipcache {
 namespace {
 
@@ -52,38 +54,7 @@ Status check(const TokenScores& scores) {
   return ok();
 }
 
-template <class T>
-void put(std::string& out, const T* values, size_t n) {
-  out.append(reinterpret_cast<const char*>(values), n * sizeof(T));
-}
-
-// Takes values from the front of a text; false when there are not so many.
-class Reader {
- public:
-  explicit Reader(std::string_view left) : left_(left) {}
-
-  template <class T>
-  bool take(T* values, size_t n) {
-    if (left_.size() / sizeof(T) < n) return false;
-    if (n == 0) return true;  // `values` may be null
-    std::memcpy(values, left_.data(), n * sizeof(T));
-    left_.remove_prefix(n * sizeof(T));
-    return true;
-  }
-  // As many values as `out` is to hold.
-  template <class T>
-  bool take(std::vector<T>& out, size_t n) {
-    if (left_.size() / sizeof(T) < n) return false;
-    out.resize(n);
-    return take(out.data(), n);
-  }
-  bool empty() const { return left_.empty(); }
-
- private:
-  std::string_view left_;
-};
-
-Status parse_header(Reader& reader, uint32_t& n_layers, uint32_t& n_tokens) {
+Status parse_header(NumberReader& reader, uint32_t& n_layers, uint32_t& n_tokens) {
   char magic[sizeof(kMagic)];
   uint32_t version = 0;
   if (!reader.take(magic, sizeof(magic)) || std::memcmp(magic, kMagic, sizeof(magic)) != 0)
@@ -99,13 +70,14 @@ Status parse_header(Reader& reader, uint32_t& n_layers, uint32_t& n_tokens) {
   return ok();
 }
 
-bool parse_layer(Reader& reader, size_t n_tokens, TokenScores::Layer& layer) {
+bool parse_layer(NumberReader& reader, size_t n_tokens, TokenScores::Layer& layer) {
   return reader.take(layer.seen, n_tokens) &&
          reader.take(layer.sums, n_tokens * size_t(layer.n_heads));
 }
 
 Result<TokenScores> parse(std::string_view content) {
-  Reader reader(content.substr(0, content.size() - std::min(content.size(), sizeof(XXH64_hash_t))));
+  NumberReader reader(
+      content.substr(0, content.size() - std::min(content.size(), sizeof(XXH64_hash_t))));
   uint32_t n_layers = 0, n_tokens = 0;
   ZC_TRY(parse_header(reader, n_layers, n_tokens));
   TokenScores scores;
@@ -120,7 +92,7 @@ Result<TokenScores> parse(std::string_view content) {
     complete = parse_layer(reader, n_tokens, layer);
     scores.layers.push_back(std::move(layer));
   }
-  if (!complete || !reader.empty()) {
+  if (!complete || reader.left() > 0) {
     return damaged(fmt::format("found {} bytes, which is {} than {} layers and {} tokens take",
                                content.size(), complete ? "more" : "less", n_layers, n_tokens));
   }
@@ -154,18 +126,18 @@ Status save_token_scores(const std::string& path, const TokenScores& scores) {
   const uint32_t header[] = {kVersion, uint32_t(scores.layers.size()),
                              uint32_t(scores.tokens.size())};
   std::string out(kMagic, sizeof(kMagic));
-  put(out, header, std::size(header));
+  append_numbers(out, header, std::size(header));
   for (const TokenScores::Layer& layer : scores.layers) {
     const auto n_heads = uint32_t(layer.n_heads);
-    put(out, &n_heads, 1);
+    append_numbers(out, &n_heads, 1);
   }
-  put(out, scores.tokens.data(), scores.tokens.size());
+  append_numbers(out, scores.tokens.data(), scores.tokens.size());
   for (const TokenScores::Layer& layer : scores.layers) {
-    put(out, layer.seen.data(), layer.seen.size());
-    put(out, layer.sums.data(), layer.sums.size());
+    append_numbers(out, layer.seen.data(), layer.seen.size());
+    append_numbers(out, layer.sums.data(), layer.sums.size());
   }
   const XXH64_hash_t sum = XXH3_64bits(out.data(), out.size());
-  put(out, &sum, 1);
+  append_numbers(out, &sum, 1);
   std::ofstream file(path, std::ios::binary);
   file << out << std::flush;
   if (file) return ok();
