@@ -10,12 +10,11 @@ constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 // Columns that only fill a tier up to whole units must not take part in the softmax.
 void hide_filling(int rows, const PackedHead& head, int n, float* scores) {
-  int begin = 0;
-  for (int tier = 0; tier < head.n_tiers; ++tier) {
-    const int held = head.held[size_t(tier)], columns = padded_to(held, kUnitRows);
-    for (int r = 0; r < rows && held != columns; ++r)
-      std::fill_n(scores + r * n + begin + held, columns - held, kHidden);
-    begin += columns;
+  const auto places = tier_places(head);
+  for (size_t tier = 0; tier < size_t(head.n_tiers); ++tier) {
+    const int filling = places[tier] + head.held[tier], end = places[tier + 1];
+    for (int r = 0; r < rows && filling != end; ++r)
+      std::fill(scores + r * n + filling, scores + r * n + end, kHidden);
   }
 }
 
@@ -187,11 +186,10 @@ void BlockAttention::add_sinks(const QueryTile& queries, int slot, const PackedH
 template <class Visit>
 void BlockAttention::for_tiers(const PackedSide& side, const PackedHead& head,
                                Visit&& visit) const {
-  int at = 0;
-  for (int tier = 0; tier < head.n_tiers; ++tier) {
+  const auto places = tier_places(head);
+  for (size_t tier = 0; tier < size_t(head.n_tiers); ++tier) {
     const TileView& tile = side.tiers[tier];
-    if (tile.shape.n_tokens > 0) visit(tile, at);
-    at += padded_to(head.held[size_t(tier)], kUnitRows);
+    if (tile.shape.n_tokens > 0) visit(tile, places[tier]);
   }
 }
 

@@ -266,18 +266,18 @@ void set_tags(uint8_t* tags, int n_tiers, int row, int tier) {
     tags[plane * int(kPlaneBytes) + row / 8] |= uint8_t(((after >> plane) & 1) << (row % 8));
 }
 
-int tier_columns(const PackedHead& head) {
-  int n = 0;
-  for (int tier = 0; tier < head.n_tiers; ++tier)
-    n += padded_to(head.held[size_t(tier)], kUnitRows);
-  return n;
+std::array<int, kMaxTiers + 1> tier_places(const PackedHead& head) {
+  std::array<int, kMaxTiers + 1> places = {};
+  for (size_t tier = 0; tier < kMaxTiers; ++tier)
+    places[tier + 1] = places[tier] + padded_to(head.held[tier], kUnitRows);
+  return places;
 }
+
+int tier_columns(const PackedHead& head) { return tier_places(head).back(); }
 
 void packed_order(const PackedHead& head, const BlockBits& sinks, uint8_t* order) {
   std::memset(order, kNoRow, size_t(tier_columns(head)));
-  TierCounts next = {};
-  for (size_t tier = 1; tier < next.size(); ++tier)
-    next[tier] = next[tier - 1] + padded_to(head.held[tier - 1], kUnitRows);
+  std::array<int, kMaxTiers + 1> next = tier_places(head);
   for (int row = 0; row < kBlockTokens; ++row) {
     if (sinks.test(size_t(row))) continue;
     const size_t tier = size_t(head.tier_of(row));

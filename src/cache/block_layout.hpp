@@ -14,10 +14,9 @@
 // Packed block (docs/formats.md):
 //   offsets   u32  [head]          where the head's own parts begin
 //   counts    u16  [head, n]       tokens in each tier but the last; in the tier, where it is alone
-//   tags      u8   [head, n, 16]   bit t of byte t/8 is bit n of what is left of the number of
-//   tiers
-//                                  after token t's: 0 for the last, 1 for the one before it and so
-//                                  on; n = 0 for one tier, 1 for two, 2 for more
+//   tags      u8   [head, n, 16]   bit t of byte t/8 is bit n of the number of tiers after token
+//                                  t's: 0 for the last, 1 for the one before it and so on; n = 0
+//                                  for one tier, 1 for two, 2 for more
 //   sinks     f16  [head, n_sinks, k_dim], then [head, n_sinks, v_dim]
 //   per head, for K and then V: channel factors, then for each tier params, token factors and codes
 //   (codec/tile.hpp, Side::channel_factors); K has tokens in its lanes, V channels. Tiers of one
@@ -29,6 +28,7 @@
 // Inside a tier tokens keep their order, so a token's place is its rank among those of its tags.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -151,6 +151,8 @@ class PackedLayout {
 // Attention works on the columns of all tiers side by side, each filled up to whole units.
 inline constexpr uint8_t kNoRow = 255;  // a column that only fills up
 inline constexpr int kMaxTierColumns = kBlockTokens + (kMaxTiers - 1) * kUnitRows;
+// Where each tier's columns begin, and after them where the last tier's end.
+std::array<int, kMaxTiers + 1> tier_places(const PackedHead& head);
 int tier_columns(const PackedHead& head);
 // The block's row behind each column: order [tier_columns], kNoRow where there is none.
 void packed_order(const PackedHead& head, const BlockBits& sinks, uint8_t* order);

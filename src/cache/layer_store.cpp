@@ -127,11 +127,9 @@ void decode_packed(const LayerStore& store, int slot, SideId side, int head_inde
   const PackedSide& packed = side == SideId::K ? head.k : head.v;
   const int dim = packed.tiers[0].shape.dim;
   std::vector<float> rows(size_t(kMaxTierColumns) * size_t(dim));
-  int at = 0;
-  for (size_t tier = 0; tier < store.packed.policy().tiers.size(); ++tier) {
-    decode_tile(packed.tiers[tier], rows.data() + size_t(at) * size_t(dim));
-    at += padded_to(head.held[tier], kUnitRows);
-  }
+  const auto places = tier_places(head);
+  for (size_t tier = 0; tier < store.packed.policy().tiers.size(); ++tier)
+    decode_tile(packed.tiers[tier], rows.data() + size_t(places[tier]) * size_t(dim));
   store.rotation(side, head_index).turn_back(rows.data(), tier_columns(head), dim, dim);
   uint8_t order[kMaxTierColumns];
   packed_order(head, stored.sinks, order);
