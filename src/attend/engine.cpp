@@ -600,6 +600,7 @@ Status Engine::rotate_keys(int layer, int stream, std::span<const int32_t> shift
   const auto shift_of = [&](int32_t cell) {
     return cell >= 0 && size_t(cell) < shift.size() ? shift[size_t(cell)] : 0;
   };
+  const std::vector<QueryRounding> roundings = key_roundings(target, 1);
   for (const int slot : log.order()) {
     const LogBlock& block = log.block(slot);
     const StoredBlock& stored = target.block(slot);
@@ -622,7 +623,7 @@ Status Engine::rotate_keys(int layer, int stream, std::span<const int32_t> shift
       }
     }
     if (stored.packed) {
-      repack_keys(target, slot, keys.data());
+      repack_keys(target, slot, roundings, keys.data());
       continue;
     }
     for (int head = 0; head < n_heads; ++head) {

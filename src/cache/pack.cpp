@@ -529,10 +529,10 @@ Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerS
   return outcome;
 }
 
-void repack_keys(LayerStore& store, int slot, const float* rows) {
+void repack_keys(LayerStore& store, int slot, std::span<const QueryRounding> roundings,
+                 const float* rows) {
   const StoredBlock& stored = store.block(slot);
   const int dim = store.raw.shape.k_dim;
-  const std::vector<QueryRounding> roundings = key_roundings(store, 1);
   for (int head = 0; head < store.raw.shape.n_heads; ++head) {
     const PackedHead packed = store.head(slot, head);
     const float* head_rows = rows + size_t(head) * kBlockTokens * size_t(dim);

@@ -21,7 +21,8 @@ struct PackJob {
   const TokenScores* scores = nullptr;  // of the stream's tokens in order, for Statistic::File
 };
 
-// What the layer's moments say about rounding, for PackJob; empty where the policy does not ask.
+// What the layer's moments say about rounding, for PackJob and repack_keys(); empty where the
+// policy does not ask.
 std::vector<QueryRounding> key_roundings(const LayerStore& store, int n_threads);
 
 struct PackOutcome {
@@ -34,6 +35,7 @@ Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerS
 
 // Codes the keys of a packed block anew from rows [head, token, k_dim], tiers kept; for
 // Cache::rotate_keys.
-void repack_keys(LayerStore& store, int slot, const float* rows);
+void repack_keys(LayerStore& store, int slot, std::span<const QueryRounding> roundings,
+                 const float* rows);
 
 }  // namespace zipcache
