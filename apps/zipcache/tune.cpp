@@ -96,7 +96,7 @@ Json about_run(const Options& options, const Measurer& measurer, const Part& par
       {"date", date_of_today()},
       {"ubatch", options.ubatch},
       {"target", target_json(options.target, found.most_bits)},
-      {"search", {{"text", part.key["text"]}, {"ctx", options.ctx}, {"chunks", options.chunks}}}};
+      {"search", {{"text", part.key["text"]}, {"ctx", measurer.ctx()}, {"chunks", options.chunks}}}};
 }
 
 Status write_file(const std::string& path, const std::string& content) {
@@ -212,9 +212,11 @@ void add_tune(CLI::App& program, Action& action) {
   command->add_option("--plots", options->plots,
                       "folder for a picture of divergence over bits (PNG and SVG)");
   command->add_option("--output", options->output, "md, csv, json or jsonl")->capture_default_str();
-  command->add_option("-c,--ctx-size", options->ctx, "tokens of a chunk; the second half is scored")
-      ->check(CLI::Range(kShortestCtx, 1 << 24))
-      ->capture_default_str();
+  command
+      ->add_option("-c,--ctx-size", options->ctx,
+                   "tokens of a chunk; the second half is scored; default: 1024, or 512 where a "
+                   "thread\nhas more than 100 million weights to multiply")
+      ->check(CLI::Range(kShortestCtx, 1 << 24));
   command
       ->add_option("--chunks", options->chunks, "chunks of each part, dealt to the files in turn")
       ->check(CLI::Range(1, 1 << 16))

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "interrupt.hpp"
+#include "tuning.hpp"
 #include "zipcache/cache.hpp"
 #include "zipcache/policy.hpp"
 
@@ -22,16 +23,18 @@ std::string joined(const std::vector<EvalText>& texts, std::string EvalText::*fi
 
 }  // namespace
 
-Result<std::unique_ptr<Measurer>> Measurer::open(const MeasureOptions& options) {
+Result<std::unique_ptr<Measurer>> Measurer::open(MeasureOptions options) {
   Result<EvalSetup> setup = set_up_eval(options);
   if (!setup.ok()) return setup.status();
-  warn_about_length(options.ctx, setup->files.about);
   // One policy of each engine, so that both are there.
   const std::vector<PolicyChoice> both = {{kReference, ""}, {"q4_0", "q4_0"}};
   Result<Engines> engines = open_eval_engines(options, *setup, both);
   if (!engines.ok()) return engines.status();
+  if (options.ctx == 0)
+    options.ctx = usual_ctx(llama_model_n_params(engines->served.get()), options.threads);
+  warn_about_length(options.ctx, setup->files.about);
   watch_interrupts();
-  return std::unique_ptr<Measurer>(new Measurer(options, std::move(*setup), std::move(*engines)));
+  return std::unique_ptr<Measurer>(new Measurer(std::move(options), std::move(*setup), std::move(*engines)));
 }
 
 Result<Part> Measurer::part(const std::string& name, const std::vector<std::string>& paths,

@@ -14,7 +14,7 @@
 namespace zipcache::cli {
 
 struct MeasureOptions : EvalOptions {
-  int ctx = 1024;
+  int ctx = 0;     // 0: by the model, see usual_ctx in tuning.hpp
   int chunks = 2;  // of each part, dealt to the texts in turn
   int together = 6;
 };
@@ -27,8 +27,8 @@ struct Part {
 
 class Measurer {
  public:
-  // Finds the files and loads the model. `options.policies` need not be set.
-  static Result<std::unique_ptr<Measurer>> open(const MeasureOptions& options);
+  // Finds the files and loads the model. `options.policies` and `options.ctx` need not be set.
+  static Result<std::unique_ptr<Measurer>> open(MeasureOptions options);
 
   // Chunks from the `skip`-th on of the texts at `paths`; `name` tells the part from others.
   Result<Part> part(const std::string& name, const std::vector<std::string>& paths, int skip);
@@ -45,6 +45,7 @@ class Measurer {
 
   const ModelFile& about() const { return setup_.files.about; }
   const EvalSetup& setup() const { return setup_; }
+  int ctx() const { return options_.ctx; }
 
  private:
   Measurer(MeasureOptions options, EvalSetup setup, Engines engines)

@@ -141,4 +141,9 @@ bool confirmed(const Candidate& chosen, const Candidate& fallback, const Target&
   return target.divergence ? !(fewer_bits && fallback_wins) : !fallback_wins;
 }
 
+int usual_ctx(uint64_t n_weights, int n_threads) {
+  constexpr uint64_t kManyWeights = 100'000'000;  // of a thread
+  return n_weights / static_cast<uint64_t>(n_threads) < kManyWeights ? 1024 : 512;
+}
+
 }  // namespace zipcache::cli

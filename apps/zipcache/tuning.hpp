@@ -4,6 +4,7 @@
 // Thread safety: pure functions.
 #pragma once
 
+#include <cstdint>
 #include <limits>
 #include <optional>
 #include <span>
@@ -132,5 +133,10 @@ inline constexpr double kCollapseSameTop = 0.6;
 inline bool collapsed(double kld, double same_top) {
   return kld > kCollapseKld || same_top < kCollapseSameTop;
 }
+
+// Tokens of a chunk where none are asked for: fewer where a thread has many weights to multiply, so
+// that the search of some fifty policies takes minutes. By size and not by time: the same command
+// finds the same rows again.
+int usual_ctx(uint64_t n_weights, int n_threads);
 
 }  // namespace zipcache::cli

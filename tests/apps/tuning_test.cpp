@@ -26,6 +26,13 @@ TEST(Tuning, GroupsCoverAllLayersAndDifferByOneAtMost) {
   }
 }
 
+TEST(Tuning, ChunksAreShortWhereAThreadHasManyWeights) {
+  EXPECT_EQ(usual_ctx(134'515'008, 2), 1024);
+  EXPECT_EQ(usual_ctx(268'098'176, 2), 512);
+  EXPECT_EQ(usual_ctx(268'098'176, 4), 1024);
+  EXPECT_EQ(usual_ctx(7'000'000'000, 16), 512);
+}
+
 TEST(Assign, BitsGoWhereTheyTakeAwayMostDivergence) {
   // The second unit's first step saves most per bit, its second step nothing worth having.
   const Units units = {{{1, 10}, {2, 6}}, {{1, 10}, {2, 3}, {3, 2.5}}, {{1, 1}, {2, 0.5}}};
