@@ -444,23 +444,50 @@ void store_tags(const Plan& plan, int head, int n_tiers, uint8_t* tags) {
   }
 }
 
-// Keys or values of one head in all blocks; with the keys what belongs to both.
-void encode_head(const PackJob& job, const LayerStore& store, std::vector<Plan>& plans, int head,
-                 SideId side, uint8_t* set) {
+// What a packed head holds beside the codes of both sides.
+void store_rest(const LayerStore& store, const Plan& plan, int head, const PackedHead& packed) {
+  store_tags(plan, head, packed.n_tiers, packed.tags);
+  store_sinks(store, plan, head, packed);
+}
+
+PackedHead packed_head(const LayerStore& store, const Plan& plan, int head, uint8_t* set) {
+  return store.packed.head(plan.result.packed, head, plan.n_coded, int(plan.sinks.count()), set);
+}
+
+// Keys or values of one head of one block that has parameters of its own; with the keys the rest.
+void encode_head(const PackJob& job, const LayerStore& store, const Plan& plan, int head,
+                 SideId side) {
+  const PackedHead packed = packed_head(store, plan, head, nullptr);
   const bool is_k = side == SideId::K;
-  const QueryRounding* rounding = is_k ? rounding_of(job.roundings, head) : nullptr;
-  for (Plan& plan : plans) {
-    const PackedHead packed =
-        store.packed.head(plan.result.packed, head, plan.n_coded, int(plan.sinks.count()), set);
-    if (is_k) {
-      store_tags(plan, head, packed.n_tiers, packed.tags);
-      store_sinks(store, plan, head, packed);
-    }
-    if (set) continue;
-    encode_side(store, side, rounding, is_k ? packed.k : packed.v,
-                coded_rows(store, plan, side, head), plan.tiers[size_t(head)]);
+  if (is_k) store_rest(store, plan, head, packed);
+  encode_side(store, side, is_k ? rounding_of(job.roundings, head) : nullptr,
+              is_k ? packed.k : packed.v, coded_rows(store, plan, side, head),
+              plan.tiers[size_t(head)]);
+}
+
+// The same of all blocks, which share the parameters in `set`.
+void encode_head_shared(const PackJob& job, const LayerStore& store, std::vector<Plan>& plans,
+                        int head, SideId side, uint8_t* set) {
+  const bool is_k = side == SideId::K;
+  for (const Plan& plan : plans) {
+    if (is_k) store_rest(store, plan, head, packed_head(store, plan, head, set));
   }
-  if (set) encode_side_shared(store, side, rounding, head, plans, set);
+  encode_side_shared(store, side, is_k ? rounding_of(job.roundings, head) : nullptr, head, plans,
+                     set);
+}
+
+// Codes all blocks: a task for each side of each head, of each block where they share nothing.
+void encode(const PackJob& job, const LayerStore& store, std::vector<Plan>& plans, uint8_t* set) {
+  const int n_heads = store.raw.shape.n_heads;
+  const int n_blocks = set ? 1 : int(plans.size());
+  parallel_for(job.n_threads, 2 * n_heads * n_blocks, [&](int task, int) {
+    const SideId side = task % 2 ? SideId::V : SideId::K;
+    const int head = task / 2 % n_heads;
+    if (set)
+      encode_head_shared(job, store, plans, head, side, set);
+    else
+      encode_head(job, store, plans[size_t(task / 2 / n_heads)], head, side);
+  });
 }
 
 // Takes the storage of all plans, or none.
@@ -518,9 +545,7 @@ Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerS
   outcome.unscored_blocks = decide_tiers(job, log, store, plans);
   SharedSet set;
   ZC_TRY(take_storage(job, store, arena, plans, set));
-  parallel_for(job.n_threads, 2 * store.raw.shape.n_heads, [&](int task, int) {
-    encode_head(job, store, plans, task / 2, task % 2 ? SideId::V : SideId::K, set.piece);
-  });
+  encode(job, store, plans, set.piece);
   const int shared = job.shared ? store.add_shared(set) : -1;
   for (Plan& plan : plans) {
     plan.result.shared = shared;
