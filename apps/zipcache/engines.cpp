@@ -11,6 +11,7 @@
 #include "places.hpp"
 #include "zipcache/policy.hpp"
 #include "zipcache/rotations.hpp"
+#include "zipcache/token_scores.hpp"
 
 namespace zipcache::cli {
 
@@ -62,6 +63,7 @@ Status check_policies(std::span<const PolicyChoice> choices, ScoreFiles files) {
     const Result<Policy> policy = parse_policy(choice.text);
     if (!policy.ok()) return policy.status();
     ZC_TRY(check_rotations(*policy));
+    ZC_TRY(check_scores_named(*policy));
     if (files == ScoreFiles::Checked || policy->saliency.statistic != Statistic::File) continue;
     return {Code::BadPolicy,
             fmt::format("policy '{}': found score=file, which knows one text from its beginning, "

@@ -12,8 +12,8 @@ namespace zipcache::cli {
 namespace {
 
 // Two tiers, so that scores are kept; every row a probe; a window that nothing ever leaves.
-PolicyChoice keeps_all(size_t n_tokens) {
-  return {fmt::format("zipcache,probes=100+0,recent={}", n_tokens), ""};
+PolicyChoice keeps_all(int n_tokens, std::string_view score = "mean") {
+  return {fmt::format("zipcache,probes=100+0,score={},recent={}", score, n_tokens), ""};
 }
 
 // Layers whose cache is elsewhere, as in models with two kinds of attention, have no scores here.
@@ -74,29 +74,88 @@ size_t packed_tokens(size_t n, int recent) {
   return old / kBlockTokens * kBlockTokens;
 }
 
+// Decodes tokens at positions `first` and on, in micro-batches; after_each(tokens so far) may fail.
+template <class AfterEach>
+Status read(llama_context* context, std::span<const llama_token> tokens, int first, int ubatch,
+            Progress& progress, AfterEach&& after_each) {
+  const int total = static_cast<int>(tokens.size());
+  for (int at = 0; at < total; at += ubatch) {
+    if (interrupted()) return {Code::Aborted, "interrupted; no scores were written"};
+    const int n = std::min(ubatch, total - at);
+    ZC_TRY(decode(context, tokens.subspan(at, n), first + at, n));
+    progress.step(n);
+    ZC_TRY(after_each(at + n));
+  }
+  return ok();
+}
+
+Status read(llama_context* context, std::span<const llama_token> tokens, int first, int ubatch,
+            Progress& progress) {
+  return read(context, tokens, first, ubatch, progress, [](int) { return ok(); });
+}
+
+// The request of KVzip's code.
+std::vector<llama_token> request(const llama_model* model) {
+  return tokenise(model, "\n\nRepeat the previous context exactly:\n\n", false, false);
+}
+
+// A context that holds what another one has read, as 16-bit rows that nobody has looked at.
+Status copy_rows(llama_context* from, llama_context* to) {
+  std::vector<uint8_t> state(llama_state_seq_get_size(from, 0));
+  const size_t n = llama_state_seq_get_data(from, state.data(), state.size(), 0);
+  if (n > 0 && llama_state_seq_set_data(to, state.data(), n, 0) > 0) return ok();
+  return {Code::Internal, "what the model read could not be copied from one cache to another"};
+}
+
+Result<TokenScores> measure_replay(const Engines& engines, const ModelFile& about,
+                                   std::span<const llama_token> tokens, const ScorePlan& plan,
+                                   Progress& progress) {
+  const int n_text = static_cast<int>(tokens.size());
+  std::vector<llama_token> again = request(engines.served.get());
+  again.insert(again.end(), tokens.begin(), tokens.end());
+  ContextOptions options{.n_ctx = n_text, .n_ubatch = plan.ubatch, .n_threads = plan.threads};
+  const Result<PolicyContext> first = open_policy_context(engines, {"f16", ""}, options);
+  if (!first.ok()) return first.status();
+  ZC_TRY(read(first->context.get(), tokens, 0, plan.ubatch, progress));
+  options.n_ctx += static_cast<int>(again.size());
+  const Result<PolicyContext> second =
+      open_policy_context(engines, keeps_all(options.n_ctx, "max"), options);
+  if (!second.ok()) return second.status();
+  ZC_TRY(check_layers(engines, second->cache_id, about));
+  ZC_TRY(copy_rows(first->context.get(), second->context.get()));
+  ZC_TRY(read(second->context.get(), again, n_text, plan.ubatch, progress));
+  auto layers = engines.backend.scores(second->cache_id, about.layers, n_text);
+  if (!layers.ok()) return layers.status();
+  for (TokenScores::Layer& layer : *layers) std::fill(layer.seen.begin(), layer.seen.end(), 1);
+  return TokenScores{{tokens.begin(), tokens.end()}, std::move(*layers)};
+}
+
 }  // namespace
+
+int replay_tokens(const llama_model* model, int n_tokens) {
+  return 2 * n_tokens + static_cast<int>(request(model).size());
+}
 
 Result<TokenScores> measure_scores(const Engines& engines, const ModelFile& about,
                                    std::span<const llama_token> tokens, const ScorePlan& plan,
                                    Progress& progress) {
+  if (plan.replay) return measure_replay(engines, about, tokens, plan, progress);
   const int total = static_cast<int>(tokens.size());
   const Result<PolicyContext> opened =
-      open_policy_context(engines, keeps_all(tokens.size()),
+      open_policy_context(engines, keeps_all(total),
                           {.n_ctx = total, .n_ubatch = plan.ubatch, .n_threads = plan.threads});
   if (!opened.ok()) return opened.status();
   ZC_TRY(check_layers(engines, opened->cache_id, about));
   Before before;
-  for (int at = 0; at < total; at += plan.ubatch) {
-    if (interrupted()) return Status{Code::Aborted, "interrupted; no scores were written"};
-    const int n = std::min(plan.ubatch, total - at);
-    ZC_TRY(decode(opened->context.get(), tokens.subspan(at, n), at, n));
-    progress.step(n);
-    const size_t n_due = plan.packed_after ? packed_tokens(at + n, *plan.packed_after) : 0;
-    if (n_due <= before.n_tokens) continue;
-    const auto now = engines.backend.scores(opened->cache_id, about.layers, at + n);
+  const auto keep_due = [&](int n_read) {
+    const size_t n_due = plan.packed_after ? packed_tokens(n_read, *plan.packed_after) : 0;
+    if (n_due <= before.n_tokens) return ok();
+    const auto now = engines.backend.scores(opened->cache_id, about.layers, n_read);
     if (!now.ok()) return now.status();
-    keep(*now, at + n, n_due, tokens.size(), before);
-  }
+    keep(*now, n_read, n_due, tokens.size(), before);
+    return ok();
+  };
+  ZC_TRY(read(opened->context.get(), tokens, 0, plan.ubatch, progress, keep_due));
   auto layers = engines.backend.scores(opened->cache_id, about.layers, total);
   if (!layers.ok()) return layers.status();
   if (plan.packed_after) subtract(before, tokens.size(), *layers);

@@ -83,8 +83,9 @@ Result<TokenScores> measure(const Options& options, const EngineFiles& files,
   plan.ubatch = options.ubatch;
   plan.threads = options.threads;
   watch_interrupts();
-  Progress progress(options.ctx);
-  progress.stage(fmt::format("attention over {} tokens", options.ctx));
+  const int n_read = plan.replay ? replay_tokens(engines->served.get(), options.ctx) : options.ctx;
+  Progress progress(n_read);
+  progress.stage(fmt::format("attention over {} tokens", n_read));
   return measure_scores(*engines, files.about, *tokens, plan, progress);
 }
 
@@ -96,7 +97,7 @@ Status measure_and_draw(const Options& options) {
   if (!files.ok()) return files.status();
   const auto layers = chosen_layers(options, static_cast<int>(files->about.layers.size()));
   if (!layers.ok()) return layers.status();
-  warn_about_length(options.ctx, files->about);
+  warn_about_length(options.plan.replay ? 2 * options.ctx : options.ctx, files->about);
   const Result<TokenScores> scores = measure(options, *files, *text);
   if (!scores.ok()) return scores.status();
 
@@ -107,6 +108,10 @@ Status measure_and_draw(const Options& options) {
   if (options.plan.packed_after) {
     name += fmt::format("-after{}", *options.plan.packed_after);
     title += fmt::format(" · once packed behind a window of {}", *options.plan.packed_after);
+  }
+  if (options.plan.replay) {
+    name += "-replay";
+    title += " · the most from one row of a repetition";
   }
   ZC_TRY(make_folder(options.out));
   const std::string file =
@@ -140,6 +145,8 @@ void add_plot_saliency(CLI::App& plot, Action& action) {
       "  zipcache plot saliency -m smollm2 -f book.txt -c 1024 --layers 0,10,20,29 -o pictures\n"
       "  zipcache plot saliency --scores book.zcs -f book.txt -c 1024 -o pictures\n"
       "  zipcache eval kld -f book.txt -c 1024 --policies 'zip;zip,score=file:book.zcs'\n"
+      "  zipcache plot saliency --replay --scores again.zcs -f book.txt -c 1024 -o pictures\n"
+      "  zipcache eval kld -f book.txt -c 1024 --policies 'kvzip,score=file:again.zcs'\n"
       "  zipcache plot saliency --from book.zcs -o pictures");
   CLI::Option* from =
       command->add_option("--from", options->from, "file of token scores to draw; no model is run");
@@ -156,12 +163,19 @@ void add_plot_saliency(CLI::App& plot, Action& action) {
       ->delimiter(',');
   measured(command->add_option("--scores", options->scores,
                                "file of token scores to write; default: beside the pictures"));
+  CLI::Option* packed_after =
+      measured(
+          command->add_option("--packed-after", options->plan.packed_after,
+                              "count only query rows that come once a token's block has left a "
+                              "window of so many\ntokens: those that meet it packed under a policy "
+                              "with this recent"))
+          ->check(CLI::Range(0, 1 << 20));
   measured(
-      command->add_option("--packed-after", options->plan.packed_after,
-                          "count only query rows that come once a token's block has left a "
-                          "window of so many\ntokens: those that meet it packed under a policy "
-                          "with this recent"))
-      ->check(CLI::Range(0, 1 << 20));
+      command->add_flag("--replay", options->plan.replay,
+                        "the most attention that one row gives while the model reads the text "
+                        "a second time, asked\nto repeat it, instead of sums: what kvzip ranks "
+                        "by"))
+      ->excludes(packed_after);
   command->add_option("-o,--out", options->out, "folder for the pictures and their data")
       ->required();
   add_engine_options(*command, *options);

@@ -82,6 +82,7 @@ enum class Statistic : uint8_t {
   Recency,  // control: the newest tokens of the block
   Last,     // attention received from the newest query row alone (TOVA)
   MeanStd,  // Mean, but first the tokens whose attention varies most (RoCo)
+  Max,      // the most attention that one probe row gave with one query head (KVzip's rule)
   File,  // control: attention over the whole text, the future included (zipcache/token_scores.hpp)
 };
 
@@ -151,6 +152,9 @@ struct Side {
   int dual = 0;
   Codec codec = Codec::Affine;
   Clip clip = {};  // of the range that an endpoint or midpoint fit takes
+  // Columns of the two factors whose product is added to the decoded values of each tier of a
+  // head's block (GEAR's low rank); 0 for none.
+  int rank = 0;
   bool operator==(const Side&) const = default;
 
   // What a value is multiplied with beside the parameters of its set: a factor of its channel, or
@@ -170,7 +174,7 @@ struct Tier {
 
 struct Saliency {
   Statistic statistic = Statistic::Mean;
-  std::string file;  // of token scores, for Statistic::File; else empty
+  std::string file;  // of token scores, for Statistic::File, where it is named; else empty
   Norm norm = Norm::ProbeNnz;
   int recent_permille = 50;  // probe rows: newest share of a chunk, in 1/1000
   int random_permille = 50;  // and a random share of its other rows
@@ -222,7 +226,7 @@ struct Policy {
   bool needs_scores() const {
     return tiers.size() > 1 &&
            (saliency.statistic == Statistic::Mean || saliency.statistic == Statistic::MeanStd ||
-            saliency.statistic == Statistic::Last);
+            saliency.statistic == Statistic::Last || saliency.statistic == Statistic::Max);
   }
   // And the spread of what probes gave.
   bool needs_squares() const { return needs_scores() && saliency.statistic == Statistic::MeanStd; }
@@ -241,7 +245,8 @@ struct PolicyRow {
 std::span<const PolicyRow> policy_rows();
 
 // Parses `text`: a row's name, or the path of a .json file, followed by comma-separated field=value
-// changes; 0-3:field=value changes layers 0 to 3 only. The error names the field, the value found and the accepted values.
+// changes; 0-3:field=value changes layers 0 to 3 only. The error names the field, the value found
+// and the accepted values.
 Result<Policy> parse_policy(std::string_view text);
 
 // Reads and writes the JSON form. Unknown fields are errors, absent ones keep the row named by

@@ -34,6 +34,9 @@ struct TokenScores {
 Result<TokenScores> load_token_scores(const std::string& path);
 Status save_token_scores(const std::string& path, const TokenScores& scores);
 
+// BadPolicy where a policy ranks by a file and names none (row kvzip).
+Status check_scores_named(const Policy& policy);
+
 // Whether they are of a model of this shape; Incompatible says where not.
 Status check_fit(const TokenScores& scores, const std::vector<LayerShape>& layers);
 // Whether `tokens` begin the text that was scored, or are all of it; Incompatible says where not.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "codec/low_rank.hpp"
+
 namespace zipcache {
 namespace {
 
@@ -161,12 +163,14 @@ void BlockAttention::add_packed(int head_index, const QueryTile& queries, int sl
     code_scores(queries, head, n, scratch);
   else
     expanded_scores(queries, head, n, scratch);
+  if (policy.k.rank > 0) correct_scores(queries, head, n, scratch);
   softmax(queries, visible, n, n, scratch, sums.packed,
           [&](float* scores) { hide_filling(queries.n_rows(), head, n, scores); });
   if (few && codes_are_numbers(policy.v.codec))
     sum_codes(queries.n_rows(), head, n, next, scratch, sums.packed);
   else
     sum_expanded(queries.n_rows(), head, n, scratch, sums.packed);
+  if (policy.v.rank > 0) correct_sums(queries.n_rows(), head, n, scratch, sums.packed);
 }
 
 void BlockAttention::add_sinks(const QueryTile& queries, int slot, const PackedHead& head,
@@ -269,6 +273,36 @@ void BlockAttention::sum_expanded(int rows, const PackedHead& head, int n, Scrat
   });
   kernels_.gemm(rows, ld, n, scratch.scores.data(), n, scratch.values.data(), ld, sums.out.data(),
                 ld, true);
+}
+
+// What low-rank factors of keys add to scores: (q · channels) · tokens.
+void BlockAttention::correct_scores(const QueryTile& queries, const PackedHead& head, int n,
+                                    Scratch& scratch) const {
+  for_tiers(head.k, head, [&](const TileView& tile, int at) {
+    const LowRank factors = low_rank_of(tile);
+    if (factors.rank == 0) return;
+    const int ld = padded_to(factors.rank, kUnitRows);
+    scratch.turned.resize(size_t(queries.n_rows()) * size_t(ld));
+    kernels_.half_dots(queries.n_rows(), factors.rank, queries.dim, queries.for_packed(),
+                       queries.ld, factors.channels, scratch.turned.data(), ld);
+    kernels_.half_sums(queries.n_rows(), factors.rank, padded_to(tile.shape.n_tokens, kUnitRows),
+                       scratch.turned.data(), ld, factors.tokens, scratch.scores.data() + at, n);
+  });
+}
+
+// What those of values add to the weighted sums: (weights · tokens) · channels.
+void BlockAttention::correct_sums(int rows, const PackedHead& head, int n, Scratch& scratch,
+                                  Partial& sums) const {
+  for_tiers(head.v, head, [&](const TileView& tile, int at) {
+    const LowRank factors = low_rank_of(tile);
+    if (factors.rank == 0) return;
+    const int ld = padded_to(factors.rank, kUnitRows);
+    scratch.turned.resize(size_t(rows) * size_t(ld));
+    kernels_.half_dots(rows, factors.rank, padded_to(tile.shape.n_tokens, kUnitRows),
+                       scratch.scores.data() + at, n, factors.tokens, scratch.turned.data(), ld);
+    kernels_.half_sums(rows, factors.rank, tile.shape.dim, scratch.turned.data(), ld,
+                       factors.channels, sums.out.data(), sums.dim);
+  });
 }
 
 // Codes of 8 bits leave no room for a second byte in a product, steps that may be negative none for

@@ -79,6 +79,9 @@ class BlockAttention {
   void expanded_scores(const QueryTile& queries, const PackedHead& head, int n,
                        Scratch& scratch) const;
   void sum_expanded(int rows, const PackedHead& head, int n, Scratch& scratch, Partial& sums) const;
+  void correct_scores(const QueryTile& queries, const PackedHead& head, int n,
+                      Scratch& scratch) const;
+  void correct_sums(int rows, const PackedHead& head, int n, Scratch& scratch, Partial& sums) const;
   Weighting weighting(SideId side, int bits) const;
 
   const Attention& step_;

@@ -236,6 +236,7 @@ Status Engine::check_range(const char* call, int first_cell, int n_cells) const 
 // Reads the file that the policy ranks by.
 Status Engine::load_scores() {
   if (policy_.saliency.statistic != Statistic::File) return ok();
+  ZC_TRY(check_scores_named(policy_));
   Result<TokenScores> scores = load_token_scores(policy_.saliency.file);
   if (!scores.ok()) return scores.status();
   scores_ = std::move(*scores);

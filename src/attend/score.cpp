@@ -1,5 +1,6 @@
 // The probe pass: attention that probe rows gave to the tokens that are still raw (paper,
 // section 4.2).
+#include <algorithm>
 #include <numeric>
 
 #include "attend/attend.hpp"
@@ -21,6 +22,7 @@ class ProbePass {
         probes_(probes),
         log_mass_(log_mass),
         newest_only_(store.packed.policy().saliency.statistic == Statistic::Last),
+        largest_(store.packed.policy().saliency.statistic == Statistic::Max),
         group_(step.n_heads / store.raw.shape.n_heads) {}
 
   void score(int slot, int head, Scratch& scratch) const {
@@ -65,7 +67,8 @@ class ProbePass {
       float* row = scores + h * ld;
       // Minus the log of the sum instead of the peak: exp gives the probability itself.
       kernels_.exp_row(row, n, log_mass_[query * step_.n_heads + head * group_ + h]);
-      for (int i = 0; i < n; ++i) totals.sums[i] += row[i];
+      for (int i = 0; i < n; ++i)
+        totals.sums[i] = largest_ ? std::max(totals.sums[i], row[i]) : totals.sums[i] + row[i];
     }
     for (int i = 0; totals.squares && i < n; ++i) {
       float given = 0;
@@ -80,7 +83,7 @@ class ProbePass {
   const Kernels& kernels_;
   const std::vector<int>& probes_;
   const float* log_mass_;
-  const bool newest_only_;
+  const bool newest_only_, largest_;
   const int group_;
 };
 

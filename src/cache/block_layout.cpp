@@ -15,7 +15,7 @@ constexpr size_t kPlaneBytes = kBlockTokens / 8;
 // Counts that a block stores of each head.
 constexpr size_t n_counts(int n_tiers) { return size_t(std::max(1, n_tiers - 1)); }
 
-enum class Part { Counts, Tags, KSinks, VSinks, Factors, Params, TokenFactors, Codes };
+enum class Part { Counts, Tags, KSinks, VSinks, Factors, Params, TokenFactors, LowRank, Codes };
 
 // Hands out consecutive parts of a block and of a shared parameter set.
 struct Cursor {
@@ -94,7 +94,8 @@ TileShape PackedLayout::tile_shape(SideId side, size_t tier, int n_tokens) const
           spec.axis,
           spec.group,
           is_k ? Lanes::Tokens : Lanes::Channels,
-          spec.codec};
+          spec.codec,
+          spec.rank};
 }
 
 // Calls visit(part, side, tier, shape_of_tile, bytes) for every part of one head.
@@ -117,6 +118,7 @@ void PackedLayout::walk_head(const TierCounts& counts, Visit&& visit) const {
             spec.token_factors() && coded(tile.bits)
                 ? size_t(padded_to(tile.n_tokens, kUnitRows)) * sizeof(half)
                 : 0);
+      visit(Part::LowRank, side, tier, tile, low_rank_bytes(tile));
       visit(Part::Codes, side, tier, tile, code_bytes(tile));
     }
   }
@@ -227,6 +229,8 @@ PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sin
       view = {tile, nullptr, params, out.factors};
     } else if (part == Part::TokenFactors) {
       if (size) view.token_factors = reinterpret_cast<half*>(here);
+    } else if (part == Part::LowRank) {
+      if (size) view.low_rank = reinterpret_cast<half*>(here);
     } else {
       view.codes = here;
     }

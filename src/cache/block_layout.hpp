@@ -18,9 +18,10 @@
 //                                  t's: 0 for the last, 1 for the one before it and so on; n = 0
 //                                  for one tier, 1 for two, 2 for more
 //   sinks     f16  [head, n_sinks, k_dim], then [head, n_sinks, v_dim]
-//   per head, for K and then V: channel factors, then for each tier params, token factors and codes
-//   (codec/tile.hpp, Side::channel_factors); K has tokens in its lanes, V channels. Tiers of one
-//   width have one set of channel params, the first one's, over the tokens of all.
+//   per head, for K and then V: channel factors, then for each tier params, token factors, low-rank
+//   factors and codes (codec/tile.hpp, Side::channel_factors); K has tokens in its lanes, V
+//   channels. Tiers of one width have one set of channel params, the first one's, over the tokens
+//   of all.
 // Parameters shared by several blocks (Cadence::Prompt) stand in a piece of their own:
 //   per head, for K and then V: factors, then each tier's params
 // Every part of a packed block begins at a multiple of 64 bytes.

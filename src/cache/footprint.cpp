@@ -246,7 +246,9 @@ double paper_ratio(const Policy& policy, double C, double l, double b) {
       if (coded(tier.*bits)) widths.insert(tier.*bits);
     }
     if (widths.empty()) return 0.0;
-    const double factors = side.channel_factors() ? C : side.token_factors() ? b * l : 0.0;
+    const double factors = side.rank * (C + b * l) + (side.channel_factors() ? C
+                                                      : side.token_factors() ? b * l
+                                                                             : 0.0);
     const double per_set = double(set_bytes(side.codec)) / sizeof(half);
     switch (side.axis) {
       case Axis::None:

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "codec/kernels.hpp"
+#include "codec/low_rank.hpp"
 
 namespace zipcache {
 
@@ -102,24 +102,6 @@ void LayerStore::count(const StreamLog& log, Bytes& bytes) const {
 
 namespace {
 
-// One tier's rows in the order of tokens: out [n_tokens, dim].
-void decode_tile(const TileView& tile, float* out) {
-  const Kernels& kernels = best_kernels();
-  const TileShape& shape = tile.shape;
-  if (shape.bits == 16) {
-    kernels.halves(reinterpret_cast<const half*>(tile.codes), out, shape.n_tokens * shape.dim);
-    return;
-  }
-  const int ld = padded_to(shape.n_rows(), kUnitRows);
-  std::vector<float> lanes(size_t(shape.n_columns()) * size_t(ld));
-  expand_tile(kernels, tile, lanes.data(), ld);
-  const bool tokens_in_rows = shape.lanes == Lanes::Tokens;
-  for (int t = 0; t < shape.n_tokens; ++t) {
-    for (int c = 0; c < shape.dim; ++c)
-      out[t * shape.dim + c] = lanes[size_t(tokens_in_rows ? c * ld + t : t * ld + c)];
-  }
-}
-
 void decode_packed(const LayerStore& store, int slot, SideId side, int head_index, int n_rows,
                    float* out) {
   const StoredBlock& stored = store.block(slot);
@@ -128,8 +110,11 @@ void decode_packed(const LayerStore& store, int slot, SideId side, int head_inde
   const int dim = packed.tiers[0].shape.dim;
   std::vector<float> rows(size_t(kMaxTierColumns) * size_t(dim));
   const auto places = tier_places(head);
-  for (size_t tier = 0; tier < store.packed.policy().tiers.size(); ++tier)
-    decode_tile(packed.tiers[tier], rows.data() + size_t(places[tier]) * size_t(dim));
+  for (size_t tier = 0; tier < store.packed.policy().tiers.size(); ++tier) {
+    float* tier_rows = rows.data() + size_t(places[tier]) * size_t(dim);
+    decode_tile(best_kernels(), packed.tiers[tier], tier_rows);
+    add_low_rank(packed.tiers[tier], tier_rows);
+  }
   store.rotation(side, head_index).turn_back(rows.data(), tier_columns(head), dim, dim);
   uint8_t order[kMaxTierColumns];
   packed_order(head, stored.sinks, order);

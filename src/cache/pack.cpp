@@ -7,6 +7,7 @@
 #include "base/parallel.hpp"
 #include "codec/clip.hpp"
 #include "codec/kernels.hpp"
+#include "codec/low_rank.hpp"
 #include "saliency/probes.hpp"
 #include "transform/dual_scale.hpp"
 
@@ -49,10 +50,13 @@ float row_score(const PackJob& job, const StreamLog& log, const LayerStore& stor
     case Statistic::Mean:
     case Statistic::MeanStd:
     case Statistic::Last:
+    case Statistic::Max:
       break;
   }
   uint8_t* raw = store.block(slot).raw;
-  const Norm norm = saliency.statistic == Statistic::Last ? Norm::None : saliency.norm;
+  const bool one_row =
+      saliency.statistic == Statistic::Last || saliency.statistic == Statistic::Max;
+  const Norm norm = one_row ? Norm::None : saliency.norm;
   return normalized_score(store.raw.sums(raw, head)[row], store.raw.probes_seen(raw)[row],
                           store.raw.rows_seen(raw)[row], norm);
 }
@@ -363,6 +367,7 @@ void encode_side(const LayerStore& store, SideId side, const QueryRounding* roun
                   params);
     else if (!rows.empty())
       encode_rows(rounding, tile.shape, fits, std::move(rows), codes);
+    if (tile.low_rank) store_low_rank(tile, rows_of_tier(x, dim, tiers, tier));
   }
 }
 
@@ -416,6 +421,7 @@ void encode_side_shared(const LayerStore& store, SideId side, const QueryRoundin
                     const_cast<half*>(tile.params));
       else if (!rows.empty())
         encode_rows(rounding, tile.shape, fits, std::move(rows), codes);
+      if (tile.low_rank) store_low_rank(tile, rows_of_tier(x[b], dim, tiers, tier));
     }
   }
 }

@@ -122,8 +122,10 @@ PlacedPart part_of(const TileView& tile, int index);
 // channel.
 inline constexpr int kMaxSets = kMaxColumns / kUnitRows * kBlockTokens;
 
-// Decodes a whole tile: out[column * ld + row], rows filled.
+// Decodes the codes of a whole tile: out[column * ld + row], rows filled.
 void expand_tile(const Kernels& kernels, const TileView& tile, float* out, int ld);
+// The same in the order of tokens, of raw tiles too: out [n_tokens, dim].
+void decode_tile(const Kernels& kernels, const TileView& tile, float* out);
 
 // Parameters of one lane of a search.
 SetFit finish_fit(const SetSearch& found, int lane, int bits, Fit fit);

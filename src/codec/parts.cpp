@@ -69,4 +69,20 @@ void expand_tile(const Kernels& kernels, const TileView& tile, float* out, int l
   }
 }
 
+void decode_tile(const Kernels& kernels, const TileView& tile, float* out) {
+  const TileShape& shape = tile.shape;
+  if (shape.bits == 16) {
+    kernels.halves(reinterpret_cast<const half*>(tile.codes), out, shape.n_tokens * shape.dim);
+    return;
+  }
+  const int ld = padded_to(shape.n_rows(), kUnitRows);
+  std::vector<float> lanes(size_t(shape.n_columns()) * size_t(ld));
+  expand_tile(kernels, tile, lanes.data(), ld);
+  const bool tokens_in_rows = shape.lanes == Lanes::Tokens;
+  for (int t = 0; t < shape.n_tokens; ++t) {
+    for (int c = 0; c < shape.dim; ++c)
+      out[t * shape.dim + c] = lanes[size_t(tokens_in_rows ? c * ld + t : t * ld + c)];
+  }
+}
+
 }  // namespace zipcache

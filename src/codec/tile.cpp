@@ -191,6 +191,12 @@ size_t code_bytes(const TileShape& shape) {
   return size_t(padded_to(shape.n_rows(), kUnitRows) / kUnitRows) * shape.unit_bytes();
 }
 
+size_t low_rank_bytes(const TileShape& shape) {
+  if (shape.n_tokens == 0 || !coded(shape.bits)) return 0;
+  return sizeof(half) * size_t(shape.rank) *
+         size_t(shape.dim + padded_to(shape.n_tokens, kUnitRows));
+}
+
 int n_sets(const TileShape& shape) {
   if (shape.bits == 16 || shape.n_tokens == 0 || shape.axis == Axis::None) return 0;
   if (shape.axis == Axis::Channel) return padded_to(shape.dim, kUnitRows);

@@ -25,9 +25,12 @@
 //           Codecs without a floor (codec/levels.hpp) have steps alone, f16, or 8 bits for E2m1;
 //           none with Axis::None.
 //
+//   low_rank  f16 [rank, dim] of channels, then [rank, n_tokens filled up to 16] of tokens, where a
+//             tile of codes has a rank (codec/low_rank.hpp)
+//
 // Value = floor + step * code, or step * level, times the factor of its channel or token where
-// there is one (channel factors belong to the block). dim is a multiple of 8. Pure functions,
-// thread-safe.
+// there is one (channel factors belong to the block), plus the product of the low-rank factors. dim
+// is a multiple of 8. Pure functions, thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -61,6 +64,7 @@ struct TileShape {
   int group = 0;  // channels per set for Axis::Group, tokens for Axis::ChannelGroup
   Lanes lanes = Lanes::Tokens;
   Codec codec = Codec::Affine;
+  int rank = 0;  // of the correction beside the codes
 
   int n_rows() const { return lanes == Lanes::Tokens ? n_tokens : dim; }
   int n_columns() const { return lanes == Lanes::Tokens ? dim : n_tokens; }
@@ -77,6 +81,7 @@ int n_sets(const TileShape& shape);
 inline size_t param_bytes(const TileShape& shape) {
   return set_bytes(shape.codec) * size_t(n_sets(shape));
 }
+size_t low_rank_bytes(const TileShape& shape);
 // Place among the sets of the parameters of a value.
 int set_of(const TileShape& shape, int token, int channel);
 
@@ -87,6 +92,7 @@ struct TileView {
   const half* params = nullptr;    // [param_bytes]: steps [n_sets], then floors where there are any
   const half* factors = nullptr;   // [padded_to(dim, 16)] of channels, or null
   const half* token_factors = nullptr;  // [padded_to(n_tokens, 16)], or null
+  const half* low_rank = nullptr;       // [low_rank_bytes], or null
 };
 
 // Step of a set, 1 where there are no parameters.

@@ -11,6 +11,7 @@
 
 #include "zipcache/cache.hpp"
 #include "zipcache/rotations.hpp"
+#include "zipcache/token_scores.hpp"
 
 namespace zipcache {
 namespace {
@@ -84,7 +85,9 @@ Status check_settings() {
   const Result<std::string> kernel = kernel_name();
   if (!kernel.ok()) return kernel.status();
   const Result<Policy> policy = current_policy();
-  return policy.ok() ? check_rotations(*policy) : policy.status();
+  if (!policy.ok()) return policy.status();
+  ZC_TRY(check_scores_named(*policy));
+  return check_rotations(*policy);
 }
 
 Result<Policy> current_policy() {
@@ -98,6 +101,7 @@ Result<Policy> current_policy() {
 Status set_policy(const std::string& text) {
   const Result<Policy> policy = parse_policy(text);
   if (!policy.ok()) return policy.status();
+  ZC_TRY(check_scores_named(*policy));
   ZC_TRY(check_rotations(*policy));
   const std::lock_guard<std::mutex> guard(g_lock);
   g_policy_text = text;

@@ -33,11 +33,10 @@ constexpr Word<Codec> kCodecs[] = {{"affine", Codec::Affine},
                                    {"e2m1", Codec::E2m1}};
 constexpr Word<Rounding> kRoundings[] = {{"nearest", Rounding::Nearest},
                                          {"query", Rounding::Query}};
-constexpr Word<Statistic> kStatistics[] = {{"mean", Statistic::Mean},
-                                           {"random", Statistic::Random},
-                                           {"recency", Statistic::Recency},
-                                           {"last", Statistic::Last},
-                                           {"mean_std", Statistic::MeanStd}};
+constexpr Word<Statistic> kStatistics[] = {
+    {"mean", Statistic::Mean}, {"random", Statistic::Random},    {"recency", Statistic::Recency},
+    {"last", Statistic::Last}, {"mean_std", Statistic::MeanStd}, {"max", Statistic::Max},
+    {"file", Statistic::File}};
 constexpr Word<Norm> kNorms[] = {
     {"probe_nnz", Norm::ProbeNnz}, {"full_causal", Norm::FullCausal}, {"none", Norm::None}};
 constexpr Word<DecodeProbes> kDecodeProbes[] = {{"spread", DecodeProbes::Spread},
@@ -216,7 +215,7 @@ bool parse_score(std::string_view text, Saliency& saliency) {
 }
 
 std::string score_text(const Saliency& saliency) {
-  if (saliency.statistic != Statistic::File) return word_of(kStatistics, saliency.statistic);
+  if (saliency.file.empty()) return word_of(kStatistics, saliency.statistic);
   return fmt::format("{}{}", kFileScore, saliency.file);
 }
 
@@ -263,6 +262,7 @@ constexpr std::string_view kClipWords =
 constexpr std::string_view kRotationWords = "none, hadamard, or file with rotations=FILE";
 constexpr std::string_view kCodecWords = "affine, sym, lloyd, e4m3 or e2m1";
 constexpr std::string_view kDualWords = "a number of rounds from 0 to 64";
+constexpr std::string_view kRankWords = "a rank from 0 to 16";
 
 using P = Policy;
 using V = std::string_view;
@@ -334,8 +334,17 @@ const Field kFields[] = {
      [](const P& p) { return fmt::format("{}", p.k.dual); }, true},
     {"v_dual", kDualWords, [](P& p, V v) { return parse_int(v, 0, kMaxDual, p.v.dual); },
      [](const P& p) { return fmt::format("{}", p.v.dual); }, true},
+    {"rank", kRankWords,
+     [](P& p, V v) {
+       return parse_int(v, 0, kMaxRank, p.k.rank) && parse_int(v, 0, kMaxRank, p.v.rank);
+     },
+     nullptr, true},
+    {"k_rank", kRankWords, [](P& p, V v) { return parse_int(v, 0, kMaxRank, p.k.rank); },
+     [](const P& p) { return fmt::format("{}", p.k.rank); }, true},
+    {"v_rank", kRankWords, [](P& p, V v) { return parse_int(v, 0, kMaxRank, p.v.rank); },
+     [](const P& p) { return fmt::format("{}", p.v.rank); }, true},
     {"score",
-     "mean, mean_std, last, random, recency, or file: and a path without commas, semicolons, "
+     "mean, mean_std, max, last, random, recency, or file: and a path without commas, semicolons, "
      "quotes, backslashes or a space at its ends",
      [](P& p, V v) { return parse_score(v, p.saliency); },
      [](const P& p) { return score_text(p.saliency); }, false},

@@ -14,6 +14,8 @@ namespace zipcache {
 inline constexpr int kMaxPool = 31;
 // Most rounds of dual scaling.
 inline constexpr int kMaxDual = 64;
+// Most columns of a low-rank correction.
+inline constexpr int kMaxRank = 16;
 
 struct Field {
   std::string_view name;

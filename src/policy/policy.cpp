@@ -203,6 +203,8 @@ Status check_fields(const Policy& policy) {
   ZC_TRY(check_codec(policy, policy.v, &Tier::v_bits, "v"));
   ZC_TRY(check_dual(policy.k, "k"));
   ZC_TRY(check_dual(policy.v, "v"));
+  ZC_TRY(check_range("k_rank", policy.k.rank, 0, kMaxRank));
+  ZC_TRY(check_range("v_rank", policy.v.rank, 0, kMaxRank));
   ZC_TRY(check_clip(policy.k, "k"));
   ZC_TRY(check_clip(policy.v, "v"));
   if (policy.k_rounding == Rounding::Query &&
@@ -218,8 +220,8 @@ Status check_fields(const Policy& policy) {
   ZC_TRY(check_range("newest probes in 1/1000", policy.saliency.recent_permille, 0, 1000));
   ZC_TRY(check_range("random probes in 1/1000", policy.saliency.random_permille, 0, 1000));
   ZC_TRY(check_range("pool", policy.saliency.pool_width, 1, kMaxPool));
-  if (policy.saliency.statistic == Statistic::File ? !writable_path(policy.saliency.file)
-                                                   : !policy.saliency.file.empty()) {
+  if (!policy.saliency.file.empty() &&
+      (policy.saliency.statistic != Statistic::File || !writable_path(policy.saliency.file))) {
     return {Code::BadPolicy,
             fmt::format("policy, score: found the path {}, expected one where score=file:PATH, and "
                         "none elsewhere",
@@ -311,9 +313,10 @@ Status check(const Policy& policy) {
   const Saliency& saliency = policy.saliency;
   if (policy.needs_scores() && saliency.statistic != Statistic::Last &&
       saliency.recent_permille + saliency.random_permille == 0) {
-    return {Code::BadPolicy,
-            "policy, probes: found 0+0, but score=mean and mean_std need probe rows; use 5+5, or "
-            "score=last, random or recency"};
+    return {
+        Code::BadPolicy,
+        "policy, probes: found 0+0, but score=mean, mean_std and max need probe rows; use 5+5, or "
+        "score=last, random or recency"};
   }
   if (saliency.recent_permille + saliency.random_permille > 1000) {
     return {Code::BadPolicy,

@@ -45,6 +45,10 @@ constexpr PolicyRow kRows[] = {
      "128)"},
     {"kivi4", "bits=4,k_axis=channel32,v_axis=group32,fit=endpoint,recent=128",
      "KIVI at 4 bits, otherwise as kivi2"},
+    {"gear2-l", "bits=2,k_axis=channel64,v_axis=group64,fit=endpoint,rank=2",
+     "GEAR-L at 2 bits: groups of 64 tokens of a channel for K, of 64 channels of a token for V, "
+     "and "
+     "of what they miss a product of rank 2 for each block of a head; without outliers"},
     {"had4", "bits=4,k_axis=token,v_axis=token,rotate=hadamard,fit=endpoint",
      "4 bits per token of a head, K and V rotated (QuaRot's cache)"},
     {"kvarn-k4v2", ZC_KVARN("4", "2"),
@@ -85,6 +89,13 @@ constexpr PolicyRow kRows[] = {
      "(zipcache fit-rotations --method permute), groups of 32 of a token, clipped to 0.95 of the "
      "range; without V at 1.5 bits and 8-bit parameters; 5 sinks, the newest 128 tokens at 16 "
      "bits"},
+    {"rotatekv", "bits=2,k_axis=token,v_axis=token,rotate=hadamard,fit=endpoint,clip=0.8,sinks=20",
+     "RotateKV at 2 bits, a variant after RoPE: per token of a head, rotated, clipped to 0.8 of "
+     "the "
+     "range; the first 20 tokens at 16 bits in place of those with massive activations"},
+    {"wkvquant", "bits=4,k_axis=token,v_axis=token,fit=endpoint",
+     "WKVQuant's 4-bit cache: per token of a head, read exactly by the step that makes it; without "
+     "its learned shift and scale of channels"},
     {"mikv",
      "bits=16/2,ratio=0.2,k_axis=group32,v_axis=group32,fit=endpoint,probes=100+0,norm=none,"
      "recent=128",
@@ -102,6 +113,11 @@ constexpr PolicyRow kRows[] = {
     {"snapkv", "bits=16/0,ratio=0.25,probes=6.2+0,pool=5,recent=32",
      "SnapKV by chunks: a quarter of each block's tokens, by the attention of each chunk's newest "
      "6.2 % of rows (32 of 512), averaged over 5 neighbours; generated tokens are evicted too"},
+    {"kvzip", "bits=16/0,ratio=0.3,score=file",
+     "KVzip by blocks: each head keeps three tenths of a block's tokens, by the most attention "
+     "that "
+     "a query gives while the model repeats the text: score=file:FILE (zipcache plot saliency "
+     "--replay)"},
     {"streaming", "bits=0,sinks=4,recent=1020",
      "StreamingLLM: 4 sinks and the newest 1020 to 1147 tokens, all others evicted; positions are "
      "those of the text, not counted anew inside the cache"},

@@ -145,6 +145,16 @@ Status save_token_scores(const std::string& path, const TokenScores& scores) {
           fmt::format("token scores '{}': cannot be written: {}", path, std::strerror(errno))};
 }
 
+Status check_scores_named(const Policy& policy) {
+  if (policy.saliency.statistic != Statistic::File || !policy.saliency.file.empty()) return ok();
+  return {
+      Code::BadPolicy,
+      fmt::format("policy {0}: found score=file without a path, expected the scores of the text; "
+                  "measure them with zipcache plot saliency -m MODEL -f TEXT -c TOKENS{1} --scores "
+                  "FILE.zcs -o FOLDER, then use {0},score=file:FILE.zcs",
+                  to_text(policy), policy.name == "kvzip" ? " --replay" : "")};
+}
+
 Status check_fit(const TokenScores& scores, const std::vector<LayerShape>& layers) {
   if (scores.layers.size() != layers.size()) {
     return {

@@ -105,6 +105,23 @@ TEST(Saliency, TheNewestRowAloneCountsWhereThePolicySaysSo) {
   EXPECT_NEAR(made->sum(2, 0), .2, 2e-6);
 }
 
+// With score=max a row's sum is the most that one probe gave with one of its query heads.
+TEST(Saliency, TheLargestShareOfOneProbeCountsWhereThePolicySaysSo) {
+  const auto made = rig_of_logits(toy_logits(), 4, *parse_policy("zipcache,score=max"));
+  made->score({1});
+  made->score({2, 3});
+  const double largest[] = {.6, .4, .3, .3};
+  for (int i = 0; i < 4; ++i) EXPECT_NEAR(made->sum(i, 0), largest[i], 2e-6);
+  BlockRig rig({1, 16, 16}, *parse_policy("zipcache,score=max"), 128);
+  std::vector<float> keys(32), q(2 * 16);
+  keys[16] = 1, q[16] = float(std::log(3.0));  // the second head: 1 to 3; the first: 1 to 1
+  rig.append(2, keys, std::vector<float>(32, 0.0f));
+  rig.attend(q, 1, 2, 1, *runnable_kernels().front());
+  rig.score({0});
+  EXPECT_NEAR(rig.sum(0, 0), .5, 1e-5);
+  EXPECT_NEAR(rig.sum(1, 0), .75, 1e-5);
+}
+
 TEST(Saliency, SquaresAreThoseOfWhatEachProbeGave) {
   const auto made = rig_of_logits(toy_logits(), 4, *parse_policy("roco"));
   made->score({1, 3});

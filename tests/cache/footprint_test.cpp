@@ -38,6 +38,11 @@ TEST(Footprint, PredictedBytesAreThoseOfACacheFedInMicroBatches) {
                                   "fp8",
                                   "turbo-k4v4",
                                   "roco",
+                                  "rotatekv",
+                                  "gear2-l",
+                                  "zip,k_rank=3,sinks=5,recent=0",
+                                  "zipcache,bits=16/4/2/0,ratio=0.05/0.3/0.3,v_rank=16",
+                                  "zipcache,score=max",
                                   "zipcache,dual=2,v_axis=channel",
                                   "random+pin",
                                   "streaming,recent=100",
@@ -107,8 +112,8 @@ TEST(Footprint, DecodingOneByOneKeepsThePrediction) {
 }
 
 TEST(Footprint, KindsSumToWhatTheArenaHolds) {
-  for (const char* text :
-       {"f16", "zipcache", "uniform,k_axis=group16", "kivi4", "zip", "random+pin", "streaming"}) {
+  for (const char* text : {"f16", "zipcache", "uniform,k_axis=group16", "kivi4", "zip",
+                           "random+pin", "streaming", "zipcache,rank=3"}) {
     for (const bool shared : {false, true}) {
       test::BlockRig rig({2, 80, 96}, *parse_policy(text), 300);
       rig.append(300, test::random_rows(300, 160, 1), test::random_rows(300, 192, 2));

@@ -45,7 +45,7 @@ std::vector<int64_t> cells_from(int first, int n) {
 
 TEST(Rewrite, WritingBackWhatWasReadChangesNothing) {
   for (const char* policy : {"f16", "zipcache", "zip", "uniform,bits=2", "zipcache,rotate=hadamard",
-                             "zip,rotate=file"}) {
+                             "zip,rotate=file", "zip,rank=4"}) {
     Harness harness({1, 400, kLayers}, policy, 1);
     ASSERT_TRUE(harness.prompt(330, 110).ok());
     const CacheStats before = harness.stats();
@@ -65,7 +65,7 @@ TEST(Rewrite, WritingBackWhatWasReadChangesNothing) {
 
 TEST(Rewrite, ARestoredStateReadsAsItWasSaved) {
   for (const char* policy :
-       {"f16", "zipcache", "zip", "zipcache,bits=16/8/4/2,ratio=0.1/0.2/0.3"}) {
+       {"f16", "zipcache", "zip", "zipcache,bits=16/8/4/2,ratio=0.1/0.2/0.3", "zipcache,rank=2"}) {
     Harness harness({1, 400, kLayers}, policy, 1);
     ASSERT_TRUE(harness.prompt(300, 100).ok());
     const auto state = saved(harness, 0, 300);

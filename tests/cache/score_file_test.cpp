@@ -49,6 +49,21 @@ std::vector<bool> exact_tokens(const Harness& harness, int layer, int head,
   return exact;
 }
 
+TEST(ScoreFile, ARowWithoutItsFileSaysHowToMakeOne) {
+  for (const auto& [row, how] :
+       {std::pair{"kvzip", "--replay --scores"}, {"zip,score=file", "-c"}}) {
+    const Policy policy = *parse_policy(row);
+    for (const Status& refused :
+         {Cache::create(two_layers(kTokens), policy).status(), check_scores_named(policy)}) {
+      EXPECT_EQ(refused.code(), Code::BadPolicy);
+      for (const char* part : {row, "zipcache plot saliency", how, ",score=file:FILE"})
+        EXPECT_NE(refused.message().find(part), std::string::npos) << refused.message();
+    }
+  }
+  EXPECT_TRUE(check_scores_named(*parse_policy("kvzip,score=file:a.zcs")).ok());
+  EXPECT_TRUE(check_scores_named(*parse_policy("zip")).ok());
+}
+
 TEST(ScoreFile, EachHeadKeepsTheTokensThatTheFileRanksHighest) {
   const TokenScores scores = random_scores(kTokens + 5, {2, 1});
   const SavedScores saved(scores);

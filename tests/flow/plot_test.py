@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+import struct
 import subprocess
 
 import pytest
@@ -121,6 +122,32 @@ def test_the_oracle_beats_chance(scores, tmp_path):
     again = kld(f"zip,score=file:{other}", out=tmp_path / "rows.jsonl")
     assert again.returncode == 0 and "1 policies" in again.stderr
     assert kld(f"zip,score=file:{other}", out=tmp_path / "rows.jsonl").stderr == ""
+
+
+def test_a_replay_finds_what_a_repetition_needs(scores, tmp_path):
+    replayed = tmp_path / "replay.zcs"
+    done = run("plot", "saliency", "-m", llama.SMALL_MODEL, "-f", llama.LINES, "-c", N_TOKENS, "-ub", 64,
+               "-t", llama.THREADS, "--replay", "--scores", replayed, "-o", tmp_path)
+    assert f"token scores: {replayed}" in done.stdout, done.stderr
+    n_layers, n_tokens = struct.unpack_from("<II", replayed.read_bytes(), 12)
+    heads = struct.unpack_from(f"<{n_layers}I", replayed.read_bytes(), 20)
+    at = 20 + 4 * n_layers + 4 * n_tokens
+    for n_heads in heads:
+        seen = struct.unpack_from(f"<{n_tokens}I", replayed.read_bytes(), at)
+        most = struct.unpack_from(f"<{n_heads * n_tokens}f", replayed.read_bytes(), at + 4 * n_tokens)
+        assert set(seen) == {1} and all(0 <= value <= 1 + 1e-5 for value in most)
+        at += 4 * n_tokens * (1 + n_heads)
+    # A row repeated word for word looks at its first reading, in some head of some layer.
+    assert max(most) > 0.5
+    rows = kld(f"random+pin,sinks=0,recent=0,ratio=0.3;kvzip,score=file:{replayed}")
+    chance, kvzip = map(json.loads, rows.stdout.splitlines())
+    assert kvzip["bits_all"] == pytest.approx(chance["bits_all"], rel=0.05)
+    assert kvzip["kld_mean"] < chance["kld_mean"]
+
+
+def test_a_row_without_its_scores_says_how_to_make_them():
+    done = kld("kvzip")
+    assert done.returncode == 2 and "zipcache plot saliency" in done.stderr and "--replay" in done.stderr
 
 
 def test_scores_of_something_else_are_refused(scores, tmp_path):

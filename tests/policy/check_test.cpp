@@ -89,6 +89,8 @@ const Change kWrong[] = {
     {"a path with a comma", [](Policy& p) { p.rotations = "a,b", p.k.rotation = Rotation::File; }},
     {"negative dual scaling", [](Policy& p) { p.k.dual = -1; }},
     {"65 rounds of dual scaling", [](Policy& p) { p.k.dual = 65; }},
+    {"a negative rank", [](Policy& p) { p.v.rank = -1; }},
+    {"a rank of 17", [](Policy& p) { p.k.rank = 17; }},
     {"dual scaling beside channel factors", [](Policy& p) { p.v.dual = 1; }},
     {"a codec of other widths", [](Policy& p) { p.v.codec = Codec::Lloyd, p.tiers[0].v_bits = 8; }},
     {"no step for codes that need one", [](Policy& p) { p.v.axis = Axis::None; }},

@@ -9,7 +9,7 @@ namespace zipcache {
 namespace {
 
 TEST(PolicyText, EveryRowParsesToItselfAndKeepsItsName) {
-  ASSERT_EQ(policy_rows().size(), 37u);
+  ASSERT_EQ(policy_rows().size(), 41u);
   for (const PolicyRow& row : policy_rows()) {
     const auto policy = parse_policy(row.name);
     ASSERT_TRUE(policy.ok()) << policy.status().message();
@@ -98,6 +98,22 @@ TEST(PolicyText, RowsMeanWhatTheirSummariesSay) {
     return same;
   }());
   EXPECT_EQ(parse_policy("qserve4")->k.axis, Axis::Cst);
+  const Policy wkvquant = *parse_policy("wkvquant");
+  EXPECT_EQ(wkvquant.k, (Side{Axis::Token, 32, Fit::Endpoint}));
+  EXPECT_EQ(wkvquant.v, wkvquant.k);
+  EXPECT_EQ(wkvquant.tiers, (std::vector<Tier>{{4, 4}}));
+  const Policy rotatekv = *parse_policy("rotatekv");
+  EXPECT_EQ(
+      rotatekv.k,
+      (Side{Axis::Token, 32, Fit::Endpoint, Rotation::Hadamard, 0, Codec::Affine, {800, false}}));
+  EXPECT_EQ(rotatekv.v, rotatekv.k);
+  EXPECT_EQ(rotatekv.window, (Window{20, 0}));
+  const Policy gear = *parse_policy("gear2-l");
+  EXPECT_EQ(gear.k,
+            (Side{Axis::ChannelGroup, 64, Fit::Endpoint, Rotation::None, 0, Codec::Affine, {}, 2}));
+  EXPECT_EQ(gear.v,
+            (Side{Axis::Group, 64, Fit::Endpoint, Rotation::None, 0, Codec::Affine, {}, 2}));
+  EXPECT_EQ(parse_policy("kvzip")->tiers, (std::vector<Tier>{{16, 16}, {0, 0}}));
   EXPECT_EQ(parse_policy("uniform")->tiers, (std::vector<Tier>{{4, 4}}));
   EXPECT_EQ(parse_policy("random-tiers")->saliency.statistic, Statistic::Random);
   EXPECT_EQ(parse_policy("recency-tiers")->saliency.statistic, Statistic::Recency);
@@ -138,6 +154,9 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "zipcache,score=file:a b/\xc3\xa4=1:2.zcs,norm=none",
                                "zip,recent=64,score=file:/scores/x.zcs,0-3:k=8",
                                "zipcache,bits=4/0,pool=max7",
+                               "zipcache,score=max",
+                               "gear2-l,k_rank=0,v_rank=16,0-3:rank=1",
+                               "kvzip,score=file:a.zcs",
                                "snapkv,pool=3,score=last",
                                "f16,bits=0",
                                "zip,sinks=0,recent=0",
@@ -166,6 +185,11 @@ TEST(PolicyText, APathBelongsToAScoreByFileAlone) {
   EXPECT_EQ(by_file.saliency.file, "a.zcs");
   EXPECT_FALSE(by_file.needs_scores());
   EXPECT_EQ(*parse_policy("zipcache,score=file:a.zcs,score=mean"), *parse_policy("zipcache"));
+  // The row waits for its file; a cache of it is refused (ScoreFile.ARowWithoutItsFile...).
+  const Policy kvzip = *parse_policy("kvzip");
+  EXPECT_TRUE(kvzip.saliency.statistic == Statistic::File && kvzip.saliency.file.empty());
+  EXPECT_EQ(*parse_policy("kvzip,score=file:a.zcs,score=file"), kvzip);
+  EXPECT_EQ(to_text(*parse_policy("zipcache,score=file")), "zipcache,score=file");
   Policy wrong = by_file;
   wrong.saliency.statistic = Statistic::Mean;
   EXPECT_EQ(check(wrong).code(), Code::BadPolicy);
@@ -318,8 +342,11 @@ const Wrong kWrong[] = {
     {"zipcache,dual=65", "field dual"},
     {"zip,k_dual=x", "field k_dual"},
     {"zipcache,v_dual=8", "v_axis=token"},
+    {"zip,rank=-1", "field rank"},
+    {"zip,k_rank=17", "field k_rank"},
+    {"zip,v_rank=two", "field v_rank"},
     {"zipcache,score=median", "field score"},
-    {"zipcache,score=file", "field score"},
+    {"zipcache,score=files", "field score"},
     {"zipcache,score=file:", "field score"},
     {"zipcache,score=file:a,b.zcs", "b.zcs"},
     {"zipcache,score=file:a;b.zcs", "field score"},
@@ -331,6 +358,7 @@ const Wrong kWrong[] = {
     {"zipcache,score=file:\xff.zcs", "field score"},
     {"zip,0-3:score=file:a.zcs", "may override"},
     {"zipcache,score=mean_std,probes=0+0", "mean_std"},
+    {"zipcache,score=max,probes=0+0", "max"},
     {"zipcache,codec=nf4", "field codec"},
     {"zipcache,k_codec=", "field k_codec"},
     {"zipcache,v_codec=e2m1", "expected 4, 16 or 0"},

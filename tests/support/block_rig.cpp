@@ -99,6 +99,19 @@ size_t tagged_tier(const PackedHead& head, int row) {
   return size_t(head.n_tiers - 1 - bit(0) - 2 * bit(1));
 }
 
+// docs/formats.md: factors of channels [rank, dim], then of tokens [rank, n filled to 16].
+void add_product(const TileView& view, std::vector<float>& values) {
+  const int n = view.shape.n_tokens, dim = view.shape.dim, filled = (n + 15) / 16 * 16;
+  for (int i = 0; view.low_rank && i < n * dim; ++i) {
+    double sum = values[size_t(i)];
+    for (int r = 0; r < view.shape.rank; ++r) {
+      const half* tokens = view.low_rank + view.shape.rank * dim + r * filled;
+      sum += double(to_float(view.low_rank[r * dim + i % dim])) * to_float(tokens[i / dim]);
+    }
+    values[size_t(i)] = float(sum);
+  }
+}
+
 }  // namespace
 
 bool BlockRig::evicted(int slot, int head_index, int row) const {
@@ -137,6 +150,7 @@ std::vector<float> BlockRig::packed_rows(int slot, SideId side, int head_index) 
     }
     tile.packed.assign(view.codes, view.codes + code_bytes(view.shape));
     tile.decode_all();
+    add_product(view, tile.values);
     coded.insert(coded.end(), tile.values.begin(), tile.values.end());
   }
   const Side& spec = side == SideId::K ? store.packed.policy().k : store.packed.policy().v;

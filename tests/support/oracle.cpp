@@ -157,6 +157,32 @@ ColumnScores column_scores(const std::vector<double>& a, int n, const std::vecto
   return scores;
 }
 
+// Pairs of columns are turned until all are orthogonal (Hestenes).
+std::vector<double> singular_squares(std::vector<double> x, int n, int dim) {
+  const auto product = [&](int a, int b) {
+    double sum = 0;
+    for (int t = 0; t < n; ++t) sum += x[size_t(t * dim + a)] * x[size_t(t * dim + b)];
+    return sum;
+  };
+  for (int sweep = 0; sweep < 30; ++sweep) {
+    for (int a = 0; a < dim; ++a) {
+      for (int b = a + 1; b < dim; ++b) {
+        const double angle = 0.5 * std::atan2(2 * product(a, b), product(a, a) - product(b, b));
+        for (int t = 0; t < n; ++t) {
+          double &p = x[size_t(t * dim + a)], &q = x[size_t(t * dim + b)];
+          const double turned = std::cos(angle) * p + std::sin(angle) * q;
+          q = std::cos(angle) * q - std::sin(angle) * p;
+          p = turned;
+        }
+      }
+    }
+  }
+  std::vector<double> squares;
+  for (int c = 0; c < dim; ++c) squares.push_back(product(c, c));
+  std::sort(squares.begin(), squares.end(), std::greater<>());
+  return squares;
+}
+
 std::vector<double> causal_softmax(const std::vector<double>& logits, int n) {
   std::vector<double> a(size_t(n) * size_t(n));
   for (int row = 0; row < n; ++row) {

@@ -64,6 +64,9 @@ struct ColumnScores {
 };
 ColumnScores column_scores(const std::vector<double>& a, int n, const std::vector<int>& rows);
 
+// Squares of the singular values of x [n, dim], largest first.
+std::vector<double> singular_squares(std::vector<double> x, int n, int dim);
+
 // Causal softmax rows of `logits` [n, n], upper triangle ignored.
 std::vector<double> causal_softmax(const std::vector<double>& logits, int n);
 
