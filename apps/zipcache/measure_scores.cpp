@@ -94,7 +94,7 @@ Status read(llama_context* context, std::span<const llama_token> tokens, int fir
   return read(context, tokens, first, ubatch, progress, [](int) { return ok(); });
 }
 
-// The request of KVzip's code.
+// A request as KVzip makes it.
 std::vector<llama_token> request(const llama_model* model) {
   return tokenise(model, "\n\nRepeat the previous context exactly:\n\n", false, false);
 }
