@@ -29,6 +29,9 @@ constexpr Variable kVariables[] = {
     {"ZIPCACHE_CHECK", "1",
      "attention over the first packed tokens is held against 16 bits, with a warning in the log if "
      "the model does not stand the policy; 0 for not"},
+    {"ZIPCACHE_WINDOW", "f16",
+     "caches of sliding-window layers, where smaller than the others': f16, or policy to pack "
+     "them"},
     {"ZIPCACHE_LOG", "normal", "normal, or quiet for errors only"},
     {"ZIPCACHE_ANY_GGML", "0", "1 loads into ggml versions that were never tested"},
 };
@@ -59,6 +62,7 @@ const Settings& settings() {
     found.policy_text = value_of("ZIPCACHE_POLICY");
     parse_ubatch(value_of("ZIPCACHE_UBATCH"), found.ubatch);
     found.quiet = value_of("ZIPCACHE_LOG") == "quiet";
+    found.pack_windows = value_of("ZIPCACHE_WINDOW") == "policy";
     found.check = value_of("ZIPCACHE_CHECK") == "1";
     found.any_ggml = value_of("ZIPCACHE_ANY_GGML") == "1";
     return found;
@@ -76,6 +80,10 @@ Status check_settings() {
   const std::string log = value_of("ZIPCACHE_LOG");
   if (log != "normal" && log != "quiet") {
     return {Code::BadPolicy, fmt::format("ZIPCACHE_LOG={}: expected normal or quiet", log)};
+  }
+  const std::string window = value_of("ZIPCACHE_WINDOW");
+  if (window != "f16" && window != "policy") {
+    return {Code::BadPolicy, fmt::format("ZIPCACHE_WINDOW={}: expected f16 or policy", window)};
   }
   const std::string check = value_of("ZIPCACHE_CHECK");
   if (check != "0" && check != "1") {
