@@ -436,7 +436,30 @@ void CacheBuffer::wrote(int layer, int stream, SideId side, std::span<const int6
   if (check_) check_->note(layer, stream, side, cells, rows, row_stride);
 }
 
+// One line of the counters that change, in the form of key=value, once the interval is over. After
+// the last layer, when none is behind another.
+void CacheBuffer::log_counters_if_due() {
+  const auto now = std::chrono::steady_clock::now();
+  const double interval = settings().log_interval;
+  if (interval <= 0 || std::chrono::duration<double>(now - logged_).count() < interval) return;
+  logged_ = now;
+  const CacheStats s = cache_->stats();
+  const double seconds = s.seconds.attention + s.seconds.scoring + s.seconds.packing;
+  const double share = seconds > 0 ? 100 / seconds : 0;
+  host::log(false, fmt::format(
+                       "cache={} policy={} kernel={} blocks_raw={} blocks_packed={} blocks_free={} "
+                       "rows_live={} rows_dead={} compactions={} bytes={} codes={} params={} "
+                       "tags={} raw={} scores={} map={} padding={} bits={:.2f} seconds={:.1f} "
+                       "scoring={:.1f}% packing={:.1f}%",
+                       id_, s.policy, s.kernel, s.blocks.raw, s.blocks.packed, s.blocks.free,
+                       s.rows_live, s.rows_dead, s.compactions, s.bytes.allocated(), s.bytes.codes,
+                       s.bytes.params, s.bytes.tags, s.bytes.raw, s.bytes.scores, s.bytes.map,
+                       s.bytes.padding, s.bits_per_element(), seconds, share * s.seconds.scoring,
+                       share * s.seconds.packing));
+}
+
 void CacheBuffer::attended(const Attention& done) {
+  if (size_t(done.layer) + 1 == cache_->shape().layers.size()) log_counters_if_due();
   if (!check_) return;
   const Result<bool> complete = check_->compare(*cache_, done);
   if (complete.ok() && !*complete) return;
@@ -484,39 +507,41 @@ std::string CacheBuffer::stats_json() {
                                  [](const auto& entry) { return entry.second.shape.n_heads > 0; });
   if (!known || !cache().ok()) return {};
   const CacheStats s = cache_->stats();
-  nlohmann::ordered_json json = {{"id", id_},
-                                 {"policy", s.policy},
-                                 {"kernel", s.kernel},
-                                 {"threads", n_threads_},
-                                 {"n_layers", s.n_layers},
-                                 {"n_streams", s.n_streams},
-                                 {"n_cells", s.n_cells},
-                                 {"rows_live", s.rows_live},
-                                 {"rows_dead", s.rows_dead},
-                                 {"rows_packed", s.rows_packed},
-                                 {"elements", s.elements},
-                                 {"coded_elements", s.coded_elements},
-                                 {"evicted_elements", s.evicted_elements},
-                                 {"compactions", s.compactions},
-                                 {"unscored_blocks", s.unscored_blocks},
-                                 {"bytes",
-                                  {{"codes", s.bytes.codes},
-                                   {"params", s.bytes.params},
-                                   {"tags", s.bytes.tags},
-                                   {"raw", s.bytes.raw},
-                                   {"scores", s.bytes.scores},
-                                   {"map", s.bytes.map},
-                                   {"padding", s.bytes.padding}}},
-                                 {"seconds",
-                                  {{"attention", s.seconds.attention},
-                                   {"scoring", s.seconds.scoring},
-                                   {"packing", s.seconds.packing}}},
-                                 {"bytes_allocated", s.bytes.allocated()},
-                                 {"bytes_peak", s.bytes_peak},
-                                 {"bytes_planned", s.bytes_planned},
-                                 {"ratio_params", s.ratio_params()},
-                                 {"ratio_resident", s.ratio_resident()},
-                                 {"bits_per_element", s.bits_per_element()}};
+  nlohmann::ordered_json json = {
+      {"id", id_},
+      {"policy", s.policy},
+      {"kernel", s.kernel},
+      {"threads", n_threads_},
+      {"n_layers", s.n_layers},
+      {"n_streams", s.n_streams},
+      {"n_cells", s.n_cells},
+      {"rows_live", s.rows_live},
+      {"rows_dead", s.rows_dead},
+      {"rows_packed", s.rows_packed},
+      {"blocks", {{"raw", s.blocks.raw}, {"packed", s.blocks.packed}, {"free", s.blocks.free}}},
+      {"elements", s.elements},
+      {"coded_elements", s.coded_elements},
+      {"evicted_elements", s.evicted_elements},
+      {"compactions", s.compactions},
+      {"unscored_blocks", s.unscored_blocks},
+      {"bytes",
+       {{"codes", s.bytes.codes},
+        {"params", s.bytes.params},
+        {"tags", s.bytes.tags},
+        {"raw", s.bytes.raw},
+        {"scores", s.bytes.scores},
+        {"map", s.bytes.map},
+        {"padding", s.bytes.padding}}},
+      {"seconds",
+       {{"attention", s.seconds.attention},
+        {"scoring", s.seconds.scoring},
+        {"packing", s.seconds.packing}}},
+      {"bytes_allocated", s.bytes.allocated()},
+      {"bytes_peak", s.bytes_peak},
+      {"bytes_planned", s.bytes_planned},
+      {"ratio_params", s.ratio_params()},
+      {"ratio_resident", s.ratio_resident()},
+      {"bits_per_element", s.bits_per_element()}};
   return json.dump();
 }
 

@@ -4,6 +4,7 @@
 // zipcache::Cache. To the host, a cache tensor is always 16-bit rows.
 #pragma once
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -90,6 +91,7 @@ class CacheBuffer {
   };
   Status make_cache();
   Status keep_window_at_16_bits();
+  void log_counters_if_due();
   void announce(const CacheShape& shape) const;
 
   int id_;
@@ -102,6 +104,7 @@ class CacheBuffer {
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<SelfCheck> check_;  // until it is done
   std::string poison_;
+  std::chrono::steady_clock::time_point logged_ = std::chrono::steady_clock::now();
 };
 
 // A buffer's context: memory, and a cache when cache tensors live in it.

@@ -13,6 +13,7 @@ struct Settings {
   bool pack_windows = false;  // caches of sliding-window layers follow the policy too
   bool check = false;         // hold the first packed tokens against 16 bits
   bool quiet = false;
+  double log_interval = 0;  // seconds between lines of counters, 0 for none
   bool any_ggml = false;
 };
 
