@@ -228,6 +228,11 @@ class Server:
     def tail(self):
         return self.log.read_text(errors="replace")[-1500:]
 
+    def backend(self):
+        """The backend's line about itself, none if it takes no part."""
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if "zipcache: policy" in line]
+        return lines[0].split("zipcache: ")[1] if lines else None
+
     def resident_mib(self):
         for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
@@ -286,19 +291,22 @@ def one_turn(options, cache, turn, seconds, texts):
         finally:
             stop.set()
             died = server.process.poll()
+            backend = server.backend()
             server.stop()
             for thread in threads:
                 thread.join()
         errors = [error for client in clients for error in client.errors]
         if died is not None:
             errors.append(f"llama-server ended with {died}: {server.tail()}")
+        if (backend is None) != (cache == OWN_CACHE):
+            errors.append(f"asked for the cache {cache}, the server's log says of the backend: {backend}")
     total = {key: sum(getattr(client, key) for client in clients)
              for key in ["requests", "cancelled", "tokens", "read", "reused"]}
     first = [value for client in clients for value in client.first]
     between = [value for client in clients for value in client.between]
     growth, error = slope(resident, per=60)
     row = {"date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": machine(), "cache": cache,
-           "round": turn, "clients": options.clients, "threads": options.threads, "ctx_size": options.ctx_size,
+           "backend": backend, "round": turn, "clients": options.clients, "threads": options.threads, "ctx_size": options.ctx_size,
            "model": options.model.name, "server_arguments": options.server_arguments, "seconds": round(elapsed, 1),
            **total, "tokens_per_second": round((len(first) + len(between)) / elapsed, 3),
            "first_token_ms": percentiles(first), "between_tokens_ms": percentiles(between),
