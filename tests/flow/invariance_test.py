@@ -45,9 +45,10 @@ class Slots:
             return list(pool.map(self.ask, range(4)))
 
 
+@pytest.mark.parametrize("name", ["llama-gqa3-d64", "jamba"])
 @pytest.mark.parametrize("form", ["-kvu", "-no-kvu"])
-def test_sixteen_bit_rows_answer_alike_in_every_company(tmp_path, form):
-    model = models.make("llama-gqa3-d64", tmp_path)
+def test_sixteen_bit_rows_answer_alike_in_every_company(tmp_path, form, name):
+    model = models.make(name, tmp_path)
     with Slots(tmp_path, model, form, "-ub", "64", policy="f16") as slots:
         alone = slots.one_by_one()
         assert all(len(tokens) == N_TOKENS for tokens in alone)
