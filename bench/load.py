@@ -113,13 +113,17 @@ class Failure(Exception):
     """A request that was not answered as it should."""
 
 
+class Nonsense(Exception):
+    """An answer that the server itself cannot read as a message: the model's fault."""
+
+
 class Client:
     """Asks until it is told to stop. Every list holds one number for each token or request."""
 
     def __init__(self, seed, port, texts, cancel):
         self.rng, self.port, self.texts, self.cancel = random.Random(seed), port, texts, cancel
         self.first, self.between, self.errors = [], [], []
-        self.requests = self.cancelled = self.tokens = self.read = self.reused = 0
+        self.requests = self.cancelled = self.nonsense = self.tokens = self.read = self.reused = 0
 
     def run(self, stop):
         conversation = None
@@ -128,6 +132,9 @@ class Client:
                 conversation = Conversation(self.rng, self.texts)
             try:
                 conversation = conversation if self.ask(conversation, stop) else None
+            except Nonsense:
+                self.nonsense += 1
+                conversation = None
             except (OSError, http.client.HTTPException, Failure, ValueError) as error:
                 if not stop.is_set():
                     self.errors.append(f"{type(error).__name__}: {error}"[:300])
@@ -153,6 +160,8 @@ class Client:
             if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                 continue
             event = json.loads(line[6:])
+            if "model produced output" in str(event.get("error")):
+                raise Nonsense
             if "error" in event:
                 raise Failure(str(event["error"]))
             self.note_timings(event.get("timings"))
@@ -301,7 +310,7 @@ def one_turn(options, cache, turn, seconds, texts):
         if (backend is None) != (cache == OWN_CACHE):
             errors.append(f"asked for the cache {cache}, the server's log says of the backend: {backend}")
     total = {key: sum(getattr(client, key) for client in clients)
-             for key in ["requests", "cancelled", "tokens", "read", "reused"]}
+             for key in ["requests", "cancelled", "nonsense", "tokens", "read", "reused"]}
     first = [value for client in clients for value in client.first]
     between = [value for client in clients for value in client.between]
     growth, error = slope(resident, per=60)
@@ -357,7 +366,8 @@ def table(caches, turns):
 
 def main():
     options = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in [signal.SIGINT, signal.SIGTERM]:  # SIGINT is ignored where a shell starts this in the background
+        signal.signal(number, signal.default_int_handler)
     texts = questions()
     seconds = options.minutes * 60 / (options.rounds * len(options.caches))
     turns, code = [], 0

@@ -58,6 +58,7 @@ def test_a_draft_model_on_the_same_device(tmp_path, biased, policy):
         timings = ask(server, RECORDS[0], n_predict=24)
         ask(server, RECORDS[1], n_predict=24)
         assert len(llama.lines_with(server.log(), "ZipCache KV buffer size")) == 2
+        assert not llama.lines_with(server.log(), "sliding-window"), "the draft's cache was taken for a window"
     assert timings["draft_n"] > 10
     assert timings["draft_n_accepted"] > 0.8 * timings["draft_n"]
 
