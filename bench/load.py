@@ -213,9 +213,9 @@ class Server:
                    options.clients, "-c", options.ctx_size, "-t", options.threads, "-fa", "on", *where,
                    *options.server_arguments.split()]
         with open(self.log, "w") as log:
-            # In a group of its own, so that Ctrl-C reaches this script alone.
+            # In a process group of its own, so that Ctrl-C reaches this script alone.
             self.process = subprocess.Popen([str(word) for word in command], env=env, stdin=subprocess.DEVNULL,
-                                            stdout=log, stderr=log, start_new_session=True)
+                                            stdout=log, stderr=log, preexec_fn=os.setpgrp)
         self.wait()
 
     def wait(self):
