@@ -53,7 +53,7 @@ struct Bytes {
   size_t raw = 0;     // 16-bit rows: window, sinks, the block being filled
   size_t scores = 0;  // sums and counts of raw rows; with eviction, which of them are there
   size_t map = 0;     // tables beside the blocks: cell <-> row; with k_round=query what queries are
-                   // like; with rotate=file the matrices
+                      // like; with rotate=file the matrices
   size_t padding = 0;  // alignment, unused rows of raw blocks, freed storage kept for reuse
   size_t allocated() const { return codes + params + tags + raw + scores + map + padding; }
   Bytes& operator+=(const Bytes& other);
@@ -66,6 +66,13 @@ struct Seconds {
   double packing = 0;
 };
 
+// Blocks of 128 rows of all streams by what they hold, in one layer.
+struct BlockStates {
+  uint64_t raw = 0;     // 16-bit rows: the window, and the block being filled
+  uint64_t packed = 0;  // codes
+  uint64_t free = 0;    // nothing: places for blocks to come, and for the copies of compaction
+};
+
 struct CacheStats {
   std::string policy;     // short text form
   std::string kernel;     // instruction set of the tile kernels in use
@@ -76,6 +83,7 @@ struct CacheStats {
   uint64_t rows_live = 0;         // per layer: rows that a cell refers to
   uint64_t rows_dead = 0;         // per layer: rows whose cell was written again elsewhere
   uint64_t rows_packed = 0;       // per layer: live rows held as codes (layer 0)
+  BlockStates blocks;             // as layer 0 has them
   uint64_t elements = 0;          // K and V numbers of live rows over all layers
   uint64_t coded_elements = 0;    // of these, in packed blocks and no sinks
   uint64_t evicted_elements = 0;  // of these, kept nowhere (tiers of 0 bits)

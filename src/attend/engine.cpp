@@ -760,6 +760,7 @@ CacheStats Engine::stats() const {
     stats.rows_live += log.rows_live();
     stats.rows_dead += log.rows_dead();
     stats.bytes.map += log.bytes();
+    stats.blocks.free += uint64_t(StreamLog::max_blocks(shape_.n_cells)) - log.order().size();
     for (int layer = 0; layer < stats.n_layers; ++layer) {
       const LayerShape& shape = shape_.layers[size_t(layer)];
       const LayerStore& held = store(layer, stream);
@@ -770,6 +771,7 @@ CacheStats Engine::stats() const {
       for (const int slot : log.order()) {
         stats.evicted_elements += evicted_elements(log.block(slot), held, slot);
         const StoredBlock& block = held.block(slot);
+        if (layer == 0) ++(block.packed ? stats.blocks.packed : stats.blocks.raw);
         if (!block.packed) continue;
         const uint64_t rows = live_coded_rows(log.block(slot), block);
         stats.coded_elements += rows * per_row;

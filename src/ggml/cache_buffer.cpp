@@ -19,6 +19,11 @@ std::mutex g_lock;
 std::vector<CacheBuffer*> g_live;  // in order of creation
 int g_next_id = 1;
 thread_local bool t_refuse = false;
+// Cells of the cache whose tensors are being placed, and the buffer before it. The size of a tensor
+// is asked several times until it is placed, and must not change when the buffer itself comes to
+// be the newest.
+thread_local int64_t t_placed_cells = 0;
+thread_local CacheExtent t_before_placed;
 
 // "cache_k_l12" -> layer 12, side K. Views and other caches carry other names.
 std::optional<CacheTensor> parse_name(const ggml_tensor* tensor) {
@@ -39,11 +44,22 @@ int planning_dim(int64_t width) {
   return 0;
 }
 
+// Whether a tensor that is about to be placed belongs to a window's cache that stays at 16 bits.
+bool opens_window(const CacheTensor& tensor) {
+  if (settings().pack_windows) return false;
+  const std::lock_guard<std::mutex> guard(g_lock);
+  if (t_placed_cells != tensor.n_cells) {
+    t_placed_cells = tensor.n_cells;
+    t_before_placed = g_live.empty() ? CacheExtent{} : g_live.back()->extent();
+  }
+  return is_window({tensor.n_cells, {tensor.layer}}, t_before_placed);
+}
+
 // Announced bytes of one cache tensor: half of what a layer of its width is planned to cost,
 // without what layers share.
 size_t announced_bytes(const CacheTensor& tensor) {
   const int dim = planning_dim(tensor.width);
-  const Result<Policy> policy = current_policy();
+  const Result<Policy> policy = opens_window(tensor) ? parse_policy("f16") : current_policy();
   if (dim == 0 || !policy.ok()) return size_t(tensor.width * tensor.n_cells * tensor.n_streams) * 2;
   const LayerShape layer{int(tensor.width) / dim, dim, dim};
   const CacheShape one{int(tensor.n_streams), int(tensor.n_cells), {layer}};
@@ -226,9 +242,18 @@ Located locate(const ggml_tensor* tensor) {
 
 void refuse_next_allocation() { t_refuse = true; }
 
+bool is_window(const CacheExtent& cache, const CacheExtent& before) {
+  return cache.n_cells < before.n_cells &&
+         std::none_of(cache.layers.begin(), cache.layers.end(), [&](int layer) {
+           return std::find(before.layers.begin(), before.layers.end(), layer) !=
+                  before.layers.end();
+         });
+}
+
 CacheBuffer::CacheBuffer() {
   const std::lock_guard<std::mutex> guard(g_lock);
   id_ = g_next_id++;
+  if (!g_live.empty()) before_ = g_live.back()->extent();
   g_live.push_back(this);
   Result<Policy> policy = current_policy();
   if (policy.ok()) policy_ = *policy;
@@ -237,6 +262,7 @@ CacheBuffer::CacheBuffer() {
 CacheBuffer::~CacheBuffer() {
   // A refusal that no allocation has met yet was about this cache only.
   if (!poison_.empty()) t_refuse = false;
+  t_placed_cells = 0;
   const std::lock_guard<std::mutex> guard(g_lock);
   std::erase(g_live, this);
 }
@@ -251,6 +277,15 @@ Status CacheBuffer::add(size_t offset, const CacheTensor& tensor) {
   Layer& layer = layers_[tensor.layer];
   (tensor.side == SideId::K ? layer.k : layer.v) = tensor;
   return ok();
+}
+
+CacheExtent CacheBuffer::extent() const {
+  CacheExtent extent;
+  for (const auto& [offset, tensor] : tensors_) {
+    extent.n_cells = tensor.n_cells;
+    if (tensor.side == SideId::K) extent.layers.push_back(tensor.layer);
+  }
+  return extent;
 }
 
 const CacheTensor* CacheBuffer::find(size_t offset) const {
@@ -284,7 +319,17 @@ void CacheBuffer::learn(const CacheTensor& k, const CacheTensor& v, int64_t k_di
   layer.shape = shape;
 }
 
+Status CacheBuffer::keep_window_at_16_bits() {
+  window_ = is_window(extent(), before_);
+  if (!window_ || settings().pack_windows) return ok();
+  Result<Policy> raw = parse_policy("f16");
+  if (!raw.ok()) return raw.status();
+  policy_ = std::move(*raw);
+  return ok();
+}
+
 Status CacheBuffer::make_cache() {
+  ZC_TRY(keep_window_at_16_bits());
   CacheShape shape;
   for (auto& [number, layer] : layers_) {
     if (!layer.k || !layer.v) {
@@ -334,6 +379,10 @@ void CacheBuffer::announce(const CacheShape& shape) const {
       "(16-bit: {:.1f})",
       to_text(policy_), *bits, cache_->stats().kernel, n_threads_,
       *bits / 8 * elements * 1000 / 1024, elements * 2 * 1000 / 1024);
+  if (window_) {
+    line += fmt::format("; sliding-window layers, {} cells{}", shape.n_cells,
+                        settings().pack_windows ? "" : " (ZIPCACHE_WINDOW=policy packs them too)");
+  }
   if (policy_.cadence == Cadence::Prompt && !policy_.raw()) {
     line += "; a prompt is held at 16 bits until it ends";
   }
@@ -387,7 +436,30 @@ void CacheBuffer::wrote(int layer, int stream, SideId side, std::span<const int6
   if (check_) check_->note(layer, stream, side, cells, rows, row_stride);
 }
 
+// One line of the counters that change, in the form of key=value, once the interval is over. After
+// the last layer, when none is behind another.
+void CacheBuffer::log_counters_if_due() {
+  const auto now = std::chrono::steady_clock::now();
+  const double interval = settings().log_interval;
+  if (interval <= 0 || std::chrono::duration<double>(now - logged_).count() < interval) return;
+  logged_ = now;
+  const CacheStats s = cache_->stats();
+  const double seconds = s.seconds.attention + s.seconds.scoring + s.seconds.packing;
+  const double share = seconds > 0 ? 100 / seconds : 0;
+  host::log(false, fmt::format(
+                       "cache={} policy={} kernel={} blocks_raw={} blocks_packed={} blocks_free={} "
+                       "rows_live={} rows_dead={} compactions={} bytes={} codes={} params={} "
+                       "tags={} raw={} scores={} map={} padding={} bits={:.2f} seconds={:.1f} "
+                       "scoring={:.1f}% packing={:.1f}%",
+                       id_, s.policy, s.kernel, s.blocks.raw, s.blocks.packed, s.blocks.free,
+                       s.rows_live, s.rows_dead, s.compactions, s.bytes.allocated(), s.bytes.codes,
+                       s.bytes.params, s.bytes.tags, s.bytes.raw, s.bytes.scores, s.bytes.map,
+                       s.bytes.padding, s.bits_per_element(), seconds, share * s.seconds.scoring,
+                       share * s.seconds.packing));
+}
+
 void CacheBuffer::attended(const Attention& done) {
+  if (size_t(done.layer) + 1 == cache_->shape().layers.size()) log_counters_if_due();
   if (!check_) return;
   const Result<bool> complete = check_->compare(*cache_, done);
   if (complete.ok() && !*complete) return;
@@ -435,39 +507,41 @@ std::string CacheBuffer::stats_json() {
                                  [](const auto& entry) { return entry.second.shape.n_heads > 0; });
   if (!known || !cache().ok()) return {};
   const CacheStats s = cache_->stats();
-  nlohmann::ordered_json json = {{"id", id_},
-                                 {"policy", s.policy},
-                                 {"kernel", s.kernel},
-                                 {"threads", n_threads_},
-                                 {"n_layers", s.n_layers},
-                                 {"n_streams", s.n_streams},
-                                 {"n_cells", s.n_cells},
-                                 {"rows_live", s.rows_live},
-                                 {"rows_dead", s.rows_dead},
-                                 {"rows_packed", s.rows_packed},
-                                 {"elements", s.elements},
-                                 {"coded_elements", s.coded_elements},
-                                 {"evicted_elements", s.evicted_elements},
-                                 {"compactions", s.compactions},
-                                 {"unscored_blocks", s.unscored_blocks},
-                                 {"bytes",
-                                  {{"codes", s.bytes.codes},
-                                   {"params", s.bytes.params},
-                                   {"tags", s.bytes.tags},
-                                   {"raw", s.bytes.raw},
-                                   {"scores", s.bytes.scores},
-                                   {"map", s.bytes.map},
-                                   {"padding", s.bytes.padding}}},
-                                 {"seconds",
-                                  {{"attention", s.seconds.attention},
-                                   {"scoring", s.seconds.scoring},
-                                   {"packing", s.seconds.packing}}},
-                                 {"bytes_allocated", s.bytes.allocated()},
-                                 {"bytes_peak", s.bytes_peak},
-                                 {"bytes_planned", s.bytes_planned},
-                                 {"ratio_params", s.ratio_params()},
-                                 {"ratio_resident", s.ratio_resident()},
-                                 {"bits_per_element", s.bits_per_element()}};
+  nlohmann::ordered_json json = {
+      {"id", id_},
+      {"policy", s.policy},
+      {"kernel", s.kernel},
+      {"threads", n_threads_},
+      {"n_layers", s.n_layers},
+      {"n_streams", s.n_streams},
+      {"n_cells", s.n_cells},
+      {"rows_live", s.rows_live},
+      {"rows_dead", s.rows_dead},
+      {"rows_packed", s.rows_packed},
+      {"blocks", {{"raw", s.blocks.raw}, {"packed", s.blocks.packed}, {"free", s.blocks.free}}},
+      {"elements", s.elements},
+      {"coded_elements", s.coded_elements},
+      {"evicted_elements", s.evicted_elements},
+      {"compactions", s.compactions},
+      {"unscored_blocks", s.unscored_blocks},
+      {"bytes",
+       {{"codes", s.bytes.codes},
+        {"params", s.bytes.params},
+        {"tags", s.bytes.tags},
+        {"raw", s.bytes.raw},
+        {"scores", s.bytes.scores},
+        {"map", s.bytes.map},
+        {"padding", s.bytes.padding}}},
+      {"seconds",
+       {{"attention", s.seconds.attention},
+        {"scoring", s.seconds.scoring},
+        {"packing", s.seconds.packing}}},
+      {"bytes_allocated", s.bytes.allocated()},
+      {"bytes_peak", s.bytes_peak},
+      {"bytes_planned", s.bytes_planned},
+      {"ratio_params", s.ratio_params()},
+      {"ratio_resident", s.ratio_resident()},
+      {"bits_per_element", s.bits_per_element()}};
   return json.dump();
 }
 

@@ -4,11 +4,13 @@
 // zipcache::Cache. To the host, a cache tensor is always 16-bit rows.
 #pragma once
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ggml/abi.hpp"
 #include "ggml/self_check.hpp"
@@ -25,6 +27,16 @@ struct CacheTensor {
   int64_t n_streams = 0;
   size_t row_bytes() const { return size_t(width) * 2; }
 };
+
+// Cells and layers of a cache buffer: what the one after it needs to know whether it is a window.
+struct CacheExtent {
+  int64_t n_cells = 0;
+  std::vector<int> layers;  // llama.cpp's numbers
+};
+
+// llama.cpp gives the layers that see a sliding window a cache of their own, right after that of
+// the others: with fewer cells and no layer in common. Its rows are soon written over, and few.
+bool is_window(const CacheExtent& cache, const CacheExtent& before);
 
 class CacheBuffer {
  public:
@@ -61,6 +73,7 @@ class CacheBuffer {
   // Rows changed in another way.
   void stop_check() { check_.reset(); }
 
+  CacheExtent extent() const;
   void set_threads(int n) { n_threads_ = n; }
   int id() const { return id_; }
   const Policy& policy() const { return policy_; }
@@ -77,16 +90,21 @@ class CacheBuffer {
     LayerShape shape;  // zeros until learned
   };
   Status make_cache();
+  Status keep_window_at_16_bits();
+  void log_counters_if_due();
   void announce(const CacheShape& shape) const;
 
   int id_;
   int n_threads_ = 0;
   Policy policy_;
+  CacheExtent before_;  // of the buffer made before this one, zeros if there was none
+  bool window_ = false;
   std::map<size_t, CacheTensor> tensors_;  // by offset
   std::map<int, Layer> layers_;            // by llama.cpp's number
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<SelfCheck> check_;  // until it is done
   std::string poison_;
+  std::chrono::steady_clock::time_point logged_ = std::chrono::steady_clock::now();
 };
 
 // A buffer's context: memory, and a cache when cache tensors live in it.

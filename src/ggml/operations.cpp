@@ -52,6 +52,22 @@ bool serves_attention(const ggml_tensor* node) {
   return true;
 }
 
+// Someone else's operation on a cache tensor, as of attention that is not flash attention even
+// where that is asked for. The host would copy the whole cache at 16 bits for each token.
+void refuse_reader(const ggml_tensor* node) {
+  for (const ggml_tensor* source : node->src) {
+    if (!source) continue;
+    const Located at = locate(source);
+    if (!at.tensor) continue;
+    refuse(*at.buffer,
+           fmt::format("layer {}: {} reads the cache, which only flash attention can; this "
+                       "model's attention (T5's position bias or an indexer, for example) is not "
+                       "served: use --device none",
+                       at.tensor->layer, ggml_op_name(node->op)));
+    return;
+  }
+}
+
 Status set_rows(const ggml_tensor* node) {
   const Located at = locate(node);
   Result<Cache*> cache = at.buffer->cache();
@@ -167,6 +183,7 @@ bool serves(const ggml_tensor* node) {
   if (op == ops.set_rows) return serves_set_rows(node);
   if (op == ops.flash_attn_ext) return serves_attention(node);
   if (op == ops.rope || ops.is_view(op)) return locate(node).tensor != nullptr;
+  refuse_reader(node);
   return false;
 }
 

@@ -30,7 +30,11 @@ constexpr Variable kVariables[] = {
     {"ZIPCACHE_CHECK", "1",
      "attention over the first packed tokens is held against 16 bits, with a warning in the log if "
      "the model does not stand the policy; 0 for not"},
+    {"ZIPCACHE_WINDOW", "f16",
+     "caches of sliding-window layers, where smaller than the others': f16, or policy to pack "
+     "them"},
     {"ZIPCACHE_LOG", "normal", "normal, or quiet for errors only"},
+    {"ZIPCACHE_LOG_INTERVAL", "0", "seconds between lines of counters in the log; 0 for none"},
     {"ZIPCACHE_ANY_GGML", "0", "1 loads into ggml versions that were never tested"},
 };
 
@@ -52,6 +56,13 @@ bool parse_ubatch(const std::string& text, int& value) {
          value <= 1 << 20;
 }
 
+// Seconds up to a year.
+bool parse_interval(const std::string& text, double& value) {
+  const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
+  return result.ec == std::errc() && result.ptr == text.data() + text.size() && value >= 0 &&
+         value <= 366 * 86400.0;
+}
+
 }  // namespace
 
 const Settings& settings() {
@@ -59,7 +70,9 @@ const Settings& settings() {
     Settings found;
     found.policy_text = value_of("ZIPCACHE_POLICY");
     parse_ubatch(value_of("ZIPCACHE_UBATCH"), found.ubatch);
+    parse_interval(value_of("ZIPCACHE_LOG_INTERVAL"), found.log_interval);
     found.quiet = value_of("ZIPCACHE_LOG") == "quiet";
+    found.pack_windows = value_of("ZIPCACHE_WINDOW") == "policy";
     found.check = value_of("ZIPCACHE_CHECK") == "1";
     found.any_ggml = value_of("ZIPCACHE_ANY_GGML") == "1";
     return found;
@@ -77,6 +90,16 @@ Status check_settings() {
   const std::string log = value_of("ZIPCACHE_LOG");
   if (log != "normal" && log != "quiet") {
     return {Code::BadPolicy, fmt::format("ZIPCACHE_LOG={}: expected normal or quiet", log)};
+  }
+  double interval = 0;
+  if (!parse_interval(value_of("ZIPCACHE_LOG_INTERVAL"), interval)) {
+    return {Code::BadPolicy,
+            fmt::format("ZIPCACHE_LOG_INTERVAL={}: expected seconds, 0 or more (0: no lines)",
+                        value_of("ZIPCACHE_LOG_INTERVAL"))};
+  }
+  const std::string window = value_of("ZIPCACHE_WINDOW");
+  if (window != "f16" && window != "policy") {
+    return {Code::BadPolicy, fmt::format("ZIPCACHE_WINDOW={}: expected f16 or policy", window)};
   }
   const std::string check = value_of("ZIPCACHE_CHECK");
   if (check != "0" && check != "1") {

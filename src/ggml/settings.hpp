@@ -8,10 +8,12 @@
 namespace zipcache {
 
 struct Settings {
-  std::string policy_text;  // as given
-  int ubatch = 512;         // micro-batch that the announced cache size leaves room for
-  bool check = false;       // hold the first packed tokens against 16 bits
+  std::string policy_text;    // as given
+  int ubatch = 512;           // micro-batch that the announced cache size leaves room for
+  bool pack_windows = false;  // caches of sliding-window layers follow the policy too
+  bool check = false;         // hold the first packed tokens against 16 bits
   bool quiet = false;
+  double log_interval = 0;  // seconds between lines of counters, 0 for none
   bool any_ggml = false;
 };
 

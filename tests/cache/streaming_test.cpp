@@ -20,7 +20,12 @@ TEST(Streaming, StepsModuloTheBlockWaitBeyondTheWindow) {
       ASSERT_TRUE(harness.feed(1).ok());
       const CacheStats stats = harness.stats();
       ASSERT_EQ(stats.rows_live, uint64_t(n));
-      ASSERT_EQ(stats.rows_packed, uint64_t(std::max(0, n - recent) / kBlockTokens * kBlockTokens));
+      const int packed = std::max(0, n - recent) / kBlockTokens;
+      ASSERT_EQ(stats.rows_packed, uint64_t(packed * kBlockTokens));
+      ASSERT_EQ(stats.blocks.packed, uint64_t(packed));
+      ASSERT_EQ(stats.blocks.raw, uint64_t((n + kBlockTokens - 1) / kBlockTokens - packed));
+      // Five blocks of cells; twice as many places and six more.
+      ASSERT_EQ(stats.blocks.free, 16u - stats.blocks.packed - stats.blocks.raw);
     }
   }
 }

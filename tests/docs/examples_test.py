@@ -1,4 +1,5 @@
-"""Runs every shell example of the documentation that is marked ```sh test, and holds data/text to its README.
+"""Runs every shell example of the documentation that is marked ```sh test, holds data/text to its README, and the table
+of what llama.cpp can do with the backend to the tests that it names.
 
 An example runs in the project's root, in bash, and stops at its first failing command. Programs that the project does not
 install stand behind the mark (```sh test gnuplot); without them the example is skipped.
@@ -57,3 +58,9 @@ def test_the_generator_makes_the_same_texts_again(tmp_path):
     subprocess.run([sys.executable, TEXTS / "make.py", "--folder", tmp_path], check=True)
     for name in ("chat.txt", "tools.txt"):
         assert (tmp_path / name).read_bytes() == (TEXTS / name).read_bytes()
+
+
+def test_tests_that_prove_a_feature_exist():
+    named = set(re.findall(r"`(\w+_test\.py)`", (ROOT / "docs/llama-cpp.md").read_text()))
+    assert len(named) > 5
+    assert named <= {path.name for path in (ROOT / "tests/flow").glob("*_test.py")}

@@ -106,7 +106,7 @@ def copy_task(which):
 class Server:
     """llama-server on a free port; the log is kept and readable while it runs."""
 
-    def __init__(self, folder, *arguments, policy=None):
+    def __init__(self, folder, *arguments, policy=None, model=MODEL):
         self.log_path = pathlib.Path(folder) / "server.log"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -114,7 +114,7 @@ class Server:
         where = PLAIN if policy is None else WITH_ZIPCACHE
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(
-                [str(PROGRAMS / "llama-server"), "-m", str(MODEL), "--host", "127.0.0.1", "--port",
+                [str(PROGRAMS / "llama-server"), "-m", str(model), "--host", "127.0.0.1", "--port",
                  str(self.port), "-t", THREADS, "-lv", "4", "--slot-save-path", str(folder), *where,
                  *map(str, arguments)],
                 env=environment(policy), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
