@@ -71,6 +71,18 @@ BufferContext& context_of(ggml_backend_buffer_t buffer) {
   return *static_cast<BufferContext*>(abi::open(buffer).context);
 }
 
+// Infinities and NaN, which only a damaged state holds, become 0: there is no way to refuse rows, and
+// other sequences of the cache must go on. How many there were.
+size_t replace_broken(std::vector<uint16_t>& rows) {
+  size_t n = 0;
+  for (uint16_t& number : rows) {
+    if ((number & 0x7C00) != 0x7C00) continue;
+    number = 0;
+    ++n;
+  }
+  return n;
+}
+
 void report(const Status& status) {
   if (!status.ok()) host::log(true, status.message());
 }
@@ -369,10 +381,10 @@ Status CacheBuffer::read(const CacheTensor& tensor, size_t offset, size_t size, 
     const size_t row = offset / row_bytes, within = offset % row_bytes;
     const size_t cell = row % size_t(tensor.n_cells);
     const size_t wanted = (within + size + row_bytes - 1) / row_bytes;
-    const size_t n = std::min<size_t>({wanted, size_t(tensor.n_cells) - cell, 4096});
+    const size_t n = std::min(wanted, size_t(tensor.n_cells) - cell);
     rows.resize(n * size_t(tensor.width));
-    ZC_TRY((*cache)->read_half(index_of(tensor.layer), int(row / size_t(tensor.n_cells)),
-                               tensor.side, int(cell), int(n), rows.data()));
+    ZC_TRY((*cache)->save(index_of(tensor.layer), int(row / size_t(tensor.n_cells)), tensor.side,
+                          int(cell), int(n), rows.data()));
     const size_t bytes = std::min(size, n * row_bytes - within);
     std::memcpy(out, reinterpret_cast<const uint8_t*>(rows.data()) + within, bytes);
     out += bytes;
@@ -402,6 +414,7 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
   const size_t row_bytes = tensor.row_bytes();
   const auto* in = static_cast<const uint8_t*>(data);
   std::vector<uint16_t> rows;
+  size_t n_broken = 0;
   while (size > 0) {
     const size_t row = offset / row_bytes, within = offset % row_bytes;
     const size_t cell = row % size_t(tensor.n_cells);
@@ -415,11 +428,18 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
                                  rows.data()));
     }
     std::memcpy(reinterpret_cast<uint8_t*>(rows.data()) + within, in, bytes);
-    ZC_TRY((*cache)->write_half(index_of(tensor.layer), stream, tensor.side, int(cell), int(n),
-                                rows.data()));
+    n_broken += replace_broken(rows);
+    ZC_TRY((*cache)->restore(index_of(tensor.layer), stream, tensor.side, int(cell), int(n),
+                             rows.data()));
     in += bytes;
     offset += bytes;
     size -= bytes;
+  }
+  if (n_broken > 0) {
+    host::log(true,
+              fmt::format("layer {}: {} numbers of a restored state are infinite or none and were "
+                          "taken as 0: the saved state is damaged; read the text anew",
+                          tensor.layer, n_broken));
   }
   return ok();
 }
