@@ -145,6 +145,7 @@ class Engine final : public Cache {
   Result<RowRun> row_run(int layer, int stream, SideId side, int first_cell, int n_cells,
                          const half* rows) const;
   Status write_changed(const RowRun& run);
+  void forget_others(const RowRun& run);
   bool place_anew(const RowRun& run, uint64_t first);
   Status restore_block(const RowRun& run, const SavedBlock& block);
   Status begin_write(int layer, int stream, SideId side);
@@ -636,6 +637,16 @@ Status Engine::save(int layer, int stream, SideId side, int first_cell, int n_ce
   return ok();
 }
 
+// Where each sequence has a stream of its own, one that begins anew is all that its stream holds.
+void Engine::forget_others(const RowRun& run) {
+  StreamLog& log = logs_[size_t(run.stream)];
+  if (shape_.n_streams == 1 || !log.first_write_of_step()) return;
+  for (int cell = 0; cell < shape_.n_cells; ++cell) {
+    if (cell >= run.first_cell && cell < run.first_cell + run.n_cells) continue;
+    log.forget(cell, [&](int slot) { free_block(run.stream, slot); });
+  }
+}
+
 // Gives the cells of a run rows of their own, with nothing in them. Not once a layer was written in
 // this step: it would lose its rows.
 bool Engine::place_anew(const RowRun& run, uint64_t first) {
@@ -694,6 +705,7 @@ Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n
       ++i;
       continue;
     }
+    if (block->first == 0) forget_others(*run);
     ZC_TRY(write_changed(run->part(done, i - done)));
     ZC_TRY(restore_block(part, *block));
     next = block->first + kBlockTokens;

@@ -58,6 +58,9 @@ class StreamLog {
   // comes behind them, also to cells that have a row. False, and nothing has changed, when there are not blocks enough.
   template <class FreeBlock>
   bool place_anew(int64_t first_cell, int n, uint64_t first, FreeBlock&& free_block);
+  // Takes a cell's row away from it.
+  template <class FreeBlock>
+  void forget(int64_t cell, FreeBlock&& free_block);
   // Takes all live cells off a block, for compaction; the block is freed by the caller.
   std::vector<int64_t> evacuate(int slot);
   void free_slot(int slot);
@@ -128,17 +131,20 @@ void StreamLog::place(std::span<const int64_t> cells, std::vector<RowId>& rows,
 }
 
 template <class FreeBlock>
+void StreamLog::forget(int64_t cell, FreeBlock&& free_block) {
+  RowId& old = row_of_cell_[size_t(cell)];
+  if (old.slot < 0) return;
+  kill(old);
+  if (blocks_[size_t(old.slot)].n_live == 0) free_block(old.slot);
+  old = RowId{};
+}
+
+template <class FreeBlock>
 bool StreamLog::place_anew(int64_t first_cell, int n, uint64_t first, FreeBlock&& free_block) {
   // As many must be left as one write of all cells may take.
   const size_t n_new = size_t(n + kBlockTokens - 1) / kBlockTokens;
   if (free_slots_.size() < n_new + row_of_cell_.size() / kBlockTokens + 2) return false;
-  for (int64_t cell = first_cell; cell < first_cell + n; ++cell) {
-    RowId& old = row_of_cell_[size_t(cell)];
-    if (old.slot < 0) continue;
-    kill(old);
-    if (blocks_[size_t(old.slot)].n_live == 0) free_block(old.slot);
-    old = RowId{};
-  }
+  for (int64_t cell = first_cell; cell < first_cell + n; ++cell) forget(cell, free_block);
   close_all();
   place_ = first;
   for (int64_t cell = first_cell; cell < first_cell + n; ++cell) append(cell);

@@ -178,11 +178,12 @@ TEST_P(SavedStateOf, GoesOnBesideWhatWasThere) {
   restore(*other, expected.state, 1, 200);
   expect_same(Text(*other, 1, 200, kTokens).go_on(300), expected.outputs);
   // And where the text itself went on.
-  for (const int first : {0, 600}) {
+  for (const auto& [n_more, first] : {std::pair{1, 0}, {150, 0}, {300, 0}, {150, 600}}) {
+    SCOPED_TRACE(testing::Message() << n_more << " tokens later, at cell " << first);
     const auto same = cache_of(GetParam(), 1, 2048);
     Text text(*same, 0, 0);
     text.go_on(kTokens, 128);
-    text.go_on(first == 0 ? 1 : 150);
+    text.go_on(n_more);
     restore(*same, expected.state, 0, first);
     expect_same(Text(*same, 0, first, kTokens).go_on(300), expected.outputs);
   }
@@ -302,6 +303,21 @@ TEST(SavedState, RestoringAgainAndAgainElsewhereStaysBounded) {
     // An eighth of the cells, and what one restored state leaves behind.
     ASSERT_LE(cache->stats().rows_dead, 2048u / 8 + 2048) << round;
   }
+}
+
+// What llama.cpp removed without a word is gone when its stream is restored.
+TEST(SavedState, TakesTheWholeStreamWhereEachSequenceHasItsOwn) {
+  const auto cache = cache_of("zip", 2, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  const State state = save(*cache, 0, 0, kTokens);
+  const CacheStats alone = cache->stats();
+  Text(*cache, 0, 0, kTokens).go_on(400);
+  restore(*cache, state, 0, 0);
+  EXPECT_EQ(cache->stats().rows_live, uint64_t(kTokens));
+  EXPECT_EQ(cache->stats().rows_dead, 0u);
+  EXPECT_EQ(cache->stats().bytes.codes, alone.bytes.codes);
+  restore(*cache, state, 0, 500);
+  EXPECT_EQ(cache->stats().rows_live, uint64_t(kTokens));
 }
 
 TEST(CarriedBits, ComeBackAndMoveNumbersByHalfOfWhatTheyCanSay) {

@@ -20,6 +20,7 @@ import pathlib
 import sys
 
 import llama_cpp
+import numpy
 from llama_cpp import llama_cpp as bindings
 
 N_CELLS = 1536  # of each sequence
@@ -78,8 +79,7 @@ class Session:
         for i in range(n):
             self.decode([token], first + i, sequence)
             logits = llama_cpp.llama_get_logits_ith(self.context, -1)
-            values = ctypes.cast(logits, ctypes.POINTER(ctypes.c_float * n_words)).contents[:]
-            token = max(range(n_words), key=values.__getitem__)
+            token = int(numpy.ctypeslib.as_array(logits, (n_words,)).argmax())
             found.append(token)
         return found
 
