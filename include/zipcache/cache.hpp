@@ -169,6 +169,10 @@ class Cache {
   virtual Status restore(int layer, int stream, SideId side, int first_cell, int n_cells,
                          const uint16_t* rows) = 0;
 
+  // Makes one layer of stream `to` hold what stream `from` holds, byte for byte. Once it has been
+  // called for every layer the streams are equal and go on alike.
+  virtual Status copy(int layer, int from, int to) = 0;
+
   // The same rows as attention sees them, not rounded to 16 bits: [n_cells, n_heads * dim].
   virtual Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
                       float* rows) const = 0;

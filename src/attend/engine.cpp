@@ -98,6 +98,7 @@ class Engine final : public Cache {
               uint16_t* rows) const override;
   Status restore(int layer, int stream, SideId side, int first_cell, int n_cells,
                  const uint16_t* rows) override;
+  Status copy(int layer, int from, int to) override;
   Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
               float* rows) const override;
   Status read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
@@ -717,6 +718,25 @@ Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n
   if (next && !log.stands_last(rest.first_cell, rest.n_cells, *next)) place_anew(rest, *next);
   ZC_TRY(write_changed(rest));
   if (next && side == SideId::V) restore_tail(tail, log, target, rest.first_cell, rest.n_cells);
+  return ok();
+}
+
+Status Engine::copy(int layer, int from, int to) {
+  ZC_TRY(check_place("copy", layer, from));
+  ZC_TRY(check_place("copy", layer, to));
+  if (from == to) return ok();
+  const int n_slots = StreamLog::max_blocks(shape_.n_cells);
+  if (!(logs_[size_t(to)] == logs_[size_t(from)])) {
+    for (size_t other = 0; other < shape_.layers.size(); ++other) {
+      for (int slot = 0; slot < n_slots; ++slot) store(int(other), to).release(slot, arena_);
+    }
+    logs_[size_t(to)] = logs_[size_t(from)];
+  }
+  LayerStore& target = store(layer, to);
+  for (int slot = 0; slot < n_slots; ++slot) target.release(slot, arena_);
+  if (!target.copy(store(layer, from), logs_[size_t(from)], arena_))
+    return {Code::OverLimit, "cache storage is used up; create the cache with more cells"};
+  note_peak();
   return ok();
 }
 

@@ -40,6 +40,33 @@ void LayerStore::release(int slot, Arena& arena) {
   stored = StoredBlock{};
 }
 
+bool LayerStore::copy(const LayerStore& from, const StreamLog& log, Arena& arena) {
+  moments = from.moments;
+  const auto copied = [&](const uint8_t* piece, size_t bytes) {
+    uint8_t* own = arena.take(bytes);
+    if (own) std::memcpy(own, piece, bytes);
+    return own;
+  };
+  std::map<int, int> shared;  // index there to index here
+  for (const int slot : log.order()) {
+    const StoredBlock& block = from.block(slot);
+    StoredBlock own = block;
+    if (block.raw) own.raw = copied(block.raw, raw.bytes);
+    if (block.packed) own.packed = copied(block.packed, block.bytes.total);
+    if (block.shared >= 0 && !shared.count(block.shared)) {
+      const SharedSet& set = from.shared_[size_t(block.shared)];
+      shared[block.shared] = add_shared({copied(set.piece, set.bytes), set.bytes, 0});
+    }
+    if (block.shared >= 0) own.shared = shared[block.shared];
+    if (own.shared >= 0) ++shared_[size_t(own.shared)].users;
+    this->block(slot) = own;
+    if ((block.raw && !own.raw) || (block.packed && !own.packed) ||
+        (own.shared >= 0 && !shared_piece(own)))
+      return false;
+  }
+  return true;
+}
+
 int LayerStore::add_shared(SharedSet set) {
   const auto empty =
       std::find_if(shared_.begin(), shared_.end(), [](const SharedSet& s) { return !s.piece; });

@@ -53,6 +53,9 @@ class LayerStore {
   void become_packed(int slot, const StoredBlock& block, Arena& arena);
   // Gives back all storage of a block.
   void release(int slot, Arena& arena);
+  // Holds what `from`, the same layer of another stream, holds for the blocks of `log`, byte for
+  // byte. This store must be empty; false when the arena is used up.
+  bool copy(const LayerStore& from, const StreamLog& log, Arena& arena);
 
   // Key rows that carry a saved block, until its value rows come; by slot.
   std::map<int, std::vector<half>> waiting_keys;

@@ -23,6 +23,7 @@ using BlockBits = std::bitset<kBlockTokens>;
 struct RowId {
   int32_t slot = -1;
   int32_t row = 0;
+  bool operator==(const RowId&) const = default;
 };
 
 struct LogBlock {
@@ -35,11 +36,13 @@ struct LogBlock {
   std::array<int32_t, kBlockTokens> cells;  // cell of each row, -1 when dead
   BlockBits sinks;                          // rows that stay 16-bit when the block is packed
   bool consecutive = true;                  // row i holds cell cells[0] + i
+  bool operator==(const LogBlock&) const = default;
 };
 
 class StreamLog {
  public:
   StreamLog(int n_cells, int n_layers);
+  bool operator==(const StreamLog&) const = default;
 
   // Starts a write of one side of one layer; true when it begins a new step.
   bool begin_write(int layer, SideId side);

@@ -165,6 +165,26 @@ void buffer_memset(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t va
   buffer_set(buffer, tensor, bytes.data(), offset, size);
 }
 
+// The stream that a tensor is the whole of, or -1.
+int whole_stream(const ggml_tensor* tensor, const CacheTensor& cache) {
+  const size_t bytes = cache.row_bytes() * size_t(cache.n_cells), offset = image_offset(tensor);
+  return ggml_nbytes(tensor) == bytes && offset % bytes == 0 ? int(offset / bytes) : -1;
+}
+
+// Streams are copied as they are; everything else ggml copies by reading and writing rows.
+bool buffer_copy(ggml_backend_buffer_t, const ggml_tensor* source, ggml_tensor* target) {
+  const Located from = locate(source), to = locate(target);
+  if (!from.tensor || !to.tensor || from.buffer != to.buffer ||
+      from.tensor->layer != to.tensor->layer || from.tensor->side != to.tensor->side)
+    return false;
+  const int stream = whole_stream(source, *from.tensor), other = whole_stream(target, *to.tensor);
+  if (stream < 0 || other < 0) return false;
+  const Status status =
+      without_exceptions([&] { return to.buffer->copy(*to.tensor, stream, other); });
+  if (!status.ok()) to.buffer->poison(status.message());
+  return true;
+}
+
 void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
   BufferContext& context = context_of(buffer);
   if (context.cache)
@@ -190,7 +210,7 @@ ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t type, size_t size) {
   auto* context = new BufferContext{static_cast<uint8_t*>(base), size, nullptr};
   const abi::BufferTable table{
       buffer_free, buffer_base, buffer_init_tensor, buffer_memset, buffer_set, buffer_get, nullptr,
-      nullptr,     nullptr,     buffer_clear,       nullptr};
+      nullptr,     buffer_copy, buffer_clear,       nullptr};
   return ggml_backend_buffer_init(type, table, context, size);
 }
 
@@ -442,6 +462,13 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
                           tensor.layer, n_broken));
   }
   return ok();
+}
+
+Status CacheBuffer::copy(const CacheTensor& tensor, int from, int to) {
+  stop_check();
+  Result<Cache*> cache = this->cache();
+  if (!cache.ok()) return cache.status();
+  return (*cache)->copy(index_of(tensor.layer), from, to);
 }
 
 Status CacheBuffer::read_scores(int layer, int n_cells, float* sums, uint32_t* seen) {

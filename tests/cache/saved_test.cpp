@@ -189,6 +189,46 @@ TEST_P(SavedStateOf, GoesOnBesideWhatWasThere) {
   }
 }
 
+// A sequence copied to another stream is the same, and both go on alike.
+TEST_P(SavedStateOf, IsNotNeededToCopyAStream) {
+  const Reference expected = reference(GetParam());
+  const auto cache = cache_of(GetParam(), 3, 2048);
+  Text(*cache, 1, 0).go_on(kTokens, 128);
+  Text(*cache, 2, 0).go_on(700, 100);  // what the copy takes the place of
+  const CacheStats before = cache->stats();
+  for (const int layer : {0, 1}) {
+    for (int side = 0; side < 2; ++side) ASSERT_TRUE(cache->copy(layer, 1, 2).ok());
+  }
+  const CacheStats copied = cache->stats();
+  EXPECT_EQ(copied.rows_live, 2 * uint64_t(kTokens));
+  EXPECT_LT(copied.bytes.codes, before.bytes.codes);
+  EXPECT_EQ(save(*cache, 2, 0, kTokens), save(*cache, 1, 0, kTokens));
+  EXPECT_EQ(Text(*cache, 2, 0, kTokens).go_on(300), expected.outputs);
+  EXPECT_EQ(Text(*cache, 1, 0, kTokens).go_on(300), expected.outputs);
+  // Nothing is held for the copy when its stream is emptied again.
+  for (const int layer : {0, 1}) ASSERT_TRUE(cache->copy(layer, 0, 2).ok());
+  const auto alone = cache_of(GetParam(), 3, 2048);
+  Text other(*alone, 1, 0);
+  other.go_on(kTokens, 128);
+  other.go_on(300);
+  const CacheStats emptied = cache->stats(), once = alone->stats();
+  EXPECT_EQ(emptied.bytes.codes, once.bytes.codes);
+  EXPECT_EQ(emptied.bytes.params, once.bytes.params);
+  EXPECT_EQ(emptied.bytes.raw, once.bytes.raw);
+}
+
+TEST(SavedState, StreamsWithSharedParametersAreCopied) {
+  const auto cache = cache_of("zipcache,cadence=prompt", 2, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 150);
+  Text(*cache, 0, 0, kTokens).go_on(1);
+  for (const int layer : {0, 1}) ASSERT_TRUE(cache->copy(layer, 0, 1).ok());
+  EXPECT_EQ(read(*cache, 1, 0, kTokens), read(*cache, 0, 0, kTokens));
+  EXPECT_EQ(Text(*cache, 1, 0, kTokens + 1).go_on(200),
+            Text(*cache, 0, 0, kTokens + 1).go_on(200));
+  EXPECT_EQ(cache->copy(0, 0, 2).code(), Code::BadArgument);
+  EXPECT_EQ(cache->copy(2, 0, 1).code(), Code::BadArgument);
+}
+
 TEST_P(SavedStateOf, ReadsAndIsSavedAsBefore) {
   const auto cache = cache_of(GetParam(), 1, 1024);
   Text(*cache, 0, 0).go_on(kTokens, 128);

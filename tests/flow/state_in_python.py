@@ -6,10 +6,11 @@ Two sequences, each in a stream of its own. Steps, done in order:
   read             the text, but for its last token, into sequence 0
   save=FILE        the state of sequence 0 to a file
   restore=FILE:SEQ from the file into a sequence, which is emptied first
-  shorten=SEQ      drops the newest 100 tokens of a sequence
   again=FILE:N     saves and restores sequence 0 N times; prints whether all files are equal
   copy=FROM:TO     one sequence to another
   clear            everything
+  save_on_device, restore_on_device=SEQ
+                   the same as save and restore, in memory that the backend gave
   generate=SEQ     N_PREDICT tokens, greedy, after the text's last token; prints them
   stats            what the backend says about its cache
 """
@@ -123,9 +124,6 @@ def main():
         elif name == "restore_on_device":
             llama_cpp.llama_memory_seq_rm(session.memory, int(values[0]), -1, -1)
             results.append(session.restore(device_state, int(values[0]), ON_DEVICE))
-        elif name == "shorten":
-            end = llama_cpp.llama_memory_seq_pos_max(session.memory, int(values[0])) + 1
-            llama_cpp.llama_memory_seq_rm(session.memory, int(values[0]), end - 100, -1)
         elif name == "again":
             first = pathlib.Path(values[0]).read_bytes()
             equal = True
@@ -147,4 +145,5 @@ def main():
     print(json.dumps(results))
 
 
-main()
+if __name__ == "__main__":
+    main()
