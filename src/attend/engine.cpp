@@ -699,7 +699,13 @@ Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n
   std::optional<uint64_t> next;  // place in the text behind the last block
   std::string tail;
   int done = 0;
+  size_t filled = 0;  // number that is not 0: no frame begins in zeros far before it
+  const std::span<const half> numbers = run->numbers();
   for (int i = 0; i + kBlockTokens <= n_cells;) {
+    filled = std::max(filled, size_t(i) * run->width);
+    while (filled < numbers.size() && (numbers[filled] & 0x7FFF) == 0) ++filled;
+    i = std::max(i, int(filled / run->width) - kBlockTokens + 1);
+    if (i + kBlockTokens > n_cells) break;
     const RowRun part = run->part(i, kBlockTokens);
     const auto block = find_block(part.numbers(), side, identity);
     if (!block) {

@@ -15,7 +15,7 @@ namespace zipcache {
 namespace {
 
 constexpr std::string_view kMagic = "ZCBLOCK1";
-constexpr size_t kHeadBytes = kMagic.size() + 3 * sizeof(uint64_t) + 4 * sizeof(uint32_t) +
+constexpr size_t kHeadBytes = kMagic.size() + 3 * sizeof(uint64_t) + 5 * sizeof(uint32_t) +
                               kBlockTokens / 8;
 constexpr size_t kSumBytes = sizeof(uint64_t);
 
@@ -26,13 +26,21 @@ int width_of(const LayerStore& store, SideId side) {
   return shape.n_heads * (side == SideId::K ? shape.k_dim : shape.v_dim);
 }
 
-std::string to_bytes(const SavedBlock& block) {
+// The first row with a number that is not 0, kBlockTokens if there is none. Carrying does not move
+// it, and since zeros carry nothing, it tells where the rows of a frame begin.
+uint32_t first_filled_row(std::span<const half> rows) {
+  const auto filled =
+      std::find_if(rows.begin(), rows.end(), [](half number) { return (number & 0x7FFF) != 0; });
+  return uint32_t(size_t(filled - rows.begin()) / (rows.size() / kBlockTokens));
+}
+
+std::string to_bytes(const SavedBlock& block, uint32_t filled_row) {
   std::string bytes(kMagic);
   const uint64_t names[] = {block.identity, block.first, block.checksum};
   const uint32_t sizes[] = {block.total, uint32_t(block.part.size()), uint32_t(block.tail.size()),
-                            uint32_t(block.side)};
+                            uint32_t(block.side), filled_row};
   append_numbers(bytes, names, 3);
-  append_numbers(bytes, sizes, 4);
+  append_numbers(bytes, sizes, 5);
   uint8_t sinks[kBlockTokens / 8] = {};
   for (size_t row = 0; row < kBlockTokens; ++row)
     sinks[row / 8] |= uint8_t(block.sinks.test(row) << (row % 8));
@@ -225,8 +233,9 @@ void put_blocks(const StreamLog& log, const LayerStore& store, SideId side, int 
         .sinks = stored.sinks,
         .part = std::string(side == SideId::K ? all.substr(0, cut) : all.substr(cut)),
         .tail = tail.substr(from, (i + 1) * tail.size() / cells.size() - from)};
-    carry(to_bytes(block), std::span(rows + size_t(cells[i] - first_cell) * width,
-                                     size_t(kBlockTokens) * width));
+    const std::span<half> numbers(rows + size_t(cells[i] - first_cell) * width,
+                                  size_t(kBlockTokens) * width);
+    carry(to_bytes(block, first_filled_row(numbers)), numbers);
   }
 }
 
@@ -236,11 +245,12 @@ std::optional<SavedBlock> find_block(std::span<const half> rows, SideId side, ui
   NumberReader reader(std::string_view(*head).substr(kMagic.size()));
   SavedBlock block;
   uint64_t names[3];
-  uint32_t sizes[4];
+  uint32_t sizes[5];
   uint8_t sinks[kBlockTokens / 8];
-  if (!reader.take(names, 3) || !reader.take(sizes, 4) || !reader.take(sinks, sizeof sinks))
+  if (!reader.take(names, 3) || !reader.take(sizes, 5) || !reader.take(sinks, sizeof sinks))
     return {};
-  if (names[0] != identity || sizes[3] != uint32_t(side)) return {};
+  if (names[0] != identity || sizes[3] != uint32_t(side) || sizes[4] != first_filled_row(rows))
+    return {};
   const size_t n_most = rows.size() * kMostCarriedBits / 8;
   if (sizes[1] > n_most || sizes[2] > n_most) return {};
   const size_t n_bytes = kHeadBytes + sizes[1] + sizes[2] + kSumBytes;

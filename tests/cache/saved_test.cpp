@@ -345,6 +345,22 @@ TEST(SavedState, RestoringAgainAndAgainElsewhereStaysBounded) {
   }
 }
 
+// Zeros carry nothing, so a block could be looked for too early.
+TEST(SavedState, ZerosBeforeABlockDoNotMoveIt) {
+  const auto cache = cache_of("roco,bits=4/0,ratio=0.5,recent=40", 1, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  const State rows = read(*cache, 0, 0, kTokens);
+  State state = save(*cache, 0, 0, kTokens);
+  for (size_t part = 0; part < state.size(); ++part) {
+    const size_t n = 7 * state[part].size() / kTokens;
+    state[part].insert(state[part].begin(), n, half{0});
+  }
+  const auto fresh = cache_of("roco,bits=4/0,ratio=0.5,recent=40", 1, 1024);
+  restore(*fresh, state, 0, 100);
+  EXPECT_EQ(read(*fresh, 0, 107, kTokens), rows);
+  EXPECT_EQ(fresh->stats().rows_live, uint64_t(kTokens));
+}
+
 // What llama.cpp removed without a word is gone when its stream is restored.
 TEST(SavedState, TakesTheWholeStreamWhereEachSequenceHasItsOwn) {
   const auto cache = cache_of("zip", 2, 1024);

@@ -7,6 +7,8 @@ Two sequences, each in a stream of its own. Steps, done in order:
   save=FILE        the state of sequence 0 to a file
   restore=FILE:SEQ from the file into a sequence, which is emptied first
   again=FILE:N     saves and restores sequence 0 N times; prints whether all files are equal
+  damage=FILE:N    restores N damaged copies into sequence 1: cut off, and with bits turned over in
+                   the rows; prints how many llama.cpp refused
   copy=FROM:TO     one sequence to another
   clear            everything
   save_on_device, restore_on_device=SEQ
@@ -18,6 +20,7 @@ Two sequences, each in a stream of its own. Steps, done in order:
 import ctypes
 import json
 import pathlib
+import random
 import sys
 
 import llama_cpp
@@ -104,6 +107,23 @@ class Session:
         return json.loads(out.value)
 
 
+def damage(session, state, n):
+    """Restores damaged copies of a state and decodes a token after each."""
+    generator, n_refused = random.Random(5), 0
+    for i in range(n):
+        copy = bytearray(state)
+        if i % 2:
+            del copy[generator.randrange(len(copy)):]
+        else:
+            for _ in range([1, 10, 1000, 100000][i // 2 % 4]):
+                # Behind the words that say which cells there are.
+                copy[generator.randrange(len(copy) // 10, len(copy))] ^= 1 << generator.randrange(8)
+        llama_cpp.llama_memory_seq_rm(session.memory, 1, -1, -1)
+        n_refused += session.restore(bytes(copy), 1) == 0
+        session.decode([100], llama_cpp.llama_memory_seq_pos_max(session.memory, 1) + 1, 1)
+    return n_refused
+
+
 def main():
     plugin, model, text_file, n_predict, *steps = sys.argv[1:]
     session = Session(plugin, model)
@@ -132,6 +152,8 @@ def main():
                 session.restore(first, 0)
                 equal = equal and session.save() == first
             results.append(equal)
+        elif name == "damage":
+            results.append(damage(session, pathlib.Path(values[0]).read_bytes(), int(values[1])))
         elif name == "copy":
             llama_cpp.llama_memory_seq_cp(session.memory, int(values[0]), int(values[1]), -1, -1)
         elif name == "clear":

@@ -83,18 +83,24 @@ def test_a_saved_slot_answers_the_same_in_any_slot_and_server(tmp_path):
         assert anew == unsaved
 
 
+def test_damaged_states_leave_other_sequences_alone(tmp_path):
+    state, after = tmp_path / "state.bin", tmp_path / "after.bin"
+    n_refused, unsaved, _, restored = steps(
+        tmp_path, "zip", "read", f"save={state}", f"damage={state}:40", f"save={after}", "generate=0",
+        f"restore={state}:1", "generate=1", n_predict=50)
+    assert n_refused >= 20, "states that were cut off were accepted"
+    assert after.read_bytes() == state.read_bytes(), "another sequence changed"
+    assert restored == unsaved
+
+
 def damaged(data, generator):
-    """Copies of a saved slot: cut off at some places, with bits turned over at others."""
-    for i in range(10):
-        yield data[:generator.randrange(len(data))] if i else b""
-    for n_bits in [1, 1, 1, 10, 1000, 100000]:
+    """Copies of a saved slot: cut off in front of its rows, or with bits turned over in them."""
+    for _ in range(6):
+        yield data[:generator.randrange(2000)]
+    for n_bits in [1, 1, 10, 1000, 100000]:
         copy = bytearray(data)
         for _ in range(n_bits):
-            copy[generator.randrange(len(copy))] ^= 1 << generator.randrange(8)
-        yield bytes(copy)
-    for _ in range(4):  # in the words that say what the state holds
-        copy = bytearray(data)
-        copy[generator.randrange(12000)] ^= 1 << generator.randrange(8)
+            copy[generator.randrange(len(data) // 10, len(data))] ^= 1 << generator.randrange(8)
         yield bytes(copy)
 
 
@@ -103,22 +109,20 @@ def test_damaged_slot_files_leave_the_server_and_other_slots_alone(tmp_path):
         question, expected = llama.copy_task(0)
         server.complete(question, 1, id_slot=0, cache_prompt=True)
         server.complete(prompt(), 1, id_slot=1, cache_prompt=True)
-        server.post("/slots/1?action=save", filename="slot.bin")
-        server.post("/slots/0?action=save", filename="before.bin")
-        before, data = (tmp_path / "before.bin").read_bytes(), (tmp_path / "slot.bin").read_bytes()
+        for slot, name in enumerate(["before.bin", "slot.bin"]):
+            server.post(f"/slots/{slot}?action=save", filename=name)
         n_refused = 0
-        for content in damaged(data, random.Random(5)):
+        for content in damaged((tmp_path / "slot.bin").read_bytes(), random.Random(5)):
             (tmp_path / "damaged.bin").write_bytes(content)
             try:
                 server.post("/slots/1?action=restore", filename="damaged.bin")
-                server.complete("Hello", 2, id_slot=1, cache_prompt=True)
             except urllib.error.HTTPError as error:
-                assert error.code in (400, 500), error
+                assert error.code == 400
                 n_refused += 1
-            assert server.process.poll() is None, server.log()[-3000:]
-        assert n_refused >= 10, "files that were cut off were accepted"
+            server.complete("Hello", 2, id_slot=1, cache_prompt=True)
+        assert n_refused >= 6
         server.post("/slots/0?action=save", filename="after.bin")
-        assert (tmp_path / "after.bin").read_bytes() == before, "another slot changed"
+        assert (tmp_path / "after.bin").read_bytes() == (tmp_path / "before.bin").read_bytes()
         assert server.complete(question, id_slot=0)["content"].startswith(expected)
         server.post("/slots/1?action=restore", filename="slot.bin")
         assert server.complete(prompt(), 4, id_slot=1)["timings"]["prompt_n"] <= 2
