@@ -166,6 +166,21 @@ class Cache {
   virtual Status read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                            uint16_t* rows) const = 0;
 
+  // The same for saved states, which come back as they were: rows of whole packed blocks carry
+  // their block in their low bits, and a cache with the same policy and shape takes it as it is,
+  // with the scores of the 16-bit rows behind it. The rows move by less than 2^-4 of themselves,
+  // mostly less than 2^-6, and remain what any other cache can read. A block is whole in the cells
+  // of one call when it holds 128 of them in order. Policies whose blocks are too large to be
+  // carried (6 bits and more) and those with shared key parameters save plain rows.
+  virtual Status save(int layer, int stream, SideId side, int first_cell, int n_cells,
+                      uint16_t* rows) const = 0;
+  virtual Status restore(int layer, int stream, SideId side, int first_cell, int n_cells,
+                         const uint16_t* rows) = 0;
+
+  // Makes one layer of stream `to` hold what stream `from` holds, byte for byte. Once it has been
+  // called for every layer the streams are equal and go on alike.
+  virtual Status copy(int layer, int from, int to) = 0;
+
   // The same rows as attention sees them, not rounded to 16 bits: [n_cells, n_heads * dim].
   virtual Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
                       float* rows) const = 0;

@@ -11,6 +11,7 @@
 #include "attend/block_attention.hpp"
 #include "attend/mask.hpp"
 #include "cache/pack.hpp"
+#include "cache/saved_blocks.hpp"
 #include "codec/kernels.hpp"
 #include "saliency/probes.hpp"
 #include "zipcache/rotations.hpp"
@@ -93,6 +94,11 @@ class Engine final : public Cache {
                     const uint16_t* rows) override;
   Status read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                    uint16_t* rows) const override;
+  Status save(int layer, int stream, SideId side, int first_cell, int n_cells,
+              uint16_t* rows) const override;
+  Status restore(int layer, int stream, SideId side, int first_cell, int n_cells,
+                 const uint16_t* rows) override;
+  Status copy(int layer, int from, int to) override;
   Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
               float* rows) const override;
   Status read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
@@ -123,6 +129,26 @@ class Engine final : public Cache {
   Status load_scores();
   Status check_order(int stream, std::span<const int64_t> cells) const;
   Status check_step(const Attention& step) const;
+  // A run of 16-bit rows of one side of one layer.
+  struct RowRun {
+    int layer = 0;
+    int stream = 0;
+    SideId side = SideId::K;
+    int first_cell = 0;
+    int n_cells = 0;
+    const half* rows = nullptr;  // [n_cells, width]
+    size_t width = 0;
+    RowRun part(int from, int n) const {
+      return {layer, stream, side, first_cell + from, n, rows + size_t(from) * width, width};
+    }
+    std::span<const half> numbers() const { return {rows, size_t(n_cells) * width}; }
+  };
+  Result<RowRun> row_run(int layer, int stream, SideId side, int first_cell, int n_cells,
+                         const half* rows) const;
+  Status write_changed(const RowRun& run);
+  void forget_others(const RowRun& run);
+  bool place_anew(const RowRun& run, uint64_t first);
+  Status restore_block(const RowRun& run, const SavedBlock& block);
   Status begin_write(int layer, int stream, SideId side);
   Status place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows);
   Status unseal(int stream, std::span<const int64_t> cells);
@@ -261,11 +287,11 @@ Status Engine::check_order(int stream, std::span<const int64_t> cells) const {
                         "beginning",
                         policy_.saliency.file, cell)};
   }
-  if (log.rows_appended() + n_new <= scores_->tokens.size()) return ok();
+  if (log.next_place() + n_new <= scores_->tokens.size()) return ok();
   return {Code::Incompatible,
           fmt::format("score=file:{}: found {} tokens in the stream, the file has scores of {}; "
                       "measure them over as many tokens, or read a shorter text",
-                      policy_.saliency.file, log.rows_appended() + n_new, scores_->tokens.size())};
+                      policy_.saliency.file, log.next_place() + n_new, scores_->tokens.size())};
 }
 
 void Engine::free_block(int stream, int slot) {
@@ -447,6 +473,7 @@ Status Engine::store_rows(int layer, int stream, SideId side, const std::vector<
     for (int head = 0; head < n_heads; ++head) {
       fill(target.raw.rows(raw, side, head) + ptrdiff_t(id.row) * width, head, width);
       if (target.packed.policy().needs_scores()) target.raw.sums(raw, head)[id.row] = 0;
+      if (target.packed.policy().needs_squares()) target.raw.squares(raw, head)[id.row] = 0;
     }
     if (target.packed.policy().needs_scores()) {
       target.raw.probes_seen(raw)[id.row] = target.raw.rows_seen(raw)[id.row] = 0;
@@ -549,46 +576,173 @@ Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int
   return ok();
 }
 
-Status Engine::write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
-                          const uint16_t* rows) {
+Result<Engine::RowRun> Engine::row_run(int layer, int stream, SideId side, int first_cell,
+                                       int n_cells, const half* rows) const {
   ZC_TRY(check_place("write", layer, stream));
   ZC_TRY(check_range("write", first_cell, n_cells));
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
   for (size_t i = 0; i < size_t(n_cells) * width; ++i) {
     if ((rows[i] & 0x7C00u) == 0x7C00u) {
-      return {Code::BadData,
-              fmt::format("write: layer {}, cell {}: found an infinity or NaN in a 16-bit "
-                          "row; the saved state is damaged",
-                          layer, first_cell + int(i / width))};
+      return Status{Code::BadData,
+                    fmt::format("write: layer {}, cell {}: found an infinity or NaN in a 16-bit "
+                                "row; the saved state is damaged",
+                                layer, first_cell + int(i / width))};
     }
   }
+  return RowRun{layer, stream, side, first_cell, n_cells, rows, width};
+}
+
+Status Engine::write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
+                          const uint16_t* rows) {
+  const Result<RowRun> run = row_run(layer, stream, side, first_cell, n_cells, rows);
+  if (!run.ok()) return run.status();
   ZC_TRY(begin_write(layer, stream, side));
-  std::vector<half> now(size_t(n_cells) * width);
-  ZC_TRY(read_half(layer, stream, side, first_cell, n_cells, now.data()));
+  return write_changed(*run);
+}
+
+// Stores the rows that differ from what is there.
+Status Engine::write_changed(const RowRun& run) {
+  std::vector<half> now(run.numbers().size());
+  ZC_TRY(read_half(run.layer, run.stream, run.side, run.first_cell, run.n_cells, now.data()));
   std::vector<int64_t> cells;
   std::vector<const half*> changed;
-  for (int i = 0; i < n_cells; ++i) {
-    const half* row = rows + size_t(i) * width;
+  for (int i = 0; i < run.n_cells; ++i) {
+    const half* row = run.rows + size_t(i) * run.width;
     // A cell never written reads as zeros, so a row of zeros leaves it unwritten.
-    if (std::equal(row, row + width, now.data() + size_t(i) * width)) continue;
-    cells.push_back(first_cell + i);
+    if (std::equal(row, row + run.width, now.data() + size_t(i) * run.width)) continue;
+    cells.push_back(run.first_cell + i);
     changed.push_back(row);
   }
   if (cells.empty()) return ok();
-  ZC_TRY(unseal(stream, cells));
+  ZC_TRY(unseal(run.stream, cells));
   std::vector<RowId> placed;
-  ZC_TRY(place(stream, cells, placed));
+  ZC_TRY(place(run.stream, cells, placed));
   size_t i = 0;
   std::vector<bool> held;
   const auto fill = [&](half* out, int head, int n) {
     const half* in = changed[i] + size_t(head) * size_t(n);
     std::copy_n(in, n, out);
     held.push_back(std::any_of(in, in + n, [](half value) { return value != 0; }));
-    if (size_t(head + 1) * size_t(n) == width) ++i;
+    if (size_t(head + 1) * size_t(n) == run.width) ++i;
   };
-  ZC_TRY(store_rows(layer, stream, side, placed, fill));
+  ZC_TRY(store_rows(run.layer, run.stream, run.side, placed, fill));
   // Evicted keys are saved as zeros, and no others are.
-  if (side == SideId::K) mark_present(layer, stream, placed, held);
+  if (run.side == SideId::K) mark_present(run.layer, run.stream, placed, held);
+  return ok();
+}
+
+Status Engine::save(int layer, int stream, SideId side, int first_cell, int n_cells,
+                    uint16_t* rows) const {
+  ZC_TRY(read_half(layer, stream, side, first_cell, n_cells, rows));
+  put_blocks(logs_[size_t(stream)], store(layer, stream), side, first_cell, n_cells, rows);
+  return ok();
+}
+
+// Where each sequence has a stream of its own, one that begins anew is all that its stream holds.
+void Engine::forget_others(const RowRun& run) {
+  StreamLog& log = logs_[size_t(run.stream)];
+  if (shape_.n_streams == 1 || !log.first_write_of_step()) return;
+  for (int cell = 0; cell < shape_.n_cells; ++cell) {
+    if (cell >= run.first_cell && cell < run.first_cell + run.n_cells) continue;
+    log.forget(cell, [&](int slot) { free_block(run.stream, slot); });
+  }
+}
+
+// Gives the cells of a run rows of their own, with nothing in them. Not once a layer was written in
+// this step: it would lose its rows.
+bool Engine::place_anew(const RowRun& run, uint64_t first) {
+  StreamLog& log = logs_[size_t(run.stream)];
+  return log.first_write_of_step() &&
+         log.place_anew(run.first_cell, run.n_cells, first,
+                        [&](int slot) { free_block(run.stream, slot); });
+}
+
+// Rows of one side of a whole block: keys wait for their values, and both make the block.
+Status Engine::restore_block(const RowRun& run, const SavedBlock& block) {
+  StreamLog& log = logs_[size_t(run.stream)];
+  LayerStore& target = store(run.layer, run.stream);
+  if (!log.stands(run.first_cell, run.n_cells, block.first) && !place_anew(run, block.first))
+    return write_changed(run);
+  const int slot = log.find(run.first_cell).slot;
+  if (run.side == SideId::K) {
+    target.waiting_keys[slot].assign(run.numbers().begin(), run.numbers().end());
+    return ok();
+  }
+  const auto waiting = target.waiting_keys.find(slot);
+  if (waiting == target.waiting_keys.end()) return write_changed(run);
+  const std::vector<half> keys = std::move(waiting->second);
+  target.waiting_keys.erase(waiting);
+  const auto k = find_block(keys, SideId::K, block.identity);
+  const auto whole = k ? join(target, *k, block, arena_) : std::nullopt;
+  if (!whole) {
+    const Result<RowRun> k_run =
+        row_run(run.layer, run.stream, SideId::K, run.first_cell, run.n_cells, keys.data());
+    if (!k_run.ok()) return k_run.status();
+    ZC_TRY(write_changed(*k_run));
+    return write_changed(run);
+  }
+  target.release(slot, arena_);
+  target.become_packed(slot, *whole, arena_);
+  log.set_sinks(slot, block.sinks);
+  log.seal(slot);
+  note_peak();
+  return ok();
+}
+
+Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n_cells,
+                       const uint16_t* rows) {
+  const Result<RowRun> run = row_run(layer, stream, side, first_cell, n_cells, rows);
+  if (!run.ok()) return run.status();
+  ZC_TRY(begin_write(layer, stream, side));
+  LayerStore& target = store(layer, stream);
+  const uint64_t identity = saved_identity(target);
+  std::optional<uint64_t> next;  // place in the text behind the last block
+  std::string tail;
+  int done = 0;
+  size_t filled = 0;  // number that is not 0: no frame begins in zeros far before it
+  const std::span<const half> numbers = run->numbers();
+  for (int i = 0; i + kBlockTokens <= n_cells;) {
+    filled = std::max(filled, size_t(i) * run->width);
+    while (filled < numbers.size() && (numbers[filled] & 0x7FFF) == 0) ++filled;
+    i = std::max(i, int(filled / run->width) - kBlockTokens + 1);
+    if (i + kBlockTokens > n_cells) break;
+    const RowRun part = run->part(i, kBlockTokens);
+    const auto block = find_block(part.numbers(), side, identity);
+    if (!block) {
+      ++i;
+      continue;
+    }
+    if (block->first == 0) forget_others(*run);
+    ZC_TRY(write_changed(run->part(done, i - done)));
+    ZC_TRY(restore_block(part, *block));
+    next = block->first + kBlockTokens;
+    tail += block->tail;
+    done = i += kBlockTokens;
+  }
+  const RowRun rest = run->part(done, n_cells - done);
+  StreamLog& log = logs_[size_t(stream)];
+  if (next && !log.stands_last(rest.first_cell, rest.n_cells, *next)) place_anew(rest, *next);
+  ZC_TRY(write_changed(rest));
+  if (next && side == SideId::V) restore_tail(tail, log, target, rest.first_cell, rest.n_cells);
+  return ok();
+}
+
+Status Engine::copy(int layer, int from, int to) {
+  ZC_TRY(check_place("copy", layer, from));
+  ZC_TRY(check_place("copy", layer, to));
+  if (from == to) return ok();
+  const int n_slots = StreamLog::max_blocks(shape_.n_cells);
+  if (!(logs_[size_t(to)] == logs_[size_t(from)])) {
+    for (size_t other = 0; other < shape_.layers.size(); ++other) {
+      for (int slot = 0; slot < n_slots; ++slot) store(int(other), to).release(slot, arena_);
+    }
+    logs_[size_t(to)] = logs_[size_t(from)];
+  }
+  LayerStore& target = store(layer, to);
+  for (int slot = 0; slot < n_slots; ++slot) target.release(slot, arena_);
+  if (!target.copy(store(layer, from), logs_[size_t(from)], arena_))
+    return {Code::OverLimit, "cache storage is used up; create the cache with more cells"};
+  note_peak();
   return ok();
 }
 
@@ -668,10 +822,10 @@ std::vector<int> Engine::probes_of(const Attention& step) const {
   const StreamLog& log = logs_[size_t(step.stream)];
   if (policy_.saliency.statistic == Statistic::Last) return {step.n_queries - 1};
   const auto key = [&](uint64_t round) {
-    return Random(policy_.seed, uint64_t(step.stream), uint64_t(step.layer), round);
+    return Random(policy_.seed, 0, uint64_t(step.layer), round);
   };
   if (step.n_queries >= kShortStep) {
-    return choose_probes(step.n_queries, policy_.saliency, key(log.rows_appended()));
+    return choose_probes(step.n_queries, policy_.saliency, key(log.next_place()));
   }
   std::vector<int> probes;
   const std::vector<RowId>& rows = log.step_rows();
@@ -700,7 +854,6 @@ Status Engine::pack_due(const Attention& step, bool together) {
   const size_t at_once = together ? due.size() : 1;
   for (size_t i = 0; i < due.size(); i += at_once) {
     const PackJob job{.layer = step.layer,
-                      .stream = step.stream,
                       .slots = std::span(due).subspan(i, at_once),
                       .shared = together,
                       .roundings = roundings,

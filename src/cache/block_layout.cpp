@@ -191,6 +191,24 @@ TierCounts PackedLayout::stored_counts(const uint8_t* block, int head, int n_cod
   return counts;
 }
 
+std::optional<std::vector<TierCounts>> PackedLayout::counts(std::string_view block, int n_heads,
+                                                            int n_coded) const {
+  const size_t front = size_t(n_heads) * (sizeof(uint32_t) + n_counts(n_tiers()) * sizeof(uint16_t));
+  if (block.size() < front) return {};
+  std::vector<TierCounts> found;
+  for (int head = 0; head < n_heads; ++head) {
+    TierCounts& one = found.emplace_back(
+        stored_counts(reinterpret_cast<const uint8_t*>(block.data()), head, n_coded));
+    int sum = 0;
+    for (const int n : one) {
+      if (n < 0 || n > n_coded) return {};
+      sum += n;
+    }
+    if (sum != n_coded) return {};
+  }
+  return found;
+}
+
 PackedHead PackedLayout::head(uint8_t* block, int wanted, int n_coded, int n_sinks,
                               uint8_t* shared_set) const {
   const TierCounts counts = stored_counts(block, wanted, n_coded);

@@ -32,7 +32,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "cache/log.hpp"
@@ -102,6 +104,10 @@ class PackedLayout {
 
   // Writes the head of the block, after which head() finds its way.
   void begin(uint8_t* block, std::span<const TierCounts> counts, int n_sinks, bool shared) const;
+  // The counts of each head that a block of `n_coded` coded tokens says it has; none when it is too
+  // short to say it or they do not add up.
+  std::optional<std::vector<TierCounts>> counts(std::string_view block, int n_heads,
+                                                int n_coded) const;
   // First byte of a head's own parts.
   const uint8_t* head_start(const uint8_t* block, int head) const {
     return block + reinterpret_cast<const uint32_t*>(block)[head];

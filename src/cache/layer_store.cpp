@@ -19,6 +19,7 @@ uint8_t* LayerStore::raw_for_write(int slot, Arena& arena) {
 void LayerStore::become_packed(int slot, const StoredBlock& packed_block, Arena& arena) {
   StoredBlock& stored = block(slot);
   arena.give(stored.raw, raw.bytes);
+  waiting_keys.erase(slot);
   stored = packed_block;
   stored.raw = nullptr;
   if (stored.shared >= 0) ++shared_[size_t(stored.shared)].users;
@@ -26,6 +27,7 @@ void LayerStore::become_packed(int slot, const StoredBlock& packed_block, Arena&
 
 void LayerStore::release(int slot, Arena& arena) {
   StoredBlock& stored = block(slot);
+  waiting_keys.erase(slot);
   arena.give(stored.raw, raw.bytes);
   arena.give(stored.packed, stored.bytes.total);
   if (stored.shared >= 0) {
@@ -36,6 +38,33 @@ void LayerStore::release(int slot, Arena& arena) {
     }
   }
   stored = StoredBlock{};
+}
+
+bool LayerStore::copy(const LayerStore& from, const StreamLog& log, Arena& arena) {
+  moments = from.moments;
+  const auto copied = [&](const uint8_t* piece, size_t bytes) {
+    uint8_t* own = arena.take(bytes);
+    if (own) std::memcpy(own, piece, bytes);
+    return own;
+  };
+  std::map<int, int> shared;  // index there to index here
+  for (const int slot : log.order()) {
+    const StoredBlock& block = from.block(slot);
+    StoredBlock own = block;
+    if (block.raw) own.raw = copied(block.raw, raw.bytes);
+    if (block.packed) own.packed = copied(block.packed, block.bytes.total);
+    if (block.shared >= 0 && !shared.count(block.shared)) {
+      const SharedSet& set = from.shared_[size_t(block.shared)];
+      shared[block.shared] = add_shared({copied(set.piece, set.bytes), set.bytes, 0});
+    }
+    if (block.shared >= 0) own.shared = shared[block.shared];
+    if (own.shared >= 0) ++shared_[size_t(own.shared)].users;
+    this->block(slot) = own;
+    if ((block.raw && !own.raw) || (block.packed && !own.packed) ||
+        (own.shared >= 0 && !shared_piece(own)))
+      return false;
+  }
+  return true;
 }
 
 int LayerStore::add_shared(SharedSet set) {
@@ -49,8 +78,7 @@ int LayerStore::add_shared(SharedSet set) {
   return int(index);
 }
 
-PackedHead LayerStore::head(int slot, int head_index) const {
-  const StoredBlock& stored = block(slot);
+PackedHead LayerStore::head(const StoredBlock& stored, int head_index) const {
   return packed.head(stored.packed, head_index, stored.n_coded, int(stored.sinks.count()),
                      shared_piece(stored));
 }
@@ -102,10 +130,9 @@ void LayerStore::count(const StreamLog& log, Bytes& bytes) const {
 
 namespace {
 
-void decode_packed(const LayerStore& store, int slot, SideId side, int head_index, int n_rows,
-                   float* out) {
-  const StoredBlock& stored = store.block(slot);
-  const PackedHead head = store.head(slot, head_index);
+void decode_packed(const LayerStore& store, const StoredBlock& stored, SideId side, int head_index,
+                   int n_rows, float* out) {
+  const PackedHead head = store.head(stored, head_index);
   const PackedSide& packed = side == SideId::K ? head.k : head.v;
   const int dim = packed.tiers[0].shape.dim;
   std::vector<float> rows(size_t(kMaxTierColumns) * size_t(dim));
@@ -133,10 +160,14 @@ void decode_packed(const LayerStore& store, int slot, SideId side, int head_inde
 }  // namespace
 
 void decode_rows(const LayerStore& store, int slot, SideId side, int head, int n_rows, float* out) {
+  decode_rows(store, store.block(slot), side, head, n_rows, out);
+}
+
+void decode_rows(const LayerStore& store, const StoredBlock& stored, SideId side, int head,
+                 int n_rows, float* out) {
   const LayerShape& shape = store.raw.shape;
   const int dim = side == SideId::K ? shape.k_dim : shape.v_dim;
-  const StoredBlock& stored = store.block(slot);
-  if (stored.packed) return decode_packed(store, slot, side, head, n_rows, out);
+  if (stored.packed) return decode_packed(store, stored, side, head, n_rows, out);
   if (!stored.raw) {
     std::fill_n(out, n_rows * dim, 0.0f);
     return;

@@ -2,6 +2,7 @@
 // piece, or neither. Storage comes from the cache's arena. Not thread-safe.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -52,18 +53,27 @@ class LayerStore {
   void become_packed(int slot, const StoredBlock& block, Arena& arena);
   // Gives back all storage of a block.
   void release(int slot, Arena& arena);
+  // Holds what `from`, the same layer of another stream, holds for the blocks of `log`, byte for
+  // byte. This store must be empty; false when the arena is used up.
+  bool copy(const LayerStore& from, const StreamLog& log, Arena& arena);
+
+  // Key rows that carry a saved block, until its value rows come; by slot.
+  std::map<int, std::vector<half>> waiting_keys;
 
   int add_shared(SharedSet set);
   uint8_t* shared_piece(const StoredBlock& block) const {
     return block.shared < 0 ? nullptr : shared_[size_t(block.shared)].piece;
   }
   // One head of a packed block.
-  PackedHead head(int slot, int head) const;
+  PackedHead head(const StoredBlock& block, int head) const;
+  PackedHead head(int slot, int head) const { return this->head(block(slot), head); }
   // Which rows of a head of a block are held, raw or packed: all where nothing is evicted.
   BlockBits held(int slot, int head) const;
   // Adds what the blocks of `log` hold here, by kind.
   void count(const StreamLog& log, Bytes& bytes) const;
 
+  // The layer's matrices, or null where no file rotates.
+  const LayerRotations* matrices() const { return rotations_.get(); }
   // How rows of a head are turned before they are coded.
   HeadRotation rotation(SideId side, int head) const;
 
@@ -77,5 +87,8 @@ class LayerStore {
 // but not rotated, evicted ones as zeros: out [n_rows, dim] for rows 0 .. n_rows-1 of the block. A
 // block never written reads as zeros.
 void decode_rows(const LayerStore& store, int slot, SideId side, int head, int n_rows, float* out);
+// The same of a block that is not in the store.
+void decode_rows(const LayerStore& store, const StoredBlock& block, SideId side, int head,
+                 int n_rows, float* out);
 
 }  // namespace zipcache

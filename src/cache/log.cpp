@@ -25,7 +25,7 @@ void StreamLog::clear() {
   step_rows_.clear();
   free_slots_.clear();
   for (int slot = int(blocks_.size()) - 1; slot >= 0; --slot) free_slots_.push_back(slot);
-  appended_ = rows_live_ = rows_dead_ = 0;
+  appended_ = place_ = rows_live_ = rows_dead_ = 0;
   step_placed_ = false;
 }
 
@@ -57,7 +57,8 @@ int StreamLog::take_slot() {
   free_slots_.pop_back();
   LogBlock& block = blocks_[size_t(slot)];
   block = LogBlock{};
-  block.first = appended_;
+  block.first = place_;
+  block.begun = appended_;
   block.cells.fill(-1);
   order_.push_back(slot);
   return slot;
@@ -73,6 +74,7 @@ RowId StreamLog::append(int64_t cell) {
   ++block.n_rows;
   ++block.n_live;
   ++appended_;
+  ++place_;
   ++rows_live_;
   row_of_cell_[size_t(cell)] = id;
   return id;
@@ -85,6 +87,46 @@ void StreamLog::kill(RowId id) {
   --block.n_live;
   --rows_live_;
   ++rows_dead_;
+}
+
+// Closes every block, the newest one by filling it up with dead rows.
+void StreamLog::close_all() {
+  for (const int slot : order_) seal(slot);
+  if (order_.empty()) return;
+  LogBlock& block = blocks_[size_t(order_.back())];
+  const int n = kBlockTokens - block.n_rows;
+  if (n == 0) return;
+  block.n_rows = kBlockTokens;
+  block.consecutive = false;
+  appended_ += uint64_t(n);
+  rows_dead_ += uint64_t(n);
+}
+
+bool StreamLog::first_write_of_step() const {
+  return std::count(written_.begin(), written_.end(), uint8_t{1}) == 1;
+}
+
+bool StreamLog::stands(int64_t first_cell, int n, uint64_t first) const {
+  for (int i = 0; i < n; ++i) {
+    const RowId id = find(int(first_cell) + i);
+    if (id.slot < 0 || id.row != i % kBlockTokens) return false;
+    const LogBlock& block = blocks_[size_t(id.slot)];
+    const int begin = i - id.row;
+    if (!block.consecutive || block.first != first + uint64_t(begin) ||
+        block.cells[0] != first_cell + begin || block.n_rows < std::min(n - begin, kBlockTokens))
+      return false;
+  }
+  return true;
+}
+
+bool StreamLog::stands_last(int64_t first_cell, int n, uint64_t first) const {
+  if (place_ != first + uint64_t(n)) return false;
+  if (n == 0) return order_.empty() || blocks_[size_t(order_.back())].n_rows == kBlockTokens;
+  for (int i = 0; i < n; i += kBlockTokens) {
+    const RowId id = find(int(first_cell) + i);
+    if (id.slot < 0 || !open(id.slot)) return false;
+  }
+  return stands(first_cell, n, first);
 }
 
 std::vector<int64_t> StreamLog::evacuate(int slot) {
@@ -109,7 +151,7 @@ void StreamLog::free_slot(int slot) {
 bool StreamLog::due(int slot, int recent) const {
   const LogBlock& block = blocks_[size_t(slot)];
   return block.n_rows == kBlockTokens &&
-         appended_ - (block.first + kBlockTokens) >= uint64_t(recent);
+         appended_ - (block.begun + kBlockTokens) >= uint64_t(recent);
 }
 
 int StreamLog::most_dead() const {

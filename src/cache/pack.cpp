@@ -38,8 +38,9 @@ float row_score(const PackJob& job, const StreamLog& log, const LayerStore& stor
     case Statistic::Recency:
       return float(row);
     case Statistic::Random:
-      return Random(store.packed.policy().seed, uint64_t(job.stream),
-                    uint64_t(job.layer) << 16 | uint64_t(head), place)
+      // Not by stream: a text has the same tiers in whatever slot of a server it is.
+      return Random(store.packed.policy().seed, 0, uint64_t(job.layer) << 16 | uint64_t(head),
+                    place)
           .unit();
     case Statistic::File: {
       const TokenScores::Layer& layer = job.scores->layers[size_t(job.layer)];

@@ -11,7 +11,6 @@ namespace zipcache {
 
 struct PackJob {
   int layer = 0;
-  int stream = 0;
   std::span<const int>
       slots;            // blocks to pack, full and raw; more than one share a ranking and, where
   bool shared = false;  // `shared`, their channel parameters (Cadence::Prompt)

@@ -121,6 +121,26 @@ size_t QueryMoment::bytes(int dim) {
 
 void QueryMoment::forget() { *this = QueryMoment(dim_); }
 
+void QueryMoment::save(std::string& bytes) const {
+  const uint32_t n = uint32_t(std::min(n_learnt_, kMemory));  // from there on all count the same
+  append_numbers(bytes, &n, 1);
+  append_numbers(bytes, deviation_.data(), deviation_.size());
+  append_numbers(bytes, correlation_.data(), correlation_.size());
+}
+
+bool QueryMoment::load(NumberReader& reader) {
+  uint32_t n = 0;
+  QueryMoment loaded(dim_);
+  if (!reader.take(&n, 1) || !reader.take(loaded.deviation_, deviation_.size()) ||
+      !reader.take(loaded.correlation_, correlation_.size()))
+    return false;
+  const auto is_deviation = [](half x) { return to_float(x) >= 0 && to_float(x) <= kHalfMax; };
+  if (!std::all_of(loaded.deviation_.begin(), loaded.deviation_.end(), is_deviation)) return false;
+  loaded.n_learnt_ = int(std::min<uint32_t>(n, kMemory));
+  *this = std::move(loaded);
+  return true;
+}
+
 std::vector<double> QueryMoment::group(int first) const {
   const size_t size = size_t(group_size(dim_, first));
   const int8_t* pair = correlation_.data() + size_t(first / kMomentGroup) * pairs(kMomentGroup);

@@ -14,8 +14,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "base/number_reader.hpp"
 #include "codec/quantize.hpp"
 
 namespace zipcache {
@@ -41,6 +43,9 @@ class QueryMoment {
   // times both deviations.
   std::vector<double> group(int first) const;
   void forget();
+  // Its numbers in a saved state, and back; false when they are not there or make no sense.
+  void save(std::string& bytes) const;
+  bool load(NumberReader& reader);
 
   static size_t bytes(int dim);
 

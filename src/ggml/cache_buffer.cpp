@@ -87,6 +87,18 @@ BufferContext& context_of(ggml_backend_buffer_t buffer) {
   return *static_cast<BufferContext*>(abi::open(buffer).context);
 }
 
+// Infinities and NaN, which only a damaged state holds, become 0: there is no way to refuse rows, and
+// other sequences of the cache must go on. How many there were.
+size_t replace_broken(std::vector<uint16_t>& rows) {
+  size_t n = 0;
+  for (uint16_t& number : rows) {
+    if ((number & 0x7C00) != 0x7C00) continue;
+    number = 0;
+    ++n;
+  }
+  return n;
+}
+
 void report(const Status& status) {
   if (!status.ok()) host::log(true, status.message());
 }
@@ -169,6 +181,26 @@ void buffer_memset(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t va
   buffer_set(buffer, tensor, bytes.data(), offset, size);
 }
 
+// The stream that a tensor is the whole of, or -1.
+int whole_stream(const ggml_tensor* tensor, const CacheTensor& cache) {
+  const size_t bytes = cache.row_bytes() * size_t(cache.n_cells), offset = image_offset(tensor);
+  return ggml_nbytes(tensor) == bytes && offset % bytes == 0 ? int(offset / bytes) : -1;
+}
+
+// Streams are copied as they are; everything else ggml copies by reading and writing rows.
+bool buffer_copy(ggml_backend_buffer_t, const ggml_tensor* source, ggml_tensor* target) {
+  const Located from = locate(source), to = locate(target);
+  if (!from.tensor || !to.tensor || from.buffer != to.buffer ||
+      from.tensor->layer != to.tensor->layer || from.tensor->side != to.tensor->side)
+    return false;
+  const int stream = whole_stream(source, *from.tensor), other = whole_stream(target, *to.tensor);
+  if (stream < 0 || other < 0) return false;
+  const Status status =
+      without_exceptions([&] { return to.buffer->copy(*to.tensor, stream, other); });
+  if (!status.ok()) to.buffer->poison(status.message());
+  return true;
+}
+
 void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
   BufferContext& context = context_of(buffer);
   if (context.cache)
@@ -194,7 +226,7 @@ ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t type, size_t size) {
   auto* context = new BufferContext{static_cast<uint8_t*>(base), size, nullptr};
   const abi::BufferTable table{
       buffer_free, buffer_base, buffer_init_tensor, buffer_memset, buffer_set, buffer_get, nullptr,
-      nullptr,     nullptr,     buffer_clear,       nullptr};
+      nullptr,     buffer_copy, buffer_clear,       nullptr};
   return ggml_backend_buffer_init(type, table, context, size);
 }
 
@@ -418,10 +450,10 @@ Status CacheBuffer::read(const CacheTensor& tensor, size_t offset, size_t size, 
     const size_t row = offset / row_bytes, within = offset % row_bytes;
     const size_t cell = row % size_t(tensor.n_cells);
     const size_t wanted = (within + size + row_bytes - 1) / row_bytes;
-    const size_t n = std::min<size_t>({wanted, size_t(tensor.n_cells) - cell, 4096});
+    const size_t n = std::min(wanted, size_t(tensor.n_cells) - cell);
     rows.resize(n * size_t(tensor.width));
-    ZC_TRY((*cache)->read_half(index_of(tensor.layer), int(row / size_t(tensor.n_cells)),
-                               tensor.side, int(cell), int(n), rows.data()));
+    ZC_TRY((*cache)->save(index_of(tensor.layer), int(row / size_t(tensor.n_cells)), tensor.side,
+                          int(cell), int(n), rows.data()));
     const size_t bytes = std::min(size, n * row_bytes - within);
     std::memcpy(out, reinterpret_cast<const uint8_t*>(rows.data()) + within, bytes);
     out += bytes;
@@ -474,6 +506,7 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
   const size_t row_bytes = tensor.row_bytes();
   const auto* in = static_cast<const uint8_t*>(data);
   std::vector<uint16_t> rows;
+  size_t n_broken = 0;
   while (size > 0) {
     const size_t row = offset / row_bytes, within = offset % row_bytes;
     const size_t cell = row % size_t(tensor.n_cells);
@@ -487,13 +520,27 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
                                  rows.data()));
     }
     std::memcpy(reinterpret_cast<uint8_t*>(rows.data()) + within, in, bytes);
-    ZC_TRY((*cache)->write_half(index_of(tensor.layer), stream, tensor.side, int(cell), int(n),
-                                rows.data()));
+    n_broken += replace_broken(rows);
+    ZC_TRY((*cache)->restore(index_of(tensor.layer), stream, tensor.side, int(cell), int(n),
+                             rows.data()));
     in += bytes;
     offset += bytes;
     size -= bytes;
   }
+  if (n_broken > 0) {
+    host::log(true,
+              fmt::format("layer {}: {} numbers of a restored state are infinite or none and were "
+                          "taken as 0: the saved state is damaged; read the text anew",
+                          tensor.layer, n_broken));
+  }
   return ok();
+}
+
+Status CacheBuffer::copy(const CacheTensor& tensor, int from, int to) {
+  stop_check();
+  Result<Cache*> cache = this->cache();
+  if (!cache.ok()) return cache.status();
+  return (*cache)->copy(index_of(tensor.layer), from, to);
 }
 
 Status CacheBuffer::read_scores(int layer, int n_cells, float* sums, uint32_t* seen) {

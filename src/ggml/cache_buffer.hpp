@@ -66,6 +66,9 @@ class CacheBuffer {
   Status read(const CacheTensor& tensor, size_t offset, size_t size, void* data);
   Status write(const CacheTensor& tensor, size_t offset, size_t size, const void* data);
 
+  // Copies one stream's layer over another's, both sides of it.
+  Status copy(const CacheTensor& tensor, int from, int to);
+
   // Rows that were written and attention that was computed, for the check of the first tokens.
   void wrote(int layer, int stream, SideId side, std::span<const int64_t> cells, const float* rows,
              ptrdiff_t row_stride);

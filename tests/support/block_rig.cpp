@@ -52,7 +52,7 @@ void BlockRig::pack(bool shared) {
   for (size_t i = 0; i < due.size(); i += shared ? due.size() : 1) {
     const std::span slots = std::span(due).subspan(i, shared ? due.size() : 1);
     const std::vector<QueryRounding> roundings = key_roundings(store, 1);
-    if (!pack_blocks({0, 0, slots, shared, roundings, 1}, log, store, arena).ok())
+    if (!pack_blocks({0, slots, shared, roundings, 1}, log, store, arena).ok())
       throw std::runtime_error("pack");
   }
 }

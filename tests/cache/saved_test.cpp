@@ -1,0 +1,418 @@
+// Saved states that carry their packed blocks: what comes back, where, and from what.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/random.hpp"
+#include "cache/carried_bits.hpp"
+#include "support/harness.hpp"
+#include "support/random_rows.hpp"
+
+namespace zipcache {
+namespace {
+
+using test::Harness;
+
+const std::vector<LayerShape> kLayers = {{2, 64, 64}, {1, 80, 96}};
+constexpr SideId kSides[] = {SideId::K, SideId::V};
+// One of each kind of packed block.
+const char* const kPolicies[] = {"zip",
+                                 "zipcache",
+                                 "kivi2",
+                                 "uniform,bits=2,recent=0",
+                                 "zipcache,bits=4/3,recent=70",
+                                 "zip,rotate=file",
+                                 "zip,k=4,v=4/3/2,ratio=0.1/0.3",
+                                 "roco,bits=4/0,ratio=0.5,recent=40,sinks=3",
+                                 "zip2,score=last,probes=5+5"};
+
+using State = std::vector<std::vector<half>>;  // K of all layers, then V, as llama.cpp saves it
+
+size_t width(int layer, SideId side) {
+  const LayerShape& shape = kLayers[size_t(layer)];
+  return size_t(shape.n_heads) * size_t(side == SideId::K ? shape.k_dim : shape.v_dim);
+}
+
+State save(const Cache& cache, int stream, int first, int n) {
+  State state;
+  for (const SideId side : kSides) {
+    for (const int layer : {0, 1}) {
+      auto& rows = state.emplace_back(size_t(n) * width(layer, side));
+      EXPECT_TRUE(cache.save(layer, stream, side, first, n, rows.data()).ok());
+    }
+  }
+  return state;
+}
+
+// Puts a state at cells first .. of a stream, in one call for each layer and side.
+void restore(Cache& cache, const State& state, int stream, int first) {
+  for (const SideId side : kSides) {
+    for (const int layer : {0, 1}) {
+      const auto& rows = state[size_t(layer + 2 * (side == SideId::V))];
+      const int n = int(rows.size() / width(layer, side));
+      const Status status = cache.restore(layer, stream, side, first, n, rows.data());
+      ASSERT_TRUE(status.ok()) << status.message();
+    }
+  }
+}
+
+State read(const Cache& cache, int stream, int first, int n) {
+  State state;
+  for (const SideId side : kSides) {
+    for (const int layer : {0, 1}) {
+      auto& rows = state.emplace_back(size_t(n) * width(layer, side));
+      EXPECT_TRUE(cache.read_half(layer, stream, side, first, n, rows.data()).ok());
+    }
+  }
+  return state;
+}
+
+// A text in a cache that goes on with its own tokens, wherever it stands: outputs of all its steps.
+class Text {
+ public:
+  Text(Cache& cache, int stream, int first_cell, int n_tokens = 0)
+      : cache_(cache), stream_(stream), first_cell_(first_cell), n_tokens_(n_tokens) {}
+
+  std::vector<float> go_on(int n, int step = 1) {
+    std::vector<float> all;
+    for (int done = 0; done < n; done += step) {
+      const auto out = next(std::min(step, n - done));
+      all.insert(all.end(), out.begin(), out.end());
+    }
+    return all;
+  }
+
+ private:
+  std::vector<float> next(int n) {
+    std::vector<float> outputs;
+    std::vector<int64_t> cells(size_t(n), 0);
+    std::iota(cells.begin(), cells.end(), int64_t(first_cell_ + n_tokens_));
+    const int n_cells = cache_.shape().n_cells;
+    std::vector<half> mask(size_t(n * n_cells), kHalfNegInf);
+    for (int q = 0; q < n; ++q)
+      std::fill_n(&mask[size_t(q * n_cells + first_cell_)], n_tokens_ + q + 1, half{0});
+    for (const int layer : {0, 1}) {
+      const LayerShape& shape = kLayers[size_t(layer)];
+      for (const SideId side : kSides) {
+        const int w = int(width(layer, side));
+        std::vector<float> rows;
+        for (int i = 0; i < n; ++i) {
+          const auto row = test::random_rows(1, w, uint64_t(((n_tokens_ + i) * 2 + layer) * 2 +
+                                                            (side == SideId::V)), 3.0f);
+          rows.insert(rows.end(), row.begin(), row.end());
+        }
+        EXPECT_TRUE(cache_.write(layer, stream_, side, cells, rows.data(), w).ok());
+      }
+      const int n_heads = 2 * shape.n_heads;
+      const auto q = test::random_rows(n, n_heads * shape.k_dim, uint64_t(7000 + n_tokens_), 1.0f);
+      std::vector<float> out(size_t(n * n_heads * shape.v_dim));
+      Attention step;
+      step.layer = layer, step.stream = stream_, step.n_queries = n, step.n_heads = n_heads;
+      step.q = q.data(), step.q_row_stride = n_heads * shape.k_dim;
+      step.q_head_stride = shape.k_dim, step.mask = mask.data();
+      step.mask_stride = step.n_cells = n_cells, step.scale = 0.1f, step.out = out.data();
+      step.out_row_stride = n_heads * shape.v_dim, step.out_head_stride = shape.v_dim;
+      EXPECT_TRUE(cache_.attend(step).ok());
+      outputs.insert(outputs.end(), out.begin(), out.end());
+    }
+    n_tokens_ += n;
+    return outputs;
+  }
+
+  Cache& cache_;
+  int stream_, first_cell_, n_tokens_;
+};
+
+std::unique_ptr<Cache> cache_of(const char* policy, int n_streams, int n_cells) {
+  Policy parsed = *parse_policy(policy);
+  static const test::RotationFile rotations(kLayers);
+  if (needs_rotations(parsed)) parsed.rotations = rotations.path();
+  return std::move(*Cache::create({n_streams, n_cells, kLayers}, parsed));
+}
+
+class SavedStateOf : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Policies, SavedStateOf, testing::ValuesIn(kPolicies),
+                         [](const auto& info) { return "policy" + std::to_string(info.index); });
+
+constexpr int kTokens = 450;
+
+// The state of a text, and what the text says when it goes on as if nothing had been saved.
+struct Reference {
+  State state;
+  std::vector<float> outputs;
+  std::unique_ptr<Cache> cache;
+};
+
+Reference reference(const char* policy) {
+  Reference made;
+  made.cache = cache_of(policy, 1, 2048);
+  Text text(*made.cache, 0, 0);
+  text.go_on(kTokens, 128);
+  made.state = save(*made.cache, 0, 0, kTokens);
+  made.outputs = text.go_on(300);
+  EXPECT_GT(made.cache->stats().rows_packed, 500u);
+  return made;
+}
+
+// Sums over blocks are taken in another order where other blocks stand beside them; outputs are of
+// the size of values, 3, and more blocks are packed on the way.
+void expect_same(const std::vector<float>& found, const std::vector<float>& expected) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t i = 0; i < found.size(); ++i) ASSERT_NEAR(found[i], expected[i], 1e-5) << i;
+}
+
+TEST_P(SavedStateOf, GoesOnInAnotherCacheAsIfItHadNotBeenSaved) {
+  const Reference expected = reference(GetParam());
+  const auto fresh = cache_of(GetParam(), 1, 1024);
+  restore(*fresh, expected.state, 0, 0);
+  EXPECT_EQ(Text(*fresh, 0, 0, kTokens).go_on(300), expected.outputs);
+}
+
+TEST_P(SavedStateOf, GoesOnBesideWhatWasThere) {
+  const Reference expected = reference(GetParam());
+  // In another stream, in cells of which some hold an older text, of which some stays.
+  const auto other = cache_of(GetParam(), 2, 2048);
+  Text(*other, 1, 0).go_on(333, 111);
+  restore(*other, expected.state, 1, 200);
+  expect_same(Text(*other, 1, 200, kTokens).go_on(300), expected.outputs);
+  // And where the text itself went on.
+  for (const auto& [n_more, first] : {std::pair{1, 0}, {150, 0}, {300, 0}, {150, 600}}) {
+    SCOPED_TRACE(testing::Message() << n_more << " tokens later, at cell " << first);
+    const auto same = cache_of(GetParam(), 1, 2048);
+    Text text(*same, 0, 0);
+    text.go_on(kTokens, 128);
+    text.go_on(n_more);
+    restore(*same, expected.state, 0, first);
+    expect_same(Text(*same, 0, first, kTokens).go_on(300), expected.outputs);
+  }
+}
+
+// A sequence copied to another stream is the same, and both go on alike.
+TEST_P(SavedStateOf, IsNotNeededToCopyAStream) {
+  const Reference expected = reference(GetParam());
+  const auto cache = cache_of(GetParam(), 3, 2048);
+  Text(*cache, 1, 0).go_on(kTokens, 128);
+  Text(*cache, 2, 0).go_on(700, 100);  // what the copy takes the place of
+  const CacheStats before = cache->stats();
+  for (const int layer : {0, 1}) {
+    for (int side = 0; side < 2; ++side) ASSERT_TRUE(cache->copy(layer, 1, 2).ok());
+  }
+  const CacheStats copied = cache->stats();
+  EXPECT_EQ(copied.rows_live, 2 * uint64_t(kTokens));
+  EXPECT_LT(copied.bytes.codes, before.bytes.codes);
+  EXPECT_EQ(save(*cache, 2, 0, kTokens), save(*cache, 1, 0, kTokens));
+  EXPECT_EQ(Text(*cache, 2, 0, kTokens).go_on(300), expected.outputs);
+  EXPECT_EQ(Text(*cache, 1, 0, kTokens).go_on(300), expected.outputs);
+  // Nothing is held for the copy when its stream is emptied again.
+  for (const int layer : {0, 1}) ASSERT_TRUE(cache->copy(layer, 0, 2).ok());
+  const auto alone = cache_of(GetParam(), 3, 2048);
+  Text other(*alone, 1, 0);
+  other.go_on(kTokens, 128);
+  other.go_on(300);
+  const CacheStats emptied = cache->stats(), once = alone->stats();
+  EXPECT_EQ(emptied.bytes.codes, once.bytes.codes);
+  EXPECT_EQ(emptied.bytes.params, once.bytes.params);
+  EXPECT_EQ(emptied.bytes.raw, once.bytes.raw);
+}
+
+TEST(SavedState, StreamsWithSharedParametersAreCopied) {
+  const auto cache = cache_of("zipcache,cadence=prompt", 2, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 150);
+  Text(*cache, 0, 0, kTokens).go_on(1);
+  for (const int layer : {0, 1}) ASSERT_TRUE(cache->copy(layer, 0, 1).ok());
+  EXPECT_EQ(read(*cache, 1, 0, kTokens), read(*cache, 0, 0, kTokens));
+  EXPECT_EQ(Text(*cache, 1, 0, kTokens + 1).go_on(200),
+            Text(*cache, 0, 0, kTokens + 1).go_on(200));
+  EXPECT_EQ(cache->copy(0, 0, 2).code(), Code::BadArgument);
+  EXPECT_EQ(cache->copy(2, 0, 1).code(), Code::BadArgument);
+}
+
+TEST_P(SavedStateOf, ReadsAndIsSavedAsBefore) {
+  const auto cache = cache_of(GetParam(), 1, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  const State rows = read(*cache, 0, 0, kTokens), state = save(*cache, 0, 0, kTokens);
+  const CacheStats before = cache->stats();
+  for (int round = 0; round < 10; ++round) {
+    restore(*cache, state, 0, 0);
+    ASSERT_EQ(save(*cache, 0, 0, kTokens), state) << round;
+  }
+  EXPECT_EQ(cache->stats().rows_dead, before.rows_dead);
+  EXPECT_EQ(cache->stats().bytes.codes, before.bytes.codes);
+  const auto fresh = cache_of(GetParam(), 1, 1024);
+  restore(*fresh, state, 0, 0);
+  EXPECT_EQ(read(*fresh, 0, 0, kTokens), rows);
+  EXPECT_EQ(save(*fresh, 0, 0, kTokens), state);
+  EXPECT_EQ(fresh->stats().bytes.codes, before.bytes.codes);
+}
+
+// What another cache reads: rows that moved little, and those that were 16-bit not at all.
+TEST_P(SavedStateOf, IsRowsToAnyOtherCache) {
+  const auto cache = cache_of(GetParam(), 1, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  const State rows = read(*cache, 0, 0, kTokens), state = save(*cache, 0, 0, kTokens);
+  size_t n_moved = 0;
+  for (size_t part = 0; part < rows.size(); ++part) {
+    for (size_t i = 0; i < rows[part].size(); ++i) {
+      const float is = to_float(rows[part][i]), saved = to_float(state[part][i]);
+      ASSERT_LE(std::abs(saved - is), std::abs(is) / 8 + 0x1p-17f);
+      n_moved += saved != is;
+    }
+  }
+  EXPECT_GT(n_moved, 0u);
+  const auto plain = cache_of("f16", 1, 1024);
+  restore(*plain, state, 0, 0);
+  EXPECT_EQ(read(*plain, 0, 0, kTokens), state);
+  const auto other = cache_of("uniform,bits=8,recent=1000", 1, 1024);
+  restore(*other, state, 0, 0);
+  EXPECT_EQ(read(*other, 0, 0, kTokens), state);
+}
+
+TEST_P(SavedStateOf, DamagedStatesAreRowsAndTouchNothingElse) {
+  const auto cache = cache_of(GetParam(), 2, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  const State state = save(*cache, 0, 0, kTokens);
+  Text(*cache, 1, 0).go_on(kTokens, 128);
+  const State other = read(*cache, 0, 0, kTokens);
+  Random random(7);
+  for (int round = 0; round < 60; ++round) {
+    State damaged = state;
+    for (int i = 0; i < 1 + round % 3 * 50; ++i) {
+      auto& rows = damaged[random.below(4)];
+      half& number = rows[random.below(uint32_t(rows.size()))];
+      number = half((number ^ (1u << random.below(16))) & 0xBFFF);  // stays finite
+    }
+    restore(*cache, damaged, 1, 0);
+    Text(*cache, 1, 0, kTokens).go_on(3);
+    ASSERT_EQ(read(*cache, 0, 0, kTokens), other) << round;
+  }
+  restore(*cache, state, 1, 0);
+  EXPECT_EQ(read(*cache, 1, 0, kTokens), other);
+}
+
+// The keys alone, or the keys of some layers and no more.
+TEST_P(SavedStateOf, HalfAStateLeavesTheCacheInOrder) {
+  const Reference expected = reference(GetParam());
+  const auto cache = cache_of(GetParam(), 1, 2048);
+  for (size_t n_parts = 1; n_parts < expected.state.size(); ++n_parts) {
+    for (size_t part = 0; part < n_parts; ++part) {
+      const int layer = int(part % 2);
+      const SideId side = part < 2 ? SideId::K : SideId::V;
+      ASSERT_TRUE(
+          cache->restore(layer, 0, side, 100, kTokens, expected.state[part].data()).ok());
+    }
+    Text(*cache, 0, 1000).go_on(140, 70);
+  }
+  restore(*cache, expected.state, 0, 100);
+  expect_same(Text(*cache, 0, 100, kTokens).go_on(300), expected.outputs);
+}
+
+TEST(SavedState, OfAnotherPolicyShapeOrRotationIsTakenAsRows) {
+  const auto cache = cache_of("zip", 1, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  const State state = save(*cache, 0, 0, kTokens);
+  const auto other = cache_of("zip,seed=5", 1, 1024);
+  restore(*other, state, 0, 0);
+  EXPECT_EQ(other->stats().rows_packed, 0u);
+  const auto same = cache_of("zip", 1, 1024);
+  restore(*same, state, 0, 0);
+  EXPECT_GT(same->stats().rows_packed, 200u);
+}
+
+TEST(SavedState, RestoringNeedsNoRawBlocks) {
+  const auto cache = cache_of("zip,recent=0", 1, 4096);
+  Text(*cache, 0, 0).go_on(3840, 128);
+  const State state = save(*cache, 0, 0, 3840);
+  const auto fresh = cache_of("zip,recent=0", 1, 4096);
+  restore(*fresh, state, 0, 0);
+  EXPECT_EQ(fresh->stats().bytes.raw, cache->stats().bytes.raw);
+  EXPECT_LT(fresh->stats().bytes_peak, cache->stats().bytes_peak);
+}
+
+TEST(SavedState, RestoringAgainAndAgainElsewhereStaysBounded) {
+  const auto cache = cache_of("zip", 1, 2048);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  const State state = save(*cache, 0, 0, kTokens);
+  Random random(3);
+  for (int round = 0; round < 200; ++round) {
+    const int first = int(random.below(2048 - kTokens - 20));
+    restore(*cache, state, 0, first);
+    if (round % 3 == 0) Text(*cache, 0, first, kTokens).go_on(2);
+    ASSERT_LE(cache->stats().rows_live, 2048u);
+    // An eighth of the cells, and what one restored state leaves behind.
+    ASSERT_LE(cache->stats().rows_dead, 2048u / 8 + 2048) << round;
+  }
+}
+
+// Zeros carry nothing, so a block could be looked for too early.
+TEST(SavedState, ZerosBeforeABlockDoNotMoveIt) {
+  const auto cache = cache_of("roco,bits=4/0,ratio=0.5,recent=40", 1, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  const State rows = read(*cache, 0, 0, kTokens);
+  State state = save(*cache, 0, 0, kTokens);
+  for (size_t part = 0; part < state.size(); ++part) {
+    const size_t n = 7 * state[part].size() / kTokens;
+    state[part].insert(state[part].begin(), n, half{0});
+  }
+  const auto fresh = cache_of("roco,bits=4/0,ratio=0.5,recent=40", 1, 1024);
+  restore(*fresh, state, 0, 100);
+  EXPECT_EQ(read(*fresh, 0, 107, kTokens), rows);
+  EXPECT_EQ(fresh->stats().rows_live, uint64_t(kTokens));
+}
+
+// What llama.cpp removed without a word is gone when its stream is restored.
+TEST(SavedState, TakesTheWholeStreamWhereEachSequenceHasItsOwn) {
+  const auto cache = cache_of("zip", 2, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  const State state = save(*cache, 0, 0, kTokens);
+  const CacheStats alone = cache->stats();
+  Text(*cache, 0, 0, kTokens).go_on(400);
+  restore(*cache, state, 0, 0);
+  EXPECT_EQ(cache->stats().rows_live, uint64_t(kTokens));
+  EXPECT_EQ(cache->stats().rows_dead, 0u);
+  EXPECT_EQ(cache->stats().bytes.codes, alone.bytes.codes);
+  restore(*cache, state, 0, 500);
+  EXPECT_EQ(cache->stats().rows_live, uint64_t(kTokens));
+}
+
+TEST(CarriedBits, ComeBackAndMoveNumbersByHalfOfWhatTheyCanSay) {
+  Random random(1);
+  for (const int n_bytes : {1, 60, 128, 400, 700}) {
+    std::vector<half> numbers(1024);
+    for (half& number : numbers)
+      number = random.below(9) ? to_half(4 * random.unit() - 2) : half(random.below(2) << 15);
+    const std::vector<half> before = numbers;
+    std::string bytes;
+    for (int i = 0; i < n_bytes; ++i) bytes += char(random.below(256));
+    ASSERT_TRUE(carry(bytes, numbers));
+    EXPECT_EQ(carried(numbers, bytes.substr(0, 1), bytes.size()), bytes);
+    const int n_bits = n_bytes == 1 ? 1 : n_bytes * 8 / 900 + 1;
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      if ((before[i] & 0x7FFF) == 0) {
+        ASSERT_EQ(numbers[i], before[i]);
+      }
+      // A number near 0 may have to move by all of it.
+      const int moved = std::abs(int(numbers[i]) - int(before[i]));
+      ASSERT_LE(moved, before[i] % 0x8000 < (2 << n_bits) ? 1 << n_bits : 1 << (n_bits - 1));
+    }
+  }
+}
+
+TEST(CarriedBits, WhatDoesNotFitLeavesTheNumbersAlone) {
+  std::vector<half> numbers(100, to_half(1.0f));
+  const auto before = numbers;
+  EXPECT_FALSE(carry(std::string(100 * kMostCarriedBits / 8 + 1, 'x'), numbers));
+  EXPECT_EQ(numbers, before);
+  EXPECT_TRUE(carry(std::string(100 * kMostCarriedBits / 8, 'x'), numbers));
+  EXPECT_FALSE(carried(numbers, "y", 1));
+}
+
+TEST(CarriedBits, TheLargestNumbersStayFinite) {
+  std::vector<half> numbers(64, to_half(65504.0f));
+  ASSERT_TRUE(carry(std::string(40, '\0'), numbers));
+  for (const half number : numbers) EXPECT_NE(number & 0x7C00, 0x7C00);
+}
+
+}  // namespace
+}  // namespace zipcache
