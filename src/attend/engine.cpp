@@ -149,6 +149,10 @@ class Engine final : public Cache {
   void forget_others(const RowRun& run);
   bool place_anew(const RowRun& run, uint64_t first);
   Status restore_block(const RowRun& run, const SavedBlock& block);
+  Status settle_keys(int layer, int stream, int slot);
+  Status settle_keys(int layer, int stream);
+  Status settle_keys_of(int stream, int slot);
+  Status restore_rows(const RowRun& run);
   Status begin_write(int layer, int stream, SideId side);
   Status place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows);
   Status unseal(int stream, std::span<const int64_t> cells);
@@ -329,6 +333,7 @@ std::vector<half> Engine::block_rows(int layer, int stream, SideId side, int slo
 // Moves the live rows of a block that has dead ones to the end of the log, in all layers: the only
 // re-encoding there is. Runs between steps, when no layer is behind another.
 Status Engine::compact(int stream, int slot) {
+  ZC_TRY(settle_keys_of(stream, slot));
   StreamLog& log = logs_[size_t(stream)];
   const LogBlock before = log.block(slot);
   std::vector<int> live;
@@ -392,6 +397,7 @@ Status Engine::unseal(int stream, std::span<const int64_t> cells) {
     places.push_back(id);
   }
   if (sealed.empty()) return ok();
+  for (const RowId id : places) ZC_TRY(settle_keys_of(stream, id.slot));
   MovedRows saved;
   for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
     saved.held.push_back(held_by_heads(int(layer), stream, places));
@@ -499,6 +505,9 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
                       layer, cells[i], side == SideId::K ? "K" : "V", c, row[c])};
     }
   }
+  // In all layers: those to come must not find a block's cells elsewhere.
+  for (size_t other = 0; other < shape_.layers.size(); ++other)
+    ZC_TRY(settle_keys(int(other), stream));
   ZC_TRY(begin_write(layer, stream, side));
   std::vector<RowId> placed;
   ZC_TRY(place(stream, cells, placed));
@@ -657,30 +666,69 @@ bool Engine::place_anew(const RowRun& run, uint64_t first) {
                         [&](int slot) { free_block(run.stream, slot); });
 }
 
+// Keys that wait in a block for values which do not come as a block's become rows.
+Status Engine::settle_keys(int layer, int stream, int slot) {
+  LayerStore& target = store(layer, stream);
+  const auto waiting = target.waiting_keys.extract(slot);
+  if (waiting.empty()) return ok();
+  const std::vector<half>& keys = waiting.mapped();
+  // A packed block takes no rows: its cells move, with what they hold in all layers.
+  if (target.block(slot).packed) {
+    const int64_t first = logs_[size_t(stream)].block(slot).cells[0];
+    return write_changed({layer, stream, SideId::K, int(first), kBlockTokens, keys.data(),
+                          keys.size() / kBlockTokens});
+  }
+  std::vector<RowId> rows;
+  for (int row = 0; row < kBlockTokens; ++row) rows.push_back({slot, row});
+  const half* next = keys.data();
+  std::vector<bool> held;
+  ZC_TRY(store_rows(layer, stream, SideId::K, rows, [&](half* out, int, int n) {
+    std::copy_n(next, n, out);
+    held.push_back(std::any_of(next, next + n, [](half value) { return value != 0; }));
+    next += n;
+  }));
+  mark_present(layer, stream, rows, held);
+  return ok();
+}
+
+Status Engine::settle_keys(int layer, int stream) {
+  const auto& waiting = store(layer, stream).waiting_keys;
+  while (!waiting.empty()) ZC_TRY(settle_keys(layer, stream, waiting.begin()->first));
+  return ok();
+}
+
+// The same in all layers, before the block's rows move.
+Status Engine::settle_keys_of(int stream, int slot) {
+  for (size_t layer = 0; layer < shape_.layers.size(); ++layer)
+    ZC_TRY(settle_keys(int(layer), stream, slot));
+  return ok();
+}
+
+// Restored rows that carry no block.
+Status Engine::restore_rows(const RowRun& run) {
+  for (int i = 0; run.side == SideId::V && i < run.n_cells; ++i) {
+    const RowId id = logs_[size_t(run.stream)].find(run.first_cell + i);
+    if (id.slot >= 0) ZC_TRY(settle_keys(run.layer, run.stream, id.slot));
+  }
+  return write_changed(run);
+}
+
 // Rows of one side of a whole block: keys wait for their values, and both make the block.
 Status Engine::restore_block(const RowRun& run, const SavedBlock& block) {
   StreamLog& log = logs_[size_t(run.stream)];
   LayerStore& target = store(run.layer, run.stream);
   if (!log.stands(run.first_cell, run.n_cells, block.first) && !place_anew(run, block.first))
-    return write_changed(run);
+    return restore_rows(run);
   const int slot = log.find(run.first_cell).slot;
   if (run.side == SideId::K) {
     target.waiting_keys[slot].assign(run.numbers().begin(), run.numbers().end());
     return ok();
   }
   const auto waiting = target.waiting_keys.find(slot);
-  if (waiting == target.waiting_keys.end()) return write_changed(run);
-  const std::vector<half> keys = std::move(waiting->second);
-  target.waiting_keys.erase(waiting);
-  const auto k = find_block(keys, SideId::K, block.identity);
+  if (waiting == target.waiting_keys.end()) return restore_rows(run);
+  const auto k = find_block(waiting->second, SideId::K, block.identity);
   const auto whole = k ? join(target, *k, block, arena_) : std::nullopt;
-  if (!whole) {
-    const Result<RowRun> k_run =
-        row_run(run.layer, run.stream, SideId::K, run.first_cell, run.n_cells, keys.data());
-    if (!k_run.ok()) return k_run.status();
-    ZC_TRY(write_changed(*k_run));
-    return write_changed(run);
-  }
+  if (!whole) return restore_rows(run);
   target.release(slot, arena_);
   target.become_packed(slot, *whole, arena_);
   log.set_sinks(slot, block.sinks);
@@ -713,7 +761,7 @@ Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n
       continue;
     }
     if (block->first == 0) forget_others(*run);
-    ZC_TRY(write_changed(run->part(done, i - done)));
+    ZC_TRY(restore_rows(run->part(done, i - done)));
     ZC_TRY(restore_block(part, *block));
     next = block->first + kBlockTokens;
     tail += block->tail;
@@ -722,7 +770,7 @@ Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n
   const RowRun rest = run->part(done, n_cells - done);
   StreamLog& log = logs_[size_t(stream)];
   if (next && !log.stands_last(rest.first_cell, rest.n_cells, *next)) place_anew(rest, *next);
-  ZC_TRY(write_changed(rest));
+  ZC_TRY(restore_rows(rest));
   if (next && side == SideId::V) restore_tail(tail, log, target, rest.first_cell, rest.n_cells);
   return ok();
 }
@@ -731,6 +779,7 @@ Status Engine::copy(int layer, int from, int to) {
   ZC_TRY(check_place("copy", layer, from));
   ZC_TRY(check_place("copy", layer, to));
   if (from == to) return ok();
+  ZC_TRY(settle_keys(layer, from));
   const int n_slots = StreamLog::max_blocks(shape_.n_cells);
   if (!(logs_[size_t(to)] == logs_[size_t(from)])) {
     for (size_t other = 0; other < shape_.layers.size(); ++other) {
@@ -749,6 +798,7 @@ Status Engine::copy(int layer, int from, int to) {
 Status Engine::rotate_keys(int layer, int stream, std::span<const int32_t> shift,
                            const std::function<void(float*, int32_t)>& rotate) {
   ZC_TRY(check_place("rotate", layer, stream));
+  ZC_TRY(settle_keys(layer, stream));
   const StreamLog& log = logs_[size_t(stream)];
   LayerStore& target = store(layer, stream);
   const int n_heads = target.raw.shape.n_heads, width = target.raw.shape.k_dim;
@@ -870,6 +920,7 @@ Status Engine::pack_due(const Attention& step, bool together) {
 
 Status Engine::attend(const Attention& step) {
   ZC_TRY(check_step(step));
+  ZC_TRY(settle_keys(step.layer, step.stream));
   const bool decode_step = step.n_queries < kShortStep;
   if (policy_.cadence == Cadence::Prompt && decode_step) ZC_TRY(pack_due(step, true));
   mark_sinks(step);
