@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <map>
 #include <optional>
 #include <utility>
 
@@ -21,6 +22,9 @@ namespace {
 
 // Dead rows that may stand before a block is compacted: an eighth of the cells, at least a block.
 uint64_t dead_rows_allowed(int n_cells) { return uint64_t(std::max(n_cells / 8, kBlockTokens)); }
+
+// Each has working memory of its own; ggml's programs stop at 512.
+constexpr int kMaxThreads = 1024;
 
 uint64_t live_coded_rows(const LogBlock& block, const StoredBlock& stored) {
   uint64_t n = 0;
@@ -230,7 +234,7 @@ Status Engine::check_cells(std::span<const int64_t> cells) const {
 Status Engine::check_range(const char* call, int first_cell, int n_cells) const {
   if (first_cell >= 0 && n_cells >= 0 && first_cell <= shape_.n_cells - n_cells) return ok();
   return {Code::BadArgument, fmt::format("{}: cells {} to {}, expected 0 to {}", call, first_cell,
-                                         first_cell + n_cells - 1, shape_.n_cells - 1)};
+                                         int64_t{first_cell} + n_cells - 1, shape_.n_cells - 1)};
 }
 
 // Reads the file that the policy ranks by.
@@ -494,18 +498,19 @@ Status Engine::read(int layer, int stream, SideId side, int first_cell, int n_ce
   ZC_TRY(check_range("read", first_cell, n_cells));
   const StreamLog& log = logs_[size_t(stream)];
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
-  std::vector<float> block;
-  int decoded = -1;
+  // Neighbouring cells may stand in blocks by turns, and a block is decoded as a whole: once.
+  std::map<int, std::vector<float>> blocks;  // by slot
   for (int i = 0; i < n_cells; ++i) {
     const RowId id = log.find(first_cell + i);
     if (id.slot < 0) {
       std::fill_n(rows + size_t(i) * width, width, 0.0f);
       continue;
     }
-    if (id.slot != decoded)
-      block = block_values(layer, stream, side, id.slot, log.block(id.slot).n_rows);
-    decoded = id.slot;
-    std::copy_n(&block[size_t(id.row) * width], width, rows + size_t(i) * width);
+    const auto [block, fresh] = blocks.try_emplace(id.slot);
+    if (fresh) {
+      block->second = block_values(layer, stream, side, id.slot, log.block(id.slot).n_rows);
+    }
+    std::copy_n(&block->second[size_t(id.row) * width], width, rows + size_t(i) * width);
   }
   return ok();
 }
@@ -541,8 +546,9 @@ Status Engine::read_scores(int layer, int stream, int first_cell, int n_cells, f
 Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                          uint16_t* rows) const {
   ZC_TRY(check_place("read", layer, stream));
+  ZC_TRY(check_range("read", first_cell, n_cells));
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
-  std::vector<float> values(size_t(std::max(n_cells, 0)) * width);
+  std::vector<float> values(size_t(n_cells) * width);
   ZC_TRY(read(layer, stream, side, first_cell, n_cells, values.data()));
   for (size_t i = 0; i < values.size(); ++i)
     rows[i] = to_half(std::clamp(values[i], -kHalfMax, kHalfMax));
@@ -646,8 +652,10 @@ Status Engine::check_step(const Attention& step) const {
                         step.n_queries, step.n_heads, layer.n_heads)};
   }
   if (!step.q || !step.out) return {Code::BadArgument, "attend: q or out is null"};
-  if (step.n_cells < 0 || step.n_threads < 1) {
-    return {Code::BadArgument, "attend: expected n_cells >= 0 and n_threads >= 1"};
+  if (step.n_cells < 0 || step.n_threads < 1 || step.n_threads > kMaxThreads) {
+    return {Code::BadArgument,
+            fmt::format("attend: {} cells and {} threads, expected n_cells >= 0 and 1 to {} threads",
+                        step.n_cells, step.n_threads, kMaxThreads)};
   }
   return ok();
 }
