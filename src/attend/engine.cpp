@@ -141,16 +141,35 @@ class Engine final : public Cache {
                     const std::vector<bool>& held);
   Status move_rows(int stream, std::span<const int64_t> cells, const MovedRows& saved,
                    std::vector<RowId>& rows);
+  Status write_rows(int layer, int stream, SideId side, std::span<const int64_t> cells,
+                    const float* rows, ptrdiff_t row_stride);
+  Status write_half_rows(int layer, int stream, SideId side, int first_cell, int n_cells,
+                         const half* rows);
+  Status turn_keys(int layer, int stream, std::span<const int32_t> shift,
+                   const std::function<void(float*, int32_t)>& rotate);
   template <class Fill>
   Status store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows,
                     Fill&& fill);
   void free_block(int stream, int slot);
   Status compact(int stream, int slot);
+  // What read() and read_half() give.
+  void values_of(int layer, int stream, SideId side, int first_cell, int n_cells,
+                 float* rows) const;
+  void halves_of(int layer, int stream, SideId side, int first_cell, int n_cells, half* rows) const;
   std::vector<float> block_values(int layer, int stream, SideId side, int slot, int n_rows) const;
   std::vector<half> block_rows(int layer, int stream, SideId side, int slot, int n_rows) const;
   void mark_sinks(const Attention& step);
   std::vector<int> probes_of(const Attention& step) const;
   Status pack_due(const Attention& step, bool together);
+  // Runs a part of a call that leaves rows between two places. Where storage gives out in it,
+  // nothing is read or written any more until clear(), instead of rows that are half moved.
+  template <class Body>
+  Status changing(Body&& body) {
+    torn_ = true;
+    const Status status = body();
+    torn_ = status.code() == Code::OverLimit;
+    return status;
+  }
   void note_peak() { peak_ = std::max(peak_, arena_.committed()); }
 
   CacheShape shape_;
@@ -166,6 +185,7 @@ class Engine final : public Cache {
   uint64_t unscored_blocks_ = 0;
   size_t peak_ = 0;
   size_t planned_ = 0;
+  bool torn_ = false;  // a change ended half way
 };
 
 // Addresses for the worst case of every layer: each block slot both raw and packed at the best
@@ -211,6 +231,13 @@ Status Engine::open() {
 }
 
 Status Engine::check_place(const char* call, int layer, int stream) const {
+  if (torn_) {
+    return {
+        Code::OverLimit,
+        fmt::format("{}: storage gave out in the middle of an earlier call; clear the cache, and "
+                    "use a shorter context",
+                    call)};
+  }
   if (layer < 0 || size_t(layer) >= shape_.layers.size()) {
     return {Code::BadArgument,
             fmt::format("{}: layer {}, expected 0 to {}", call, layer, shape_.layers.size() - 1)};
@@ -379,7 +406,7 @@ Status Engine::unseal(int stream, std::span<const int64_t> cells) {
       for (size_t i = 0; i < sealed.size();) {
         size_t n = 1;
         while (i + n < sealed.size() && sealed[i + n] == sealed[i] + int64_t(n)) ++n;
-        ZC_TRY(read_half(int(layer), stream, side, int(sealed[i]), int(n), &rows[i * width]));
+        halves_of(int(layer), stream, side, int(sealed[i]), int(n), &rows[i * width]);
         i += n;
       }
     }
@@ -476,6 +503,11 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
                       layer, cells[i], side == SideId::K ? "K" : "V", c, row[c])};
     }
   }
+  return changing([&] { return write_rows(layer, stream, side, cells, rows, row_stride); });
+}
+
+Status Engine::write_rows(int layer, int stream, SideId side, std::span<const int64_t> cells,
+                          const float* rows, ptrdiff_t row_stride) {
   ZC_TRY(begin_write(layer, stream, side));
   std::vector<RowId> placed;
   ZC_TRY(place(stream, cells, placed));
@@ -496,6 +528,12 @@ Status Engine::read(int layer, int stream, SideId side, int first_cell, int n_ce
                     float* rows) const {
   ZC_TRY(check_place("read", layer, stream));
   ZC_TRY(check_range("read", first_cell, n_cells));
+  values_of(layer, stream, side, first_cell, n_cells, rows);
+  return ok();
+}
+
+void Engine::values_of(int layer, int stream, SideId side, int first_cell, int n_cells,
+                       float* rows) const {
   const StreamLog& log = logs_[size_t(stream)];
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
   // Neighbouring cells may stand in blocks by turns, and a block is decoded as a whole: once.
@@ -512,7 +550,6 @@ Status Engine::read(int layer, int stream, SideId side, int first_cell, int n_ce
     }
     std::copy_n(&block->second[size_t(id.row) * width], width, rows + size_t(i) * width);
   }
-  return ok();
 }
 
 Status Engine::read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
@@ -547,12 +584,17 @@ Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int
                          uint16_t* rows) const {
   ZC_TRY(check_place("read", layer, stream));
   ZC_TRY(check_range("read", first_cell, n_cells));
+  halves_of(layer, stream, side, first_cell, n_cells, rows);
+  return ok();
+}
+
+void Engine::halves_of(int layer, int stream, SideId side, int first_cell, int n_cells,
+                       half* rows) const {
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
   std::vector<float> values(size_t(n_cells) * width);
-  ZC_TRY(read(layer, stream, side, first_cell, n_cells, values.data()));
+  values_of(layer, stream, side, first_cell, n_cells, values.data());
   for (size_t i = 0; i < values.size(); ++i)
     rows[i] = to_half(std::clamp(values[i], -kHalfMax, kHalfMax));
-  return ok();
 }
 
 Status Engine::write_half(int layer, int stream, SideId side, int first_cell, int n_cells,
@@ -568,9 +610,15 @@ Status Engine::write_half(int layer, int stream, SideId side, int first_cell, in
                           layer, first_cell + int(i / width))};
     }
   }
+  return changing([&] { return write_half_rows(layer, stream, side, first_cell, n_cells, rows); });
+}
+
+Status Engine::write_half_rows(int layer, int stream, SideId side, int first_cell, int n_cells,
+                               const half* rows) {
+  const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
   ZC_TRY(begin_write(layer, stream, side));
   std::vector<half> now(size_t(n_cells) * width);
-  ZC_TRY(read_half(layer, stream, side, first_cell, n_cells, now.data()));
+  halves_of(layer, stream, side, first_cell, n_cells, now.data());
   std::vector<int64_t> cells;
   std::vector<const half*> changed;
   for (int i = 0; i < n_cells; ++i) {
@@ -601,6 +649,11 @@ Status Engine::write_half(int layer, int stream, SideId side, int first_cell, in
 Status Engine::rotate_keys(int layer, int stream, std::span<const int32_t> shift,
                            const std::function<void(float*, int32_t)>& rotate) {
   ZC_TRY(check_place("rotate", layer, stream));
+  return changing([&] { return turn_keys(layer, stream, shift, rotate); });
+}
+
+Status Engine::turn_keys(int layer, int stream, std::span<const int32_t> shift,
+                         const std::function<void(float*, int32_t)>& rotate) {
   const StreamLog& log = logs_[size_t(stream)];
   LayerStore& target = store(layer, stream);
   const int n_heads = target.raw.shape.n_heads, width = target.raw.shape.k_dim;
@@ -653,9 +706,10 @@ Status Engine::check_step(const Attention& step) const {
   }
   if (!step.q || !step.out) return {Code::BadArgument, "attend: q or out is null"};
   if (step.n_cells < 0 || step.n_threads < 1 || step.n_threads > kMaxThreads) {
-    return {Code::BadArgument,
-            fmt::format("attend: {} cells and {} threads, expected n_cells >= 0 and 1 to {} threads",
-                        step.n_cells, step.n_threads, kMaxThreads)};
+    return {
+        Code::BadArgument,
+        fmt::format("attend: {} cells and {} threads, expected n_cells >= 0 and 1 to {} threads",
+                    step.n_cells, step.n_threads, kMaxThreads)};
   }
   return ok();
 }
@@ -726,31 +780,30 @@ Status Engine::pack_due(const Attention& step, bool together) {
 Status Engine::attend(const Attention& step) {
   ZC_TRY(check_step(step));
   const bool decode_step = step.n_queries < kShortStep;
-  if (policy_.cadence == Cadence::Prompt && decode_step) ZC_TRY(pack_due(step, true));
+  if (policy_.cadence == Cadence::Prompt && decode_step)
+    ZC_TRY(changing([&] { return pack_due(step, true); }));
   mark_sinks(step);
-  const StreamLog& log = logs_[size_t(step.stream)];
   LayerStore& target = store(step.layer, step.stream);
   const bool scored = target.packed.policy().needs_scores();
   const std::vector<int> probes = scored ? probes_of(step) : std::vector<int>{};
   Stopwatch watch;
-  ZC_TRY(attender_.attend(step, log, target, !probes.empty()));
+  ZC_TRY(attender_.attend(step, logs_[size_t(step.stream)], target, !probes.empty()));
   seconds_.attention += watch.lap();
-  if (scored) attender_.score(step, log, target, probes);
-  seconds_.scoring += watch.lap();
-  attender_.learn_queries(step, target);
-  if (policy_.cadence == Cadence::Stream || decode_step) ZC_TRY(pack_due(step, false));
-  seconds_.packing += watch.lap();
-  return ok();
+  return changing([&]() -> Status {
+    if (scored) attender_.score(step, logs_[size_t(step.stream)], target, probes);
+    seconds_.scoring += watch.lap();
+    attender_.learn_queries(step, target);
+    if (policy_.cadence == Cadence::Stream || decode_step) ZC_TRY(pack_due(step, false));
+    seconds_.packing += watch.lap();
+    return ok();
+  });
 }
 
 void Engine::clear() {
   for (auto& log : logs_) log.clear();
-  for (auto& made : stores_) {
-    for (int slot = 0; slot < StreamLog::max_blocks(shape_.n_cells); ++slot)
-      made->release(slot, arena_);
-    for (QueryMoment& moment : made->moments) moment.forget();
-  }
+  for (auto& made : stores_) made->forget();
   arena_.clear();
+  torn_ = false;
   compactions_ = unscored_blocks_ = peak_ = 0;
   seconds_ = {};
 }

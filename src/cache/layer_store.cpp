@@ -38,6 +38,12 @@ void LayerStore::release(int slot, Arena& arena) {
   stored = StoredBlock{};
 }
 
+void LayerStore::forget() {
+  std::fill(blocks_.begin(), blocks_.end(), StoredBlock{});
+  shared_.clear();
+  for (QueryMoment& moment : moments) moment.forget();
+}
+
 int LayerStore::add_shared(SharedSet set) {
   const auto empty =
       std::find_if(shared_.begin(), shared_.end(), [](const SharedSet& s) { return !s.piece; });

@@ -36,9 +36,9 @@ constexpr SideId kSides[] = {SideId::K, SideId::V};
 
 struct Row {
   std::vector<float> written;
-  std::vector<half> read;     // what it was last read as; empty: not yet
-  bool packed = false;        // it was read as something else than what was written
-  double slack = 1;           // bounds that its error may have added up to
+  std::vector<half> read;  // what it was last read as; empty: not yet
+  bool packed = false;     // it was read as something else than what was written
+  double slack = 1;        // bounds that its error may have added up to
 };
 
 class Session {
@@ -54,15 +54,33 @@ class Session {
   void run() {
     for (int call = 0; call < 80 && !bytes_.empty(); ++call) {
       switch (bytes_.below(10)) {
-        case 0: restore(); break;
-        case 1: write_back(); break;
-        case 2: copy_stream(); break;
-        case 3: shift(); break;
-        case 4: half_a_step(); break;
-        case 5: clear(); break;
-        case 6: attend(bytes_.below(kStreams), 1 + bytes_.below(30)); break;
-        case 7: check_all(); break;
-        default: step(); break;
+        case 0:
+          restore();
+          break;
+        case 1:
+          write_back();
+          break;
+        case 2:
+          copy_stream();
+          break;
+        case 3:
+          shift();
+          break;
+        case 4:
+          half_a_step();
+          break;
+        case 5:
+          clear();
+          break;
+        case 6:
+          attend(bytes_.below(kStreams), 1 + bytes_.below(30));
+          break;
+        case 7:
+          check_all();
+          break;
+        default:
+          step();
+          break;
       }
       check_storage();
     }
@@ -83,8 +101,8 @@ class Session {
     return rows_[size_t((layer * kStreams + stream) * 2 + (side == SideId::V))];
   }
 
-  // Of every kind: ordinary, loud, tiny, constant, with the largest numbers that 16 bits hold. None is
-  // all zeros, which is what cells that were never written read as.
+  // Of every kind: ordinary, loud, tiny, constant, with the largest numbers that 16 bits hold. None
+  // is all zeros, which is what cells that were never written read as.
   std::vector<float> fresh_row(int n) {
     const uint32_t kind = random_.below(8);
     const float scale = kind == 0 ? 65504.0f : kind == 1 ? 1e-6f : kind == 2 ? 300.0f : 2.0f;
@@ -179,7 +197,8 @@ class Session {
         const Status status = cache_->write_half(layer, stream, side, first, n, found.data());
         require(status.ok(), "write back: {}", status.message());
         const bool same = read(layer, stream, side, first, n) == found;
-        require(same || compactions_ != cache_->stats().compactions, "rows written back have changed");
+        require(same || compactions_ != cache_->stats().compactions,
+                "rows written back have changed");
       }
     }
     note_moves();
@@ -212,10 +231,9 @@ class Session {
     std::vector<int32_t> by(kCells);
     for (int cell = 0; cell < kCells; cell += every) by[size_t(cell)] = 1;
     for (int layer = 0; layer < int(kLayers.size()); ++layer) {
-      const Status status =
-          cache_->rotate_keys(layer, stream, by, [&](float* head, int32_t) {
-            for (int c = 0; c < dim(layer, SideId::K); ++c) head[c] = -head[c];
-          });
+      const Status status = cache_->rotate_keys(layer, stream, by, [&](float* head, int32_t) {
+        for (int c = 0; c < dim(layer, SideId::K); ++c) head[c] = -head[c];
+      });
       require(status.ok() || policy_.cadence == Cadence::Prompt, "shift: {}", status.message());
       auto& keys = rows(layer, stream, SideId::K);
       if (!status.ok()) keys.clear();
@@ -259,7 +277,8 @@ class Session {
   }
 
   void attend(int stream, int n_queries) {
-    for (int layer = 0; layer < int(kLayers.size()); ++layer) attend_layer(layer, stream, n_queries);
+    for (int layer = 0; layer < int(kLayers.size()); ++layer)
+      attend_layer(layer, stream, n_queries);
   }
 
   // Outputs are means of values: between the least and the largest of their channel.
@@ -297,7 +316,8 @@ class Session {
         for (int i = 0; i < n_queries * 2; ++i) {
           const int query = i / 2, of = head * 2 + i % 2;
           const float x = out[size_t((query * n_heads + of) * shape.v_dim + c)];
-          require(x >= lo - room && x <= hi + room, "attention gives {}, values are {} to {}", x, lo, hi);
+          require(x >= lo - room && x <= hi + room, "attention gives {}, values are {} to {}", x,
+                  lo, hi);
         }
       }
     }
@@ -330,8 +350,9 @@ class Session {
       const double allowed = bound(row, head, n);
       for (int c = head * n; c < (head + 1) * n && !absent; ++c) {
         const double error = std::fabs(double(to_float(found[c])) - row.written[size_t(c)]);
-        require(error <= allowed, "layer {} {} cell {} channel {}: {} instead of {} within {}", layer,
-                side == SideId::K ? "K" : "V", cell, c, to_float(found[c]), row.written[size_t(c)], allowed);
+        require(error <= allowed, "layer {} {} cell {} channel {}: {} instead of {} within {}",
+                layer, side == SideId::K ? "K" : "V", cell, c, to_float(found[c]),
+                row.written[size_t(c)], allowed);
         exact = exact && error == 0;
       }
       exact = exact && !absent;
@@ -378,7 +399,7 @@ class Session {
   const Policy policy_;
   std::unique_ptr<Cache> cache_;
   Random random_;
-  std::array<std::map<int, Row>, 8> rows_;  // kLayers.size() * kStreams * 2
+  std::array<std::map<int, Row>, 8> rows_;   // kLayers.size() * kStreams * 2
   std::map<std::pair<int, int>, int> torn_;  // cells of which some side may hold anything
   uint64_t compactions_ = 0;
   size_t empty_ = 0;

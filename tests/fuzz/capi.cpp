@@ -29,8 +29,14 @@ constexpr const char* kPolicies[] = {
 
 // Numbers at the edges of every range, among small ones.
 int hostile_int(Input& bytes) {
-  constexpr int kEdges[] = {-1, 0, std::numeric_limits<int>::min(), std::numeric_limits<int>::max(),
-                            (1 << 28) + 1, -128, 65536, std::numeric_limits<int>::max() - 127};
+  constexpr int kEdges[] = {-1,
+                            0,
+                            std::numeric_limits<int>::min(),
+                            std::numeric_limits<int>::max(),
+                            (1 << 28) + 1,
+                            -128,
+                            65536,
+                            std::numeric_limits<int>::max() - 127};
   const int choice = bytes.below(256);
   return choice < 16 ? kEdges[choice % 8] : choice % 16;
 }
@@ -65,12 +71,22 @@ class Session {
     create();
     for (int call = 0; call < 60 && !bytes_.empty(); ++call) {
       switch (bytes_.below(8)) {
-        case 0: write_half(); break;
-        case 1: read_half(); break;
-        case 2: clear_or_stats(); break;
+        case 0:
+          write_half();
+          break;
+        case 1:
+          read_half();
+          break;
+        case 2:
+          clear_or_stats();
+          break;
         case 3:
-        case 4: attend(); break;
-        default: write(); break;
+        case 4:
+          attend();
+          break;
+        default:
+          write();
+          break;
       }
     }
     if (cache_) answer();
@@ -83,14 +99,15 @@ class Session {
     zipcache_layer layers[3];
     for (zipcache_layer& layer : layers)
       layer = {1 + bytes_.below(3), 16 + 8 * bytes_.below(6), 16 + 8 * bytes_.below(6)};
-    shape_ = {1 + bytes_.below(2), 1 + bytes_.below(256) + 64 * bytes_.below(8), 1 + bytes_.below(3),
-              nullptr};
+    shape_ = {1 + bytes_.below(2), 1 + bytes_.below(256) + 64 * bytes_.below(8),
+              1 + bytes_.below(3), nullptr};
     if (bytes_.below(8) == 0) {
-      int* const fields[] = {&shape_.n_streams,   &shape_.n_cells,   &shape_.n_layers,
+      int* const fields[] = {&shape_.n_streams,  &shape_.n_cells,  &shape_.n_layers,
                              &layers[0].n_heads, &layers[0].k_dim, &layers[0].v_dim};
       int& field = *fields[bytes_.below(6)];
       field = hostile_int(bytes_);
-      // The caller's array is as long as it says, and tables of 2^28 cells are more than a fuzzer has.
+      // The caller's array is as long as it says, and tables of 2^28 cells are more than a fuzzer
+      // has.
       shape_.n_layers = std::min(shape_.n_layers, 3);
     }
     layers_.assign(layers, layers + std::max(shape_.n_layers, 0));
@@ -108,7 +125,9 @@ class Session {
   }
 
   zipcache_side side() { return bytes_.below(2) ? ZC_SIDE_V : ZC_SIDE_K; }
-  int place(int n) { return bytes_.below(16) == 0 ? hostile_int(bytes_) : bytes_.below(std::max(n, 1)); }
+  int place(int n) {
+    return bytes_.below(16) == 0 ? hostile_int(bytes_) : bytes_.below(std::max(n, 1));
+  }
   // Numbers of a row; those of places that do not exist are of no matter.
   size_t width(int layer, zipcache_side side) const {
     if (layer < 0 || size_t(layer) >= layers_.size()) return 64;
@@ -139,7 +158,8 @@ class Session {
     for (size_t i = 0; i < n; ++i)
       cells.push_back((int64_t{first} + int64_t(i) * step) % std::max(shape_.n_cells, 1));
     if (n > 0 && bytes_.below(16) == 0)
-      cells[bytes_.take<uint8_t>() % n] = bytes_.below(2) ? hostile_int(bytes_) : bytes_.take<int64_t>();
+      cells[bytes_.take<uint8_t>() % n] =
+          bytes_.below(2) ? hostile_int(bytes_) : bytes_.take<int64_t>();
     const size_t stride = bytes_.below(8) ? width : bytes_.below(2) ? 0 : width + 3;
     const auto rows = numbers(n == 0 ? 0 : (n - 1) * stride + width);
     expect(zipcache_cache_write(cache_, layer, stream, side, cells.data(), n, rows.data(),
@@ -232,13 +252,24 @@ class Session {
   // caller's lie about its own memory, so counts only shrink.
   void spoil(zipcache_attention& step) {
     switch (bytes_.below(6)) {
-      case 0: step.n_queries = std::min(step.n_queries, hostile_int(bytes_)); break;
-      case 1: step.n_heads = std::min(step.n_heads, hostile_int(bytes_)); break;
-      case 2: step.n_threads = hostile_int(bytes_); break;
-      case 3: step.q = nullptr; break;
-      case 4: step.out = nullptr; break;
+      case 0:
+        step.n_queries = std::min(step.n_queries, hostile_int(bytes_));
+        break;
+      case 1:
+        step.n_heads = std::min(step.n_heads, hostile_int(bytes_));
+        break;
+      case 2:
+        step.n_threads = hostile_int(bytes_);
+        break;
+      case 3:
+        step.q = nullptr;
+        break;
+      case 4:
+        step.out = nullptr;
+        break;
       default:
-        step.n_cells = step.mask ? std::min(step.n_cells, hostile_int(bytes_)) : hostile_int(bytes_);
+        step.n_cells =
+            step.mask ? std::min(step.n_cells, hostile_int(bytes_)) : hostile_int(bytes_);
     }
   }
 
@@ -263,11 +294,13 @@ class Session {
       const std::vector<float> k(width(layer, ZC_SIDE_K), 0.5f), v(width(layer, ZC_SIDE_V), -1.5f);
       std::vector<float> out(v.size(), 5.0f);
       zipcache_attention step{};
-      step.layer = layer, step.n_queries = 1, step.n_heads = of.n_heads, step.n_cells = shape_.n_cells;
+      step.layer = layer, step.n_queries = 1, step.n_heads = of.n_heads,
+      step.n_cells = shape_.n_cells;
       step.q = k.data(), step.q_head_stride = of.k_dim, step.scale = 1, step.n_threads = 1;
       step.out = out.data(), step.out_head_stride = of.v_dim;
       for (const auto& [side, rows] : {std::pair{ZC_SIDE_K, &k}, std::pair{ZC_SIDE_V, &v}}) {
-        require(zipcache_cache_write(cache_, layer, 0, side, &cell, 1, rows->data(), 0, &error_) == ZC_OK,
+        require(zipcache_cache_write(cache_, layer, 0, side, &cell, 1, rows->data(), 0, &error_) ==
+                    ZC_OK,
                 "afterwards a good row is refused: {}", error_.message);
       }
       require(zipcache_cache_attend(cache_, &step, &error_) == ZC_OK,

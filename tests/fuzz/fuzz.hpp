@@ -57,8 +57,9 @@ void require(bool holds, fmt::format_string<Args...> what, Args&&... args) {
 inline void require_good_message(const Status& status) {
   const std::string& text = status.message();
   require(!text.empty() && text.size() < 1024, "an error of {} bytes: {:.200}", text.size(), text);
-  require(std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }),
-          "an error with control characters");
+  require(
+      std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }),
+      "an error with control characters");
 }
 
 }  // namespace zipcache::fuzz

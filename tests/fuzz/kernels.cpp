@@ -57,7 +57,8 @@ class Numbers {
   Random random_;
 };
 
-void require_close(const char* what, const char* set, float found, float expected, double tolerance) {
+void require_close(const char* what, const char* set, float found, float expected,
+                   double tolerance) {
   if (found == expected || (std::isnan(found) && std::isnan(expected))) return;
   require(std::fabs(double(found) - expected) <= tolerance, "{} of {}: {} instead of {} within {}",
           what, set, found, expected, tolerance);
@@ -93,7 +94,8 @@ Tile hostile_tile(Input& bytes, Numbers& numbers) {
   if (shape.axis == Axis::Channel) shape.codec = Codec::Affine;
   if (shape.axis == Axis::Group) {
     shape.group = 16 << bytes.below(3);
-    if (shape.group == 32) shape.dim = padded_to(shape.dim, 32) > 256 ? 256 : padded_to(shape.dim, 32);
+    if (shape.group == 32)
+      shape.dim = padded_to(shape.dim, 32) > 256 ? 256 : padded_to(shape.dim, 32);
     if (shape.group == 16) shape.dim = padded_to(shape.dim, 16);
     if (shape.group == 64) shape.dim = std::min(256, padded_to(shape.dim, 64));
     if (shape.group % step_columns(shape.bits) != 0) shape.group = shape.dim = 32;
@@ -133,7 +135,8 @@ void check_expand(const Tile& tile) {
         const size_t i = size_t(column * ld + row);
         const int t = tile.shape.lanes == Lanes::Tokens ? row : column;
         const int c = tile.shape.lanes == Lanes::Tokens ? column : row;
-        const double step = std::fabs(step_of(tile.shape, tile.params.data(), set_of(tile.shape, t, c)));
+        const double step =
+            std::fabs(step_of(tile.shape, tile.params.data(), set_of(tile.shape, t, c)));
         const double factor = tile.factors.empty() ? 1 : to_float(tile.factors[size_t(c)]);
         const double size = (std::fabs(double(expected[i])) + step * 512 * factor);
         require_close("expand", set->name, found[i], expected[i], 6 * 0x1p-24 * size + 1e-38);
@@ -150,9 +153,10 @@ double product_size(const Tile& tile, const float* x, int row) {
     const int c = tile.shape.lanes == Lanes::Tokens ? i : row;
     const int set = set_of(tile.shape, t, c);
     const double step = std::fabs(step_of(tile.shape, tile.params.data(), set));
-    const double floor = tile.shape.codec == Codec::Affine
-                             ? std::fabs(to_float(tile.params[tile.params.size() / 2 + size_t(set)]))
-                             : step * 128;
+    const double floor =
+        tile.shape.codec == Codec::Affine
+            ? std::fabs(to_float(tile.params[tile.params.size() / 2 + size_t(set)]))
+            : step * 128;
     const double factor = tile.factors.empty() ? 1 : to_float(tile.factors[size_t(c)]);
     size += std::fabs(double(x[i])) * factor * (floor + step * top_code(tile.shape.bits));
   }
@@ -214,7 +218,8 @@ void check_search(Input& bytes, Numbers& numbers) {
   for (const Kernels* set : others()) {
     set->search_sets({x.data(), n, kUnitRows, bits, fit}, found);
     for (int lane = 0; lane < kUnitRows; ++lane) {
-      const SetFit is = finish_fit(found, lane, bits, fit), ought = finish_fit(expected, lane, bits, fit);
+      const SetFit is = finish_fit(found, lane, bits, fit),
+                   ought = finish_fit(expected, lane, bits, fit);
       require(is.step == ought.step && is.floor == ought.floor && is.code_step == ought.code_step &&
                   is.code_floor == ought.code_floor,
               "search of {}: fit {}, {} bits, {} values: step {} and floor {} instead of {} and {}",
@@ -288,8 +293,8 @@ void check_halves(Input& bytes, Numbers& numbers) {
         for (int c = 0; c < dim; ++c)
           size += std::fabs(double(q[size_t(r * dim + c)]) * to_float(keys[size_t(t * dim + c)]));
         if (size < 1e37)
-          require_close("half_dots", set->name, found_dots[size_t(r * n + t)], dots[size_t(r * n + t)],
-                        2 * (dim + 1) * 0x1p-24 * size + 1e-37);
+          require_close("half_dots", set->name, found_dots[size_t(r * n + t)],
+                        dots[size_t(r * n + t)], 2 * (dim + 1) * 0x1p-24 * size + 1e-37);
       }
       for (int c = 0; c < dim; ++c) {
         double size = 0;
@@ -348,11 +353,21 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       check_products(bytes, numbers, tile);
       break;
     }
-    case 1: check_search(bytes, numbers); break;
-    case 2: check_encode(bytes, numbers); break;
-    case 3: check_gemm(bytes, numbers); break;
-    case 4: check_halves(bytes, numbers); break;
-    default: check_softmax(bytes, numbers); break;
+    case 1:
+      check_search(bytes, numbers);
+      break;
+    case 2:
+      check_encode(bytes, numbers);
+      break;
+    case 3:
+      check_gemm(bytes, numbers);
+      break;
+    case 4:
+      check_halves(bytes, numbers);
+      break;
+    default:
+      check_softmax(bytes, numbers);
+      break;
   }
   return 0;
 }

@@ -1,5 +1,5 @@
-// Policy text and policy JSON: whatever is accepted can be written in both forms and read again, can
-// be priced, and whatever is refused is refused in one printable line.
+// Policy text and policy JSON: whatever is accepted can be written in both forms and read again,
+// can be priced, and whatever is refused is refused in one printable line.
 #include "fuzz.hpp"
 #include "zipcache/cache.hpp"
 

@@ -37,7 +37,8 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "replay: cannot read '%s'\n", path.c_str());
         return 6;
       }
-      std::fprintf(stderr, "%s\n", path.c_str());  // names the culprit when the next line is a crash
+      std::fprintf(stderr, "%s\n",
+                   path.c_str());  // names the culprit when the next line is a crash
       run(std::string(std::istreambuf_iterator<char>(file), {}));
       ++n;
     }
