@@ -38,6 +38,7 @@ struct Row {
   std::vector<float> written;
   std::vector<half> read;  // what it was last read as; empty: not yet
   bool packed = false;     // it was read as something else than what was written
+  bool steady = true;      // once packed it stays: it did not move, to be packed again
   double slack = 1;        // bounds that its error may have added up to
 };
 
@@ -129,7 +130,7 @@ class Session {
     for (const int64_t cell : cells) {
       const auto row = fresh_row(n);
       values.insert(values.end(), row.begin(), row.end());
-      rows(layer, stream, side)[int(cell)] = {row, {}, false, 1};
+      rows(layer, stream, side)[int(cell)] = {row, {}, false, true, 1};
     }
     const Status status = cache_->write(layer, stream, side, cells, values.data(), n);
     require(status.ok(), "write: {}", status.message());
@@ -137,10 +138,11 @@ class Session {
 
   void step() {
     const auto cells = this->cells();
-    const int stream = bytes_.below(kStreams), n_queries = bytes_.below(3) * 15;
+    const int stream = bytes_.below(kStreams), attends = bytes_.below(4);
     for (int layer = 0; layer < int(kLayers.size()); ++layer) {
       for (const SideId side : kSides) write(layer, stream, side, cells);
-      if (n_queries > 0) attend_layer(layer, stream, n_queries);
+      if (attends == 1) attend_layer(layer, stream, 15, {});
+      if (attends > 1) attend_layer(layer, stream, int(cells.size()), cells);  // as a host does
     }
     note_moves();
   }
@@ -170,7 +172,7 @@ class Session {
         for (int i = 0; i < n; ++i) {
           const auto row = fresh_row(width(layer, side));
           for (const float x : row) values.push_back(to_half(x));
-          rows(layer, stream, side)[first + i] = {row, {}, false, 1};
+          rows(layer, stream, side)[first + i] = {row, {}, false, true, 1};
         }
         const Status status = cache_->write_half(layer, stream, side, first, n, values.data());
         require(status.ok(), "restore: {}", status.message());
@@ -217,7 +219,7 @@ class Session {
           const half* values = &found[size_t(cell) * size_t(width(layer, side))];
           std::vector<float> written;
           for (int c = 0; c < width(layer, side); ++c) written.push_back(to_float(values[c]));
-          rows(layer, to, side)[cell] = {written, {}, row.packed, row.slack};
+          rows(layer, to, side)[cell] = {written, {}, false, true, 1};
         }
       }
     }
@@ -270,6 +272,7 @@ class Session {
     compactions_ = now;
     for (auto& part : rows_) {
       for (auto& [cell, row] : part) {
+        row.steady = false;
         row.read.clear();
         row.slack += 1;
       }
@@ -278,17 +281,22 @@ class Session {
 
   void attend(int stream, int n_queries) {
     for (int layer = 0; layer < int(kLayers.size()); ++layer)
-      attend_layer(layer, stream, n_queries);
+      attend_layer(layer, stream, n_queries, {});
   }
 
-  // Outputs are means of values: between the least and the largest of their channel.
-  void attend_layer(int layer, int stream, int n_queries) {
+  // Outputs are means of values: between the least and the largest of their channel. Each query
+  // sees the step's cells up to its own, which makes the first ones sinks, or any cells without
+  // `own`.
+  void attend_layer(int layer, int stream, int n_queries, const std::vector<int64_t>& own) {
     const LayerShape& shape = kLayers[size_t(layer)];
     const int n_heads = 2 * shape.n_heads;
     std::vector<float> q, out(size_t(n_queries * n_heads * shape.v_dim), NAN);
     for (int i = 0; i < n_queries * n_heads * shape.k_dim; ++i) q.push_back(2 * random_.unit() - 1);
-    std::vector<half> mask(size_t(n_queries * kCells));
-    for (half& value : mask) value = random_.below(3) ? half{0} : kHalfNegInf;
+    std::vector<half> mask(size_t(n_queries) * kCells);
+    for (half& value : mask) value = own.empty() && random_.below(3) ? half{0} : kHalfNegInf;
+    for (size_t query = 0; query < own.size(); ++query) {
+      for (size_t i = 0; i <= query; ++i) mask[query * kCells + size_t(own[i])] = 0;
+    }
     Attention step;
     step.layer = layer, step.stream = stream, step.n_queries = n_queries, step.n_heads = n_heads;
     step.q = q.data(), step.q_head_stride = shape.k_dim, step.q_row_stride = n_heads * shape.k_dim;
@@ -341,7 +349,7 @@ class Session {
   void check_row(int layer, SideId side, int cell, Row& row, const half* found) {
     const int n = dim(layer, side);
     const std::vector<half> now(found, found + width(layer, side));
-    if (!row.read.empty() && row.packed)
+    if (!row.read.empty() && row.packed && row.steady)
       require(now == row.read, "cell {} changed after it was packed", cell);
     bool exact = true;
     for (int head = 0; head < kLayers[size_t(layer)].n_heads; ++head) {
@@ -355,7 +363,10 @@ class Session {
                 row.written[size_t(c)], allowed);
         exact = exact && error == 0;
       }
-      exact = exact && !absent;
+      if (absent)  // as it was copied, or since it was evicted here
+        exact = exact &&
+                std::all_of(row.written.begin() + head * n, row.written.begin() + (head + 1) * n,
+                            [](float x) { return x == 0; });
     }
     row.packed = row.packed || !exact;
     row.read = now;
