@@ -140,7 +140,7 @@ struct Attention {
   ptrdiff_t out_row_stride = 0;
   ptrdiff_t out_head_stride = 0;
   int n_threads = 1;
-  bool (*aborted)(void*) = nullptr;  // polled between tiles; true stops with Code::Aborted
+  bool (*aborted)(void*) = nullptr;  // polled between tiles, on the caller's thread; true stops with Code::Aborted
   void* aborted_data = nullptr;
 };
 

@@ -99,7 +99,8 @@ ZC_API const char *zipcache_kernel_name(void);
 
 /* A row's name with changed fields, or the path of a .json file. */
 ZC_API zipcache_policy *zipcache_policy_parse(const char *text, zipcache_error *error);
-/* The short text form or the JSON form, copied as snprintf does; returns the length needed. */
+/* The short text form or the JSON form, copied as snprintf does; returns the length needed, 0 when memory
+ * ran out. */
 ZC_API size_t zipcache_policy_text(const zipcache_policy *policy, char *out, size_t size);
 ZC_API size_t zipcache_policy_json(const zipcache_policy *policy, char *out, size_t size);
 ZC_API void zipcache_policy_free(zipcache_policy *policy);

@@ -33,17 +33,20 @@ class Operation {
   }
 
   Status run() {
-    if (step_.n_queries * group_ <= kDecodeRows)
-      decode();
-    else
-      prefill();
+    if (!stopped(0)) {
+      if (step_.n_queries * group_ <= kDecodeRows)
+        decode();
+      else
+        prefill();
+    }
     if (stop_) return {Code::Aborted, "attention was stopped by the caller"};
     return ok();
   }
 
  private:
-  bool stopped() {
-    if (step_.aborted && step_.aborted(step_.aborted_data)) stop_ = true;
+  // The caller's question is asked on its own thread, worker 0, as ggml does.
+  bool stopped(int worker) {
+    if (worker == 0 && !stop_ && step_.aborted && step_.aborted(step_.aborted_data)) stop_ = true;
     return stop_.load(std::memory_order_relaxed);
   }
 
@@ -65,9 +68,8 @@ class Operation {
       const int64_t begin = total * task / n_tasks_, end = total * (task + 1) / n_tasks_;
       for (int head = int(begin / weight_); head <= int((end - 1) / weight_); ++head) {
         const int64_t before = int64_t{head} * weight_;
-        add_range(head, task, block_at(begin - before), block_at(end - before),
-                  space_.scratch[size_t(worker)]);
-        if (stopped()) return;
+        add_range(head, task, block_at(begin - before), block_at(end - before), worker);
+        if (stopped(worker)) return;
         if (space_.pending[size_t(head)].fetch_sub(1) == 1) merge(head);
       }
     });
@@ -100,11 +102,12 @@ class Operation {
 
   TaskSums& sums_of(int head, int task) { return space_.sums[size_t(task * n_heads_ + head)]; }
 
-  void add_range(int head, int task, int begin, int end, Scratch& scratch) {
+  void add_range(int head, int task, int begin, int end, int worker) {
+    Scratch& scratch = space_.scratch[size_t(worker)];
     blocks_.gather(head, 0, step_.n_queries, scratch);
     TaskSums& sums = sums_of(head, task);
     blocks_.reset(scratch.queries, sums);
-    for (int block = begin; block < end && !stopped(); ++block) {
+    for (int block = begin; block < end && !stopped(worker); ++block) {
       // A block's header says where its heads begin; it has to be there when start_of reads it.
       if (block + 2 < end) __builtin_prefetch(blocks_.header_of(block + 2));
       const uint8_t* next = block + 1 < end ? blocks_.start_of(head, block + 1) : nullptr;
@@ -133,7 +136,7 @@ class Operation {
       blocks_.gather(head, first, std::min(kQueriesPerTile, step_.n_queries - first), scratch);
       blocks_.reset(scratch.queries, sums);
       for (int block = 0; block < n_blocks_; ++block) {
-        if (stopped()) return;
+        if (stopped(worker)) return;
         blocks_.add_block(scratch.queries, head, block, nullptr, scratch, sums);
       }
       blocks_.finish(head, sums);

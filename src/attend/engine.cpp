@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <map>
 #include <optional>
 #include <utility>
 
@@ -22,6 +23,9 @@ namespace {
 
 // Dead rows that may stand before a block is compacted: an eighth of the cells, at least a block.
 uint64_t dead_rows_allowed(int n_cells) { return uint64_t(std::max(n_cells / 8, kBlockTokens)); }
+
+// Each has working memory of its own; ggml's programs stop at 512.
+constexpr int kMaxThreads = 1024;
 
 uint64_t live_coded_rows(const LogBlock& block, const StoredBlock& stored) {
   uint64_t n = 0;
@@ -153,6 +157,8 @@ class Engine final : public Cache {
   Status settle_keys(int layer, int stream);
   Status settle_keys_of(int stream, int slot);
   Status restore_rows(const RowRun& run);
+  Status restore_run(const RowRun& run);
+  Status copy_layer(int layer, int from, int to);
   Status begin_write(int layer, int stream, SideId side);
   Status place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows);
   Status unseal(int stream, std::span<const int64_t> cells);
@@ -167,16 +173,33 @@ class Engine final : public Cache {
                     const std::vector<bool>& held);
   Status move_rows(int stream, std::span<const int64_t> cells, const MovedRows& saved,
                    std::vector<RowId>& rows);
+  Status write_rows(int layer, int stream, SideId side, std::span<const int64_t> cells,
+                    const float* rows, ptrdiff_t row_stride);
+  Status turn_keys(int layer, int stream, std::span<const int32_t> shift,
+                   const std::function<void(float*, int32_t)>& rotate);
   template <class Fill>
   Status store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows,
                     Fill&& fill);
   void free_block(int stream, int slot);
   Status compact(int stream, int slot);
+  // What read() and read_half() give.
+  void values_of(int layer, int stream, SideId side, int first_cell, int n_cells,
+                 float* rows) const;
+  void halves_of(int layer, int stream, SideId side, int first_cell, int n_cells, half* rows) const;
   std::vector<float> block_values(int layer, int stream, SideId side, int slot, int n_rows) const;
   std::vector<half> block_rows(int layer, int stream, SideId side, int slot, int n_rows) const;
   void mark_sinks(const Attention& step);
   std::vector<int> probes_of(const Attention& step) const;
   Status pack_due(const Attention& step, bool together);
+  // Runs a part of a call that leaves rows between two places. Where storage gives out in it,
+  // nothing is read or written any more until clear(), instead of rows that are half moved.
+  template <class Body>
+  Status changing(Body&& body) {
+    torn_ = true;
+    const Status status = body();
+    torn_ = status.code() == Code::OverLimit;
+    return status;
+  }
   void note_peak() { peak_ = std::max(peak_, arena_.committed()); }
 
   CacheShape shape_;
@@ -192,6 +215,7 @@ class Engine final : public Cache {
   uint64_t unscored_blocks_ = 0;
   size_t peak_ = 0;
   size_t planned_ = 0;
+  bool torn_ = false;  // a change ended half way
 };
 
 // Addresses for the worst case of every layer: each block slot both raw and packed at the best
@@ -237,6 +261,13 @@ Status Engine::open() {
 }
 
 Status Engine::check_place(const char* call, int layer, int stream) const {
+  if (torn_) {
+    return {
+        Code::OverLimit,
+        fmt::format("{}: storage gave out in the middle of an earlier call; clear the cache, and "
+                    "use a shorter context",
+                    call)};
+  }
   if (layer < 0 || size_t(layer) >= shape_.layers.size()) {
     return {Code::BadArgument,
             fmt::format("{}: layer {}, expected 0 to {}", call, layer, shape_.layers.size() - 1)};
@@ -260,7 +291,7 @@ Status Engine::check_cells(std::span<const int64_t> cells) const {
 Status Engine::check_range(const char* call, int first_cell, int n_cells) const {
   if (first_cell >= 0 && n_cells >= 0 && first_cell <= shape_.n_cells - n_cells) return ok();
   return {Code::BadArgument, fmt::format("{}: cells {} to {}, expected 0 to {}", call, first_cell,
-                                         first_cell + n_cells - 1, shape_.n_cells - 1)};
+                                         int64_t{first_cell} + n_cells - 1, shape_.n_cells - 1)};
 }
 
 // Reads the file that the policy ranks by.
@@ -407,7 +438,7 @@ Status Engine::unseal(int stream, std::span<const int64_t> cells) {
       for (size_t i = 0; i < sealed.size();) {
         size_t n = 1;
         while (i + n < sealed.size() && sealed[i + n] == sealed[i] + int64_t(n)) ++n;
-        ZC_TRY(read_half(int(layer), stream, side, int(sealed[i]), int(n), &rows[i * width]));
+        halves_of(int(layer), stream, side, int(sealed[i]), int(n), &rows[i * width]);
         i += n;
       }
     }
@@ -505,6 +536,11 @@ Status Engine::write(int layer, int stream, SideId side, std::span<const int64_t
                       layer, cells[i], side == SideId::K ? "K" : "V", c, row[c])};
     }
   }
+  return changing([&] { return write_rows(layer, stream, side, cells, rows, row_stride); });
+}
+
+Status Engine::write_rows(int layer, int stream, SideId side, std::span<const int64_t> cells,
+                          const float* rows, ptrdiff_t row_stride) {
   // In all layers: those to come must not find a block's cells elsewhere.
   for (size_t other = 0; other < shape_.layers.size(); ++other)
     ZC_TRY(settle_keys(int(other), stream));
@@ -528,22 +564,28 @@ Status Engine::read(int layer, int stream, SideId side, int first_cell, int n_ce
                     float* rows) const {
   ZC_TRY(check_place("read", layer, stream));
   ZC_TRY(check_range("read", first_cell, n_cells));
+  values_of(layer, stream, side, first_cell, n_cells, rows);
+  return ok();
+}
+
+void Engine::values_of(int layer, int stream, SideId side, int first_cell, int n_cells,
+                       float* rows) const {
   const StreamLog& log = logs_[size_t(stream)];
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
-  std::vector<float> block;
-  int decoded = -1;
+  // Neighbouring cells may stand in blocks by turns, and a block is decoded as a whole: once.
+  std::map<int, std::vector<float>> blocks;  // by slot
   for (int i = 0; i < n_cells; ++i) {
     const RowId id = log.find(first_cell + i);
     if (id.slot < 0) {
       std::fill_n(rows + size_t(i) * width, width, 0.0f);
       continue;
     }
-    if (id.slot != decoded)
-      block = block_values(layer, stream, side, id.slot, log.block(id.slot).n_rows);
-    decoded = id.slot;
-    std::copy_n(&block[size_t(id.row) * width], width, rows + size_t(i) * width);
+    const auto [block, fresh] = blocks.try_emplace(id.slot);
+    if (fresh) {
+      block->second = block_values(layer, stream, side, id.slot, log.block(id.slot).n_rows);
+    }
+    std::copy_n(&block->second[size_t(id.row) * width], width, rows + size_t(i) * width);
   }
-  return ok();
 }
 
 Status Engine::read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
@@ -577,12 +619,18 @@ Status Engine::read_scores(int layer, int stream, int first_cell, int n_cells, f
 Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int n_cells,
                          uint16_t* rows) const {
   ZC_TRY(check_place("read", layer, stream));
+  ZC_TRY(check_range("read", first_cell, n_cells));
+  halves_of(layer, stream, side, first_cell, n_cells, rows);
+  return ok();
+}
+
+void Engine::halves_of(int layer, int stream, SideId side, int first_cell, int n_cells,
+                       half* rows) const {
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
-  std::vector<float> values(size_t(std::max(n_cells, 0)) * width);
-  ZC_TRY(read(layer, stream, side, first_cell, n_cells, values.data()));
+  std::vector<float> values(size_t(n_cells) * width);
+  values_of(layer, stream, side, first_cell, n_cells, values.data());
   for (size_t i = 0; i < values.size(); ++i)
     rows[i] = to_half(std::clamp(values[i], -kHalfMax, kHalfMax));
-  return ok();
 }
 
 Result<Engine::RowRun> Engine::row_run(int layer, int stream, SideId side, int first_cell,
@@ -605,14 +653,16 @@ Status Engine::write_half(int layer, int stream, SideId side, int first_cell, in
                           const uint16_t* rows) {
   const Result<RowRun> run = row_run(layer, stream, side, first_cell, n_cells, rows);
   if (!run.ok()) return run.status();
-  ZC_TRY(begin_write(layer, stream, side));
-  return write_changed(*run);
+  return changing([&]() -> Status {
+    ZC_TRY(begin_write(layer, stream, side));
+    return write_changed(*run);
+  });
 }
 
 // Stores the rows that differ from what is there.
 Status Engine::write_changed(const RowRun& run) {
   std::vector<half> now(run.numbers().size());
-  ZC_TRY(read_half(run.layer, run.stream, run.side, run.first_cell, run.n_cells, now.data()));
+  halves_of(run.layer, run.stream, run.side, run.first_cell, run.n_cells, now.data());
   std::vector<int64_t> cells;
   std::vector<const half*> changed;
   for (int i = 0; i < run.n_cells; ++i) {
@@ -741,37 +791,41 @@ Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n
                        const uint16_t* rows) {
   const Result<RowRun> run = row_run(layer, stream, side, first_cell, n_cells, rows);
   if (!run.ok()) return run.status();
-  ZC_TRY(begin_write(layer, stream, side));
-  LayerStore& target = store(layer, stream);
+  return changing([&] { return restore_run(*run); });
+}
+
+Status Engine::restore_run(const RowRun& run) {
+  ZC_TRY(begin_write(run.layer, run.stream, run.side));
+  LayerStore& target = store(run.layer, run.stream);
   const uint64_t identity = saved_identity(target);
   std::optional<uint64_t> next;  // place in the text behind the last block
   std::string tail;
   int done = 0;
   size_t filled = 0;  // number that is not 0: no frame begins in zeros far before it
-  const std::span<const half> numbers = run->numbers();
-  for (int i = 0; i + kBlockTokens <= n_cells;) {
-    filled = std::max(filled, size_t(i) * run->width);
+  const std::span<const half> numbers = run.numbers();
+  for (int i = 0; i + kBlockTokens <= run.n_cells;) {
+    filled = std::max(filled, size_t(i) * run.width);
     while (filled < numbers.size() && (numbers[filled] & 0x7FFF) == 0) ++filled;
-    i = std::max(i, int(filled / run->width) - kBlockTokens + 1);
-    if (i + kBlockTokens > n_cells) break;
-    const RowRun part = run->part(i, kBlockTokens);
-    const auto block = find_block(part.numbers(), side, identity);
+    i = std::max(i, int(filled / run.width) - kBlockTokens + 1);
+    if (i + kBlockTokens > run.n_cells) break;
+    const RowRun part = run.part(i, kBlockTokens);
+    const auto block = find_block(part.numbers(), run.side, identity);
     if (!block) {
       ++i;
       continue;
     }
-    if (block->first == 0) forget_others(*run);
-    ZC_TRY(restore_rows(run->part(done, i - done)));
+    if (block->first == 0) forget_others(run);
+    ZC_TRY(restore_rows(run.part(done, i - done)));
     ZC_TRY(restore_block(part, *block));
     next = block->first + kBlockTokens;
     tail += block->tail;
     done = i += kBlockTokens;
   }
-  const RowRun rest = run->part(done, n_cells - done);
-  StreamLog& log = logs_[size_t(stream)];
+  const RowRun rest = run.part(done, run.n_cells - done);
+  StreamLog& log = logs_[size_t(run.stream)];
   if (next && !log.stands_last(rest.first_cell, rest.n_cells, *next)) place_anew(rest, *next);
   ZC_TRY(restore_rows(rest));
-  if (next && side == SideId::V) restore_tail(tail, log, target, rest.first_cell, rest.n_cells);
+  if (next && run.side == SideId::V) restore_tail(tail, log, target, rest.first_cell, rest.n_cells);
   return ok();
 }
 
@@ -779,6 +833,10 @@ Status Engine::copy(int layer, int from, int to) {
   ZC_TRY(check_place("copy", layer, from));
   ZC_TRY(check_place("copy", layer, to));
   if (from == to) return ok();
+  return changing([&] { return copy_layer(layer, from, to); });
+}
+
+Status Engine::copy_layer(int layer, int from, int to) {
   ZC_TRY(settle_keys(layer, from));
   const int n_slots = StreamLog::max_blocks(shape_.n_cells);
   if (!(logs_[size_t(to)] == logs_[size_t(from)])) {
@@ -798,6 +856,11 @@ Status Engine::copy(int layer, int from, int to) {
 Status Engine::rotate_keys(int layer, int stream, std::span<const int32_t> shift,
                            const std::function<void(float*, int32_t)>& rotate) {
   ZC_TRY(check_place("rotate", layer, stream));
+  return changing([&] { return turn_keys(layer, stream, shift, rotate); });
+}
+
+Status Engine::turn_keys(int layer, int stream, std::span<const int32_t> shift,
+                         const std::function<void(float*, int32_t)>& rotate) {
   ZC_TRY(settle_keys(layer, stream));
   const StreamLog& log = logs_[size_t(stream)];
   LayerStore& target = store(layer, stream);
@@ -850,8 +913,11 @@ Status Engine::check_step(const Attention& step) const {
                         step.n_queries, step.n_heads, layer.n_heads)};
   }
   if (!step.q || !step.out) return {Code::BadArgument, "attend: q or out is null"};
-  if (step.n_cells < 0 || step.n_threads < 1) {
-    return {Code::BadArgument, "attend: expected n_cells >= 0 and n_threads >= 1"};
+  if (step.n_cells < 0 || step.n_threads < 1 || step.n_threads > kMaxThreads) {
+    return {
+        Code::BadArgument,
+        fmt::format("attend: {} cells and {} threads, expected n_cells >= 0 and 1 to {} threads",
+                    step.n_cells, step.n_threads, kMaxThreads)};
   }
   return ok();
 }
@@ -920,33 +986,32 @@ Status Engine::pack_due(const Attention& step, bool together) {
 
 Status Engine::attend(const Attention& step) {
   ZC_TRY(check_step(step));
-  ZC_TRY(settle_keys(step.layer, step.stream));
+  ZC_TRY(changing([&] { return settle_keys(step.layer, step.stream); }));
   const bool decode_step = step.n_queries < kShortStep;
-  if (policy_.cadence == Cadence::Prompt && decode_step) ZC_TRY(pack_due(step, true));
+  if (policy_.cadence == Cadence::Prompt && decode_step)
+    ZC_TRY(changing([&] { return pack_due(step, true); }));
   mark_sinks(step);
-  const StreamLog& log = logs_[size_t(step.stream)];
   LayerStore& target = store(step.layer, step.stream);
   const bool scored = target.packed.policy().needs_scores();
   const std::vector<int> probes = scored ? probes_of(step) : std::vector<int>{};
   Stopwatch watch;
-  ZC_TRY(attender_.attend(step, log, target, !probes.empty()));
+  ZC_TRY(attender_.attend(step, logs_[size_t(step.stream)], target, !probes.empty()));
   seconds_.attention += watch.lap();
-  if (scored) attender_.score(step, log, target, probes);
-  seconds_.scoring += watch.lap();
-  attender_.learn_queries(step, target);
-  if (policy_.cadence == Cadence::Stream || decode_step) ZC_TRY(pack_due(step, false));
-  seconds_.packing += watch.lap();
-  return ok();
+  return changing([&]() -> Status {
+    if (scored) attender_.score(step, logs_[size_t(step.stream)], target, probes);
+    seconds_.scoring += watch.lap();
+    attender_.learn_queries(step, target);
+    if (policy_.cadence == Cadence::Stream || decode_step) ZC_TRY(pack_due(step, false));
+    seconds_.packing += watch.lap();
+    return ok();
+  });
 }
 
 void Engine::clear() {
   for (auto& log : logs_) log.clear();
-  for (auto& made : stores_) {
-    for (int slot = 0; slot < StreamLog::max_blocks(shape_.n_cells); ++slot)
-      made->release(slot, arena_);
-    for (QueryMoment& moment : made->moments) moment.forget();
-  }
+  for (auto& made : stores_) made->forget();
   arena_.clear();
+  torn_ = false;
   compactions_ = unscored_blocks_ = peak_ = 0;
   seconds_ = {};
 }

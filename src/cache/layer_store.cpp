@@ -67,6 +67,13 @@ bool LayerStore::copy(const LayerStore& from, const StreamLog& log, Arena& arena
   return true;
 }
 
+void LayerStore::forget() {
+  std::fill(blocks_.begin(), blocks_.end(), StoredBlock{});
+  shared_.clear();
+  waiting_keys.clear();
+  for (QueryMoment& moment : moments) moment.forget();
+}
+
 int LayerStore::add_shared(SharedSet set) {
   const auto empty =
       std::find_if(shared_.begin(), shared_.end(), [](const SharedSet& s) { return !s.piece; });

@@ -51,6 +51,8 @@ class LayerStore {
   uint8_t* raw_for_write(int slot, Arena& arena);
   // Makes `piece` the packed form of a block and gives its raw storage back.
   void become_packed(int slot, const StoredBlock& block, Arena& arena);
+  // Forgets everything, for an arena that is cleared; takes no memory.
+  void forget();
   // Gives back all storage of a block.
   void release(int slot, Arena& arena);
   // Holds what `from`, the same layer of another stream, holds for the blocks of `log`, byte for

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 #include <string>
+#include <string_view>
 
 #include "base/text.hpp"
 #include "zipcache/cache.hpp"
@@ -23,13 +24,14 @@ using zipcache::Status;
 
 static_assert(ZC_INTERNAL == static_cast<int>(Code::Internal));
 
-zipcache_code report(const Status& status, zipcache_error* error) {
-  const auto code = static_cast<zipcache_code>(status.code());
+// Takes no memory, so that it can say that there is none.
+zipcache_code report(Code code, std::string_view message, zipcache_error* error) {
+  const auto out = static_cast<zipcache_code>(code);
   if (error) {
-    error->code = code;
-    zipcache::copy_text(status.message(), error->message, sizeof(error->message));
+    error->code = out;
+    zipcache::copy_text(message, error->message, sizeof(error->message));
   }
-  return code;
+  return out;
 }
 
 Status null_argument(const char* call) {
@@ -40,11 +42,23 @@ Status null_argument(const char* call) {
 template <class Body>
 zipcache_code guarded(zipcache_error* error, Body&& body) {
   try {
-    return report(body(), error);
+    const Status status = body();
+    return report(status.code(), status.message(), error);
   } catch (const std::bad_alloc&) {
-    return report({Code::OverLimit, "out of memory; use a shorter context"}, error);
+    return report(Code::OverLimit, "out of memory; use a shorter context", error);
   } catch (const std::exception& e) {
-    return report({Code::Internal, e.what()}, error);
+    return report(Code::Internal, e.what(), error);
+  }
+}
+
+// The length of a policy's text, 0 when there is no memory to write it.
+template <class Write>
+size_t policy_text(const zipcache_policy* policy, char* out, size_t size, Write&& write) {
+  if (!policy) return 0;
+  try {
+    return zipcache::copy_text(write(policy->policy), out, size);
+  } catch (const std::bad_alloc&) {
+    return 0;
   }
 }
 
@@ -94,10 +108,12 @@ const char* zipcache_code_name(zipcache_code code) {
 
 const char* zipcache_kernel_name(void) {
   thread_local std::string name;
-  const auto found = zipcache::kernel_name();
-  if (!found.ok()) return nullptr;
-  name = *found;
-  return name.c_str();
+  const zipcache_code code = guarded(nullptr, [] {
+    const auto found = zipcache::kernel_name();
+    if (found.ok()) name = *found;
+    return found.status();
+  });
+  return code == ZC_OK ? name.c_str() : nullptr;
 }
 
 zipcache_policy* zipcache_policy_parse(const char* text, zipcache_error* error) {
@@ -112,11 +128,11 @@ zipcache_policy* zipcache_policy_parse(const char* text, zipcache_error* error) 
 }
 
 size_t zipcache_policy_text(const zipcache_policy* policy, char* out, size_t size) {
-  return policy ? zipcache::copy_text(zipcache::to_text(policy->policy), out, size) : 0;
+  return policy_text(policy, out, size, zipcache::to_text);
 }
 
 size_t zipcache_policy_json(const zipcache_policy* policy, char* out, size_t size) {
-  return policy ? zipcache::copy_text(zipcache::policy_to_json(policy->policy), out, size) : 0;
+  return policy_text(policy, out, size, zipcache::policy_to_json);
 }
 
 void zipcache_policy_free(zipcache_policy* policy) { delete policy; }

@@ -26,9 +26,14 @@ struct Row {
 };
 
 #ifdef __x86_64__
+// Leaf 1, ECX bit 29; Clang's __builtin_cpu_supports does not know it.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 // Leaf 7, subleaf 1, EAX bit 4; this compiler's __builtin_cpu_supports does not know it.

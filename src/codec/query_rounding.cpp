@@ -119,7 +119,11 @@ size_t QueryMoment::bytes(int dim) {
   return moment.deviation_.size() * sizeof(half) + moment.correlation_.size();
 }
 
-void QueryMoment::forget() { *this = QueryMoment(dim_); }
+void QueryMoment::forget() {
+  std::fill(deviation_.begin(), deviation_.end(), half{0});
+  std::fill(correlation_.begin(), correlation_.end(), int8_t{0});
+  n_learnt_ = 0;
+}
 
 void QueryMoment::save(std::string& bytes) const {
   const uint32_t n = uint32_t(std::min(n_learnt_, kMemory));  // from there on all count the same

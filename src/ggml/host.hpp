@@ -42,7 +42,7 @@ Status without_exceptions(Body&& body) {
   try {
     return body();
   } catch (const std::bad_alloc&) {
-    return {Code::OverLimit, "out of memory; use a shorter context (-c) or fewer slots (-np)"};
+    return {Code::OverLimit, "out of memory"};  // a text that needs none
   } catch (const std::exception& e) {
     return {Code::Internal, e.what()};
   }

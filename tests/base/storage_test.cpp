@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "base/arena.hpp"
@@ -72,6 +73,19 @@ TEST(Parallel, EveryTaskRunsOnce) {
       parallel_for(threads, tasks, [&](int i, int) { ++runs[size_t(i)]; });
       for (int i = 0; i < tasks; ++i) EXPECT_EQ(runs[size_t(i)], 1);
     }
+  }
+}
+
+TEST(Parallel, WhatATaskThrowsIsThrownOn) {
+  for (const int n_threads : {1, 3}) {
+    EXPECT_THROW(parallel_for(n_threads, 40,
+                              [](int task, int) {
+                                if (task == 7) throw std::bad_alloc();
+                              }),
+                 std::bad_alloc);
+    std::atomic<int> n{0};
+    parallel_for(n_threads, 40, [&](int, int) { ++n; });
+    EXPECT_EQ(n, 40) << "afterwards all run again";
   }
 }
 

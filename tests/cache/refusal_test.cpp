@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "support/harness.hpp"
 #include "support/random_rows.hpp"
@@ -106,6 +107,12 @@ TEST_F(RefusedCall, HalfRowsOutOfRangeOrDamaged) {
   expect_refused(cache.read_half(9, 0, SideId::K, 0, 1, rows.data()), Code::BadArgument, "layer 9");
   expect_refused(cache.write_half(0, 0, SideId::V, 250, 7, rows.data()), Code::BadArgument,
                  "cells 250 to 256");
+  // Sizes that no memory holds, and sums that no int does.
+  constexpr int kMost = std::numeric_limits<int>::max();
+  expect_refused(cache.read_half(0, 0, SideId::K, 1, kMost, rows.data()), Code::BadArgument,
+                 "cells 1 to 2147483647");
+  expect_refused(cache.write_half(0, 0, SideId::K, kMost, kMost, rows.data()), Code::BadArgument,
+                 "expected 0 to 255");
   for (const half wrong : {half{0x7C00}, half{0xFC00}, half{0x7E01}}) {
     rows[128 * 2 + 1] = wrong;
     expect_refused(cache.write_half(0, 0, SideId::V, 4, 3, rows.data()), Code::BadData, "cell 6");
@@ -130,7 +137,8 @@ TEST_F(RefusedCall, StepsWithWrongHeadsRowsOrPointers) {
   refused([](Attention& s) { s.n_queries = -1; }, "-1 query rows");
   refused([](Attention& s) { s.q = nullptr; }, "q or out");
   refused([](Attention& s) { s.out = nullptr; }, "q or out");
-  refused([](Attention& s) { s.n_threads = 0; }, "n_threads");
+  refused([](Attention& s) { s.n_threads = 0; }, "threads");
+  refused([](Attention& s) { s.n_threads = 1 << 30; }, "1 to 1024 threads");
   refused([](Attention& s) { s.n_cells = -1; }, "n_cells");
   refused([](Attention& s) { s.layer = 2; }, "layer 2");
   refused([](Attention& s) { s.stream = -1; }, "stream -1");
