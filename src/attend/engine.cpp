@@ -681,7 +681,7 @@ Status Engine::write_changed(const RowRun& run) {
   const auto fill = [&](half* out, int head, int n) {
     const half* in = changed[i] + size_t(head) * size_t(n);
     std::copy_n(in, n, out);
-    held.push_back(std::any_of(in, in + n, [](half value) { return value != 0; }));
+    held.push_back(std::any_of(in, in + n, [](half value) { return (value & 0x7FFFu) != 0; }));
     if (size_t(head + 1) * size_t(n) == run.width) ++i;
   };
   ZC_TRY(store_rows(run.layer, run.stream, run.side, placed, fill));
@@ -734,7 +734,7 @@ Status Engine::settle_keys(int layer, int stream, int slot) {
   std::vector<bool> held;
   ZC_TRY(store_rows(layer, stream, SideId::K, rows, [&](half* out, int, int n) {
     std::copy_n(next, n, out);
-    held.push_back(std::any_of(next, next + n, [](half value) { return value != 0; }));
+    held.push_back(std::any_of(next, next + n, [](half value) { return (value & 0x7FFFu) != 0; }));
     next += n;
   }));
   mark_present(layer, stream, rows, held);

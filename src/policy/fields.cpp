@@ -485,7 +485,7 @@ Status apply_fields(Policy& policy, std::string_view text, std::string_view wher
     const size_t equals = item.find('=');
     LayerOverride change;
     if (const std::string_view layers = layers_of(item);
-        !per_layer_only && parse_layers(layers, change)) {
+        !per_layer_only && item.size() > layers.size() + 1 && parse_layers(layers, change)) {
       add_override(policy, change, item.substr(layers.size() + 1));
       continue;
     }

@@ -330,6 +330,11 @@ Status check(const Policy& policy) {
               fmt::format("policy, layers {}-{}: expected first-last with first <= last",
                           change.first, change.last)};
     }
+    if (change.fields.empty()) {
+      return {Code::BadPolicy, fmt::format("policy, layers {}-{}: found no field, expected one, as "
+                                           "in {}-{}:k=8",
+                                           change.first, change.last, change.first, change.last)};
+    }
     Policy copy = policy;
     copy.overrides.clear();
     ZC_TRY(apply_fields(copy, change.fields,

@@ -8,6 +8,17 @@
 namespace zipcache {
 namespace {
 
+TEST(PolicyText, LayersWithoutAFieldAreRefused) {
+  for (const char* text : {"zip,1-3:", "zip,1-3:k=8,1-3:", "zip,2:,k=4"}) {
+    const Result<Policy> policy = parse_policy(text);
+    ASSERT_FALSE(policy.ok()) << text;
+    EXPECT_EQ(policy.status().code(), Code::BadPolicy);
+  }
+  Policy policy = *parse_policy("zip");
+  policy.overrides.push_back({1, 3, ""});
+  EXPECT_EQ(check(policy).code(), Code::BadPolicy);
+}
+
 TEST(PolicyText, EveryRowParsesToItselfAndKeepsItsName) {
   ASSERT_EQ(policy_rows().size(), 41u);
   for (const PolicyRow& row : policy_rows()) {
