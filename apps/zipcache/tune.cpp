@@ -85,18 +85,18 @@ Json target_json(const Target& target, double most_bits) {
 Json about_run(const Options& options, const Measurer& measurer, const Part& part,
                const SearchResult& found) {
   const Json& key = measurer.setup().key;
-  return {
-      {"by", "zipcache tune"},
-      {"model", key["model"]},
-      {"model_bytes", key["model_bytes"]},
-      {"f32_weights", options.f32_weights},
-      {"build", key["build"]},
-      {"llama_cpp", key["llama_cpp"]},
-      {"cpu", processor_name()},
-      {"date", date_of_today()},
-      {"ubatch", options.ubatch},
-      {"target", target_json(options.target, found.most_bits)},
-      {"search", {{"text", part.key["text"]}, {"ctx", measurer.ctx()}, {"chunks", options.chunks}}}};
+  return {{"by", "zipcache tune"},
+          {"model", key["model"]},
+          {"model_bytes", key["model_bytes"]},
+          {"f32_weights", options.f32_weights},
+          {"build", key["build"]},
+          {"llama_cpp", key["llama_cpp"]},
+          {"cpu", processor_name()},
+          {"date", date_of_today()},
+          {"ubatch", options.ubatch},
+          {"target", target_json(options.target, found.most_bits)},
+          {"search",
+           {{"text", part.key["text"]}, {"ctx", measurer.ctx()}, {"chunks", options.chunks}}}};
 }
 
 Status write_file(const std::string& path, const std::string& content) {

@@ -34,7 +34,8 @@ Result<std::unique_ptr<Measurer>> Measurer::open(MeasureOptions options) {
     options.ctx = usual_ctx(llama_model_n_params(engines->served.get()), options.threads);
   warn_about_length(options.ctx, setup->files.about);
   watch_interrupts();
-  return std::unique_ptr<Measurer>(new Measurer(std::move(options), std::move(*setup), std::move(*engines)));
+  return std::unique_ptr<Measurer>(
+      new Measurer(std::move(options), std::move(*setup), std::move(*engines)));
 }
 
 Result<Part> Measurer::part(const std::string& name, const std::vector<std::string>& paths,

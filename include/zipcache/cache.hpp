@@ -140,7 +140,8 @@ struct Attention {
   ptrdiff_t out_row_stride = 0;
   ptrdiff_t out_head_stride = 0;
   int n_threads = 1;
-  bool (*aborted)(void*) = nullptr;  // polled between tiles, on the caller's thread; true stops with Code::Aborted
+  // Polled between tiles, on the caller's thread; true stops with Code::Aborted.
+  bool (*aborted)(void*) = nullptr;
   void* aborted_data = nullptr;
 };
 
@@ -168,9 +169,9 @@ class Cache {
 
   // The same for saved states, which come back as they were: rows of whole packed blocks carry
   // their block in their low bits, and a cache with the same policy and shape takes it as it is,
-  // with the scores of the 16-bit rows behind it. The rows move by less than 2^-4 of themselves,
-  // mostly less than 2^-6, and remain what any other cache can read. A block is whole in the cells
-  // of one call when it holds 128 of them in order. Policies whose blocks are too large to be
+  // with the scores of the 16-bit rows behind it. The rows move by less than 1/8 of themselves,
+  // 1/30 with most policies, and remain what any other cache can read. A block is whole in the
+  // cells of one call when it holds 128 of them in order. Policies whose blocks are too large to be
   // carried (6 bits and more) and those with shared key parameters save plain rows.
   virtual Status save(int layer, int stream, SideId side, int first_cell, int n_cells,
                       uint16_t* rows) const = 0;

@@ -356,8 +356,7 @@ std::vector<half> Engine::block_rows(int layer, int stream, SideId side, int slo
                                      int n_rows) const {
   const std::vector<float> values = block_values(layer, stream, side, slot, n_rows);
   std::vector<half> rows(values.size());
-  for (size_t i = 0; i < values.size(); ++i)
-    rows[i] = to_half(std::clamp(values[i], -kHalfMax, kHalfMax));
+  for (size_t i = 0; i < values.size(); ++i) rows[i] = finite_half(values[i]);
   return rows;
 }
 
@@ -629,8 +628,7 @@ void Engine::halves_of(int layer, int stream, SideId side, int first_cell, int n
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
   std::vector<float> values(size_t(n_cells) * width);
   values_of(layer, stream, side, first_cell, n_cells, values.data());
-  for (size_t i = 0; i < values.size(); ++i)
-    rows[i] = to_half(std::clamp(values[i], -kHalfMax, kHalfMax));
+  for (size_t i = 0; i < values.size(); ++i) rows[i] = finite_half(values[i]);
 }
 
 Result<Engine::RowRun> Engine::row_run(int layer, int stream, SideId side, int first_cell,
@@ -639,7 +637,7 @@ Result<Engine::RowRun> Engine::row_run(int layer, int stream, SideId side, int f
   ZC_TRY(check_range("write", first_cell, n_cells));
   const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
   for (size_t i = 0; i < size_t(n_cells) * width; ++i) {
-    if ((rows[i] & 0x7C00u) == 0x7C00u) {
+    if (!is_finite(rows[i])) {
       return Status{Code::BadData,
                     fmt::format("write: layer {}, cell {}: found an infinity or NaN in a 16-bit "
                                 "row; the saved state is damaged",
@@ -681,7 +679,7 @@ Status Engine::write_changed(const RowRun& run) {
   const auto fill = [&](half* out, int head, int n) {
     const half* in = changed[i] + size_t(head) * size_t(n);
     std::copy_n(in, n, out);
-    held.push_back(std::any_of(in, in + n, [](half value) { return (value & 0x7FFFu) != 0; }));
+    held.push_back(!std::all_of(in, in + n, is_zero));
     if (size_t(head + 1) * size_t(n) == run.width) ++i;
   };
   ZC_TRY(store_rows(run.layer, run.stream, run.side, placed, fill));
@@ -734,7 +732,7 @@ Status Engine::settle_keys(int layer, int stream, int slot) {
   std::vector<bool> held;
   ZC_TRY(store_rows(layer, stream, SideId::K, rows, [&](half* out, int, int n) {
     std::copy_n(next, n, out);
-    held.push_back(std::any_of(next, next + n, [](half value) { return (value & 0x7FFFu) != 0; }));
+    held.push_back(!std::all_of(next, next + n, is_zero));
     next += n;
   }));
   mark_present(layer, stream, rows, held);
@@ -805,7 +803,7 @@ Status Engine::restore_run(const RowRun& run) {
   const std::span<const half> numbers = run.numbers();
   for (int i = 0; i + kBlockTokens <= run.n_cells;) {
     filled = std::max(filled, size_t(i) * run.width);
-    while (filled < numbers.size() && (numbers[filled] & 0x7FFF) == 0) ++filled;
+    while (filled < numbers.size() && is_zero(numbers[filled])) ++filled;
     i = std::max(i, int(filled / run.width) - kBlockTokens + 1);
     if (i + kBlockTokens > run.n_cells) break;
     const RowRun part = run.part(i, kBlockTokens);

@@ -2,6 +2,7 @@
 // Branch-free, so that a compiler can vectorise loops over it on any machine.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -40,6 +41,13 @@ inline half to_half(float value) {
   const uint32_t odd = (magnitude >> 13) & 1u;
   return static_cast<half>(sign | ((magnitude - 0x38000000u + 0xFFFu + odd) >> 13));
 }
+
+// The nearest finite number.
+inline half finite_half(float value) { return to_half(std::clamp(value, -kHalfMax, kHalfMax)); }
+
+// Of either sign.
+constexpr bool is_zero(half h) { return (h & 0x7FFFu) == 0; }
+constexpr bool is_finite(half h) { return (h & 0x7C00u) != 0x7C00u; }
 
 // The value after a round trip through 16 bits.
 inline float rounded_to_half(float value) { return to_float(to_half(value)); }

@@ -193,7 +193,8 @@ TierCounts PackedLayout::stored_counts(const uint8_t* block, int head, int n_cod
 
 std::optional<std::vector<TierCounts>> PackedLayout::counts(std::string_view block, int n_heads,
                                                             int n_coded) const {
-  const size_t front = size_t(n_heads) * (sizeof(uint32_t) + n_counts(n_tiers()) * sizeof(uint16_t));
+  const size_t front =
+      size_t(n_heads) * (sizeof(uint32_t) + n_counts(n_tiers()) * sizeof(uint16_t));
   if (block.size() < front) return {};
   std::vector<TierCounts> found;
   for (int head = 0; head < n_heads; ++head) {

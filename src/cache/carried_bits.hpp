@@ -1,6 +1,6 @@
 // Bytes carried in the low bits of 16-bit floating point numbers, which stay what they are but for
-// their last digits. A number whose upper bits are all 0 carries nothing and stays as it is, so that
-// zeros remain zeros. Pure functions, thread-safe.
+// their last digits. A number whose upper bits are all 0 carries nothing and stays as it is, so
+// that zeros remain zeros. Pure functions, thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -52,13 +52,14 @@ class StreamLog {
   // Nothing else was written in this step yet.
   bool first_write_of_step() const;
   void set_sinks(int slot, const BlockBits& sinks) { blocks_[size_t(slot)].sinks = sinks; }
-  // Cells first_cell .. + n stand in blocks of their own, row by row, the first one at `first` of the
-  // text.
+  // Cells first_cell .. + n stand in blocks of their own, row by row, the first one at `first` of
+  // the text.
   bool stands(int64_t first_cell, int n, uint64_t first) const;
   // The same, as the newest rows of the log, of which nothing is packed.
   bool stands_last(int64_t first_cell, int n, uint64_t first) const;
   // Makes them stand so, as the newest rows. No other block takes another row: what is written next
-  // comes behind them, also to cells that have a row. False, and nothing has changed, when there are not blocks enough.
+  // comes behind them, also to cells that have a row. False, and nothing has changed, when there
+  // are not blocks enough.
   template <class FreeBlock>
   bool place_anew(int64_t first_cell, int n, uint64_t first, FreeBlock&& free_block);
   // Takes a cell's row away from it.

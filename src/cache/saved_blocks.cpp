@@ -15,8 +15,8 @@ namespace zipcache {
 namespace {
 
 constexpr std::string_view kMagic = "ZCBLOCK1";
-constexpr size_t kHeadBytes = kMagic.size() + 3 * sizeof(uint64_t) + 5 * sizeof(uint32_t) +
-                              kBlockTokens / 8;
+constexpr size_t kHeadBytes =
+    kMagic.size() + 3 * sizeof(uint64_t) + 5 * sizeof(uint32_t) + kBlockTokens / 8;
 constexpr size_t kSumBytes = sizeof(uint64_t);
 
 uint64_t sum_of(std::string_view bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
@@ -29,8 +29,7 @@ int width_of(const LayerStore& store, SideId side) {
 // The first row with a number that is not 0, kBlockTokens if there is none. Carrying does not move
 // it, and since zeros carry nothing, it tells where the rows of a frame begin.
 uint32_t first_filled_row(std::span<const half> rows) {
-  const auto filled =
-      std::find_if(rows.begin(), rows.end(), [](half number) { return (number & 0x7FFF) != 0; });
+  const auto filled = std::find_if_not(rows.begin(), rows.end(), is_zero);
   return uint32_t(size_t(filled - rows.begin()) / (rows.size() / kBlockTokens));
 }
 
@@ -84,8 +83,7 @@ std::string tail_of(const StreamLog& log, const LayerStore& store, int first_cel
     for (int head = 0; head < store.raw.shape.n_heads; ++head) {
       if (policy.needs_scores()) append_numbers(bytes, store.raw.sums(raw, head) + row, 1);
       if (policy.needs_squares()) append_numbers(bytes, store.raw.squares(raw, head) + row, 1);
-      if (policy.evicts())
-        bytes += char((store.raw.present(raw, head)[row / 8] >> (row % 8)) & 1);
+      if (policy.evicts()) bytes += char((store.raw.present(raw, head)[row / 8] >> (row % 8)) & 1);
     }
     if (!policy.needs_scores()) continue;
     append_numbers(bytes, store.raw.probes_seen(raw) + row, 1);
@@ -160,9 +158,10 @@ bool fits_layout(const LayerStore& store, const StoredBlock& block, std::string_
 }
 
 bool decodes_to_numbers(const LayerStore& store, const StoredBlock& block) {
-  for (int head = 0; head < store.raw.shape.n_heads; ++head) {
-    for (const SideId side : {SideId::K, SideId::V}) {
-      std::vector<float> rows(size_t(kBlockTokens * width_of(store, side)));
+  const LayerShape& shape = store.raw.shape;
+  for (const SideId side : {SideId::K, SideId::V}) {
+    std::vector<float> rows(size_t(kBlockTokens * (side == SideId::K ? shape.k_dim : shape.v_dim)));
+    for (int head = 0; head < shape.n_heads; ++head) {
       decode_rows(store, block, side, head, kBlockTokens, rows.data());
       if (!std::all_of(rows.begin(), rows.end(), [](float x) { return std::isfinite(x); }))
         return false;

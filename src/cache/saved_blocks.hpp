@@ -1,12 +1,12 @@
-// Packed blocks inside the rows of a saved state. Whoever saves rows gets 16-bit numbers and may put
-// them anywhere: into this cache, into one of another policy, or into llama.cpp's own. So the rows
-// of a whole packed block stay good approximations of what attention sees, and carry the block's
-// bytes in their low bits (cache/carried_bits.hpp). A cache of the same policy finds them there and
-// takes the block as it was; to any other they are rows.
+// Packed blocks inside the rows of a saved state. Whoever saves rows gets 16-bit numbers and may
+// put them anywhere: into this cache, into one of another policy, or into llama.cpp's own. So the
+// rows of a whole packed block stay good approximations of what attention sees, and carry the
+// block's bytes in their low bits (cache/carried_bits.hpp). A cache of the same policy finds them
+// there and takes the block as it was; to any other they are rows.
 //
-// The 128 rows of one side of one layer carry a frame (docs/formats.md): K the block's first bytes, V
-// the others. V also carries, spread over the blocks of a run of cells, what the 16-bit rows behind
-// them cannot: their scores, which of them are sinks, and what queries were like.
+// The 128 rows of one side of one layer carry a frame (docs/formats.md): K the block's first bytes,
+// V the others. V also carries, spread over the blocks of a run of cells, what the 16-bit rows
+// behind them cannot: their scores, which of them are sinks, and what queries were like.
 #pragma once
 
 #include <optional>
@@ -42,8 +42,8 @@ void put_blocks(const StreamLog& log, const LayerStore& store, SideId side, int 
 // The block that kBlockTokens rows [n_heads * dim] of a layer of this identity carry, if any.
 std::optional<SavedBlock> find_block(std::span<const half> rows, SideId side, uint64_t identity);
 
-// The block of two parts in a piece of the arena, checked against the layout; none when it cannot be
-// one of this layer, or the arena is used up.
+// The block of two parts in a piece of the arena, checked against the layout; none when it cannot
+// be one of this layer, or the arena is used up.
 std::optional<StoredBlock> join(const LayerStore& store, const SavedBlock& k, const SavedBlock& v,
                                 Arena& arena);
 

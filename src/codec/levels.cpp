@@ -88,7 +88,7 @@ float sum_of_squares(const float* x, int n) {
 // 0 where the inverse would be no number.
 float inverse_of(float step) { return std::fabs(step) >= 0x1p-126f ? 1.0f / step : 0.0f; }
 
-float as_half(float step) { return to_float(to_half(std::clamp(step, -kHalfMax, kHalfMax))); }
+float as_half(float step) { return to_float(finite_half(step)); }
 
 // As llama.cpp's reference does, operation by operation: 8 bits divide the largest size by 127 and
 // round half away from zero, fewer put the largest value on the lowest code, which has no twin of

@@ -24,7 +24,6 @@ Range range_of(const float* x, int n) {
 
 // Rotated or refitted parameters may leave the 16-bit range; the nearest finite number stays
 // usable.
-half finite_half(float value) { return to_half(std::clamp(value, -kHalfMax, kHalfMax)); }
 
 SetFit same_grid(float step, float floor) {
   SetFit fit;

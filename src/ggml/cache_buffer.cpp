@@ -87,12 +87,12 @@ BufferContext& context_of(ggml_backend_buffer_t buffer) {
   return *static_cast<BufferContext*>(abi::open(buffer).context);
 }
 
-// Infinities and NaN, which only a damaged state holds, become 0: there is no way to refuse rows, and
-// other sequences of the cache must go on. How many there were.
+// Infinities and NaN, which only a damaged state holds, become 0: there is no way to refuse rows,
+// and other sequences of the cache must go on. How many there were.
 size_t replace_broken(std::vector<uint16_t>& rows) {
   size_t n = 0;
   for (uint16_t& number : rows) {
-    if ((number & 0x7C00) != 0x7C00) continue;
+    if (is_finite(number)) continue;
     number = 0;
     ++n;
   }
@@ -225,8 +225,8 @@ ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t type, size_t size) {
   }
   auto* context = new BufferContext{static_cast<uint8_t*>(base), size, nullptr};
   const abi::BufferTable table{
-      buffer_free, buffer_base, buffer_init_tensor, buffer_memset, buffer_set, buffer_get, nullptr,
-      nullptr,     buffer_copy, buffer_clear,       nullptr};
+      buffer_free, buffer_base, buffer_init_tensor, buffer_memset, buffer_set, buffer_get,
+      nullptr,     nullptr,     buffer_copy,        buffer_clear,  nullptr};
   return ggml_backend_buffer_init(type, table, context, size);
 }
 

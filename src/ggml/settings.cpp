@@ -56,6 +56,12 @@ bool parse_ubatch(const std::string& text, int& value) {
          value <= 1 << 20;
 }
 
+Status check_either(const char* name, std::string_view one, std::string_view other) {
+  const std::string value = value_of(name);
+  if (value == one || value == other) return ok();
+  return {Code::BadPolicy, fmt::format("{}={}: expected {} or {}", name, value, one, other)};
+}
+
 // Seconds up to a year.
 bool parse_interval(const std::string& text, double& value) {
   const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -87,24 +93,15 @@ Status check_settings() {
             fmt::format("ZIPCACHE_UBATCH={}: expected a whole number from 1 to 1048576",
                         value_of("ZIPCACHE_UBATCH"))};
   }
-  const std::string log = value_of("ZIPCACHE_LOG");
-  if (log != "normal" && log != "quiet") {
-    return {Code::BadPolicy, fmt::format("ZIPCACHE_LOG={}: expected normal or quiet", log)};
-  }
+  ZC_TRY(check_either("ZIPCACHE_LOG", "normal", "quiet"));
   double interval = 0;
   if (!parse_interval(value_of("ZIPCACHE_LOG_INTERVAL"), interval)) {
     return {Code::BadPolicy,
             fmt::format("ZIPCACHE_LOG_INTERVAL={}: expected seconds, 0 or more (0: no lines)",
                         value_of("ZIPCACHE_LOG_INTERVAL"))};
   }
-  const std::string window = value_of("ZIPCACHE_WINDOW");
-  if (window != "f16" && window != "policy") {
-    return {Code::BadPolicy, fmt::format("ZIPCACHE_WINDOW={}: expected f16 or policy", window)};
-  }
-  const std::string check = value_of("ZIPCACHE_CHECK");
-  if (check != "0" && check != "1") {
-    return {Code::BadPolicy, fmt::format("ZIPCACHE_CHECK={}: expected 0 or 1", check)};
-  }
+  ZC_TRY(check_either("ZIPCACHE_WINDOW", "f16", "policy"));
+  ZC_TRY(check_either("ZIPCACHE_CHECK", "0", "1"));
   const Result<std::string> kernel = kernel_name();
   if (!kernel.ok()) return kernel.status();
   const Result<Policy> policy = current_policy();

@@ -47,8 +47,8 @@ constexpr PolicyRow kRows[] = {
      "KIVI at 4 bits, otherwise as kivi2"},
     {"gear2-l", "bits=2,k_axis=channel64,v_axis=group64,fit=endpoint,rank=2",
      "GEAR-L at 2 bits: groups of 64 tokens of a channel for K, of 64 channels of a token for V, "
-     "and "
-     "of what they miss a product of rank 2 for each block of a head; without outliers"},
+     "and of "
+     "what they miss a product of rank 2 for each block of a head; without outliers"},
     {"had4", "bits=4,k_axis=token,v_axis=token,rotate=hadamard,fit=endpoint",
      "4 bits per token of a head, K and V rotated (QuaRot's cache)"},
     {"kvarn-k4v2", ZC_KVARN("4", "2"),

@@ -36,15 +36,24 @@ size_t width(int layer, SideId side) {
   return size_t(shape.n_heads) * size_t(side == SideId::K ? shape.k_dim : shape.v_dim);
 }
 
-State save(const Cache& cache, int stream, int first, int n) {
+// What `get`, a call of the cache, gives of cells first .. + n.
+State state_of(const Cache& cache, int stream, int first, int n, decltype(&Cache::save) get) {
   State state;
   for (const SideId side : kSides) {
     for (const int layer : {0, 1}) {
       auto& rows = state.emplace_back(size_t(n) * width(layer, side));
-      EXPECT_TRUE(cache.save(layer, stream, side, first, n, rows.data()).ok());
+      EXPECT_TRUE((cache.*get)(layer, stream, side, first, n, rows.data()).ok());
     }
   }
   return state;
+}
+
+State save(const Cache& cache, int stream, int first, int n) {
+  return state_of(cache, stream, first, n, &Cache::save);
+}
+
+State read(const Cache& cache, int stream, int first, int n) {
+  return state_of(cache, stream, first, n, &Cache::read_half);
 }
 
 // Puts a state at cells first .. of a stream, in one call for each layer and side.
@@ -57,17 +66,6 @@ void restore(Cache& cache, const State& state, int stream, int first) {
       ASSERT_TRUE(status.ok()) << status.message();
     }
   }
-}
-
-State read(const Cache& cache, int stream, int first, int n) {
-  State state;
-  for (const SideId side : kSides) {
-    for (const int layer : {0, 1}) {
-      auto& rows = state.emplace_back(size_t(n) * width(layer, side));
-      EXPECT_TRUE(cache.read_half(layer, stream, side, first, n, rows.data()).ok());
-    }
-  }
-  return state;
 }
 
 // A text in a cache that goes on with its own tokens, wherever it stands: outputs of all its steps.

@@ -353,8 +353,8 @@ class Session {
       require(now == row.read, "cell {} changed after it was packed", cell);
     bool exact = true;
     for (int head = 0; head < kLayers[size_t(layer)].n_heads; ++head) {
-      const bool absent = policy_.evicts() && std::all_of(found + head * n, found + (head + 1) * n,
-                                                          [](half x) { return (x & 0x7FFF) == 0; });
+      const bool absent =
+          policy_.evicts() && std::all_of(found + head * n, found + (head + 1) * n, is_zero);
       const double allowed = bound(row, head, n);
       for (int c = head * n; c < (head + 1) * n && !absent; ++c) {
         const double error = std::fabs(double(to_float(found[c])) - row.written[size_t(c)]);
