@@ -29,6 +29,7 @@ void add_plot_saliency(CLI::App& plot, Action& action);
 // The commands of `bench`.
 void add_bench_attention(CLI::App& bench, Action& action);
 void add_bench_model(CLI::App& bench, Action& action);
+void add_bench_cuda(CLI::App& bench, Action& action);
 
 // The commands of `eval`.
 void add_eval_kld(CLI::App& eval, Action& action);

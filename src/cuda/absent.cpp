@@ -1,0 +1,18 @@
+// Linked where there is no CUDA compiler: the same functions, which say so.
+#include "cuda/decode.hpp"
+
+namespace zipcache::cuda {
+namespace {
+
+Status absent() {
+  return {Code::Environment,
+          "found a build without CUDA, expected one with it; build again where nvcc is on the path "
+          "(CUDA 12 or newer)"};
+}
+
+}  // namespace
+
+Result<int> decode_blocks(const DecodeArgs&) { return absent(); }
+Status decode_attention(const DecodeArgs&, cudaStream_t) { return absent(); }
+
+}  // namespace zipcache::cuda

@@ -1,0 +1,86 @@
+// Attention of few query tokens over the records of many streams (paper, section 4; folding
+// identities of docs/method.md): one launch for packed and 16-bit records, split over records, with
+// the merge of the splits in the same launch. Capturable in CUDA graphs, ordered by its stream,
+// waits for nothing on the host.
+//
+// Shapes: a query token j of stream s has n_heads * group query heads of dim channels; query head
+// h * group + i reads KV head h.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cuda/record.hpp"
+#include "zipcache/status.hpp"
+
+// CUDA's name for a stream, so that this header needs no other of CUDA's.
+typedef struct CUstream_st* cudaStream_t;
+
+namespace zipcache::cuda {
+
+enum class Number : uint8_t { F16, BF16, F32 };
+
+// A share of the records of a stream, the same for all its heads: what one block of threads reads.
+struct WorkItem {
+  int32_t stream = -1;                     // -1 for an item that is left out
+  int32_t first = 0, count = 0;            // of the stream's records
+  int32_t raw = 0;                         // records of 16-bit rows, whose queries are not rotated
+  int32_t part_first = 0, part_count = 0;  // items of the stream, whose results are merged
+  int32_t part_packed = 0;                 // of these the first, of packed records
+  int32_t unused = 0;
+};
+static_assert(sizeof(WorkItem) == 32);
+
+// Everything that may hide a token from a query, or change its score; all of it optional. What is
+// not null or 0 here takes a slower kernel that looks at the place of every token.
+struct MaskArgs {
+  int window = 0;                       // tokens that a query sees, itself included; 0 for all
+  const uint32_t* bits = nullptr;       // [n_streams, n_queries, bits_stride] 1 for a visible place
+  int bits_stride = 0;                  // in words
+  float soft_cap = 0;                   // score = cap * tanh(score / cap)
+  const float* alibi_slopes = nullptr;  // [query heads]; slope * (place - place of the query)
+};
+
+struct DecodeArgs {
+  int dim = 0, n_heads = 0, group = 0;
+  int n_queries = 1;  // of each stream, 1 to 16 / group and more in further passes
+  const uint8_t* pool = nullptr;
+  const Record* records = nullptr;  // [n_streams, n_heads, record_stride]
+  int record_stride = 0;
+  const WorkItem* items = nullptr;  // [n_items], plan_decode()
+  int n_items = 0;
+  int max_record_bytes = 0;                     // of all records
+  bool v_factors = false;                       // records have factors of channels of values
+  bool k_hadamard = false, v_hadamard = false;  // packed records hold rotated rows
+  // Places below visible[s] are seen by the first query of stream s, one more by each further one;
+  // null: all.
+  const int32_t* visible = nullptr;
+  MaskArgs mask;
+  const float* sinks = nullptr;  // [query heads] logits that take part in the softmax, or null
+  float scale = 0;               // of the scores
+  const void* q = nullptr;       // [n_streams, n_queries, n_heads * group, dim]
+  void* out = nullptr;           // the same shape
+  Number q_type = Number::F16, out_type = Number::F16;
+  void* workspace = nullptr;     // decode_workspace() bytes, zeroed once; left zeroed where needed
+  bool copy_by_threads = false;  // as cards before sm_90 do
+};
+
+// Cuts the records of each stream (packed ones first, then those of 16-bit rows) into items for
+// `n_blocks` blocks of threads that run at once; at least one item for each stream that has
+// records. Pure.
+struct StreamRecords {
+  int packed = 0, raw = 0;
+};
+std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_heads,
+                                  int n_blocks);
+
+// Blocks of threads that the current device runs at once for this shape.
+Result<int> decode_blocks(const DecodeArgs& args);
+size_t decode_workspace(const DecodeArgs& args);
+
+// Enqueues the attention. Errors: BadArgument for shapes that no kernel has, Environment for what
+// CUDA reports.
+Status decode_attention(const DecodeArgs& args, cudaStream_t stream);
+
+}  // namespace zipcache::cuda

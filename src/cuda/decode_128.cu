@@ -1,0 +1,9 @@
+#include "cuda/decode_kernel.cuh"
+
+namespace zipcache::cuda {
+
+cudaError_t launch_decode_128(const Launch& launch, dim3 grid, cudaStream_t stream) {
+  return launch_dim<128>(launch, grid, stream);
+}
+
+}  // namespace zipcache::cuda

@@ -1,0 +1,33 @@
+// What the host hands to the kernels of decode attention.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/decode.hpp"
+
+namespace zipcache::cuda {
+
+inline constexpr int kWarps = 4;
+inline constexpr int kThreads = kWarps * kLanes;
+inline constexpr int kSharing = 2;    // warps that share a record
+inline constexpr int kStages = 2;     // records in flight for each of these groups
+inline constexpr int kColumns = 8;    // query rows of one matrix instruction
+inline constexpr int kRowFloats = 4;  // before the sums of a partial result: maximum, mass, padding
+
+struct Launch {
+  DecodeArgs args;
+  int stage_bytes, dynamic_bytes;
+  int n_columns;  // query rows of a KV head
+  int tiles;      // matrix instructions side by side: 8 or 16 query rows share a read
+  bool masked;    // places are looked at
+  float* parts;   // [n_items, n_heads, n_columns, kRowFloats + dim]
+  int* tickets;   // [streams, n_heads, column tiles]
+  int* blocks;    // where not null: nothing is launched, and it takes the blocks that a processor
+                  // runs at once
+};
+
+cudaError_t launch_decode_64(const Launch& launch, dim3 grid, cudaStream_t stream);
+cudaError_t launch_decode_128(const Launch& launch, dim3 grid, cudaStream_t stream);
+cudaError_t launch_decode_256(const Launch& launch, dim3 grid, cudaStream_t stream);
+
+}  // namespace zipcache::cuda

@@ -1,0 +1,61 @@
+#include <algorithm>
+
+#include "cuda/decode.hpp"
+
+namespace zipcache::cuda {
+namespace {
+
+// Records of an item where `per_item` at most are wanted: equal shares.
+void add_items(int stream, bool raw, int first, int count, int per_item,
+               std::vector<WorkItem>& items) {
+  const int n = (count + per_item - 1) / per_item;
+  for (int i = 0; i < n; ++i) {
+    WorkItem item;
+    item.stream = stream;
+    item.raw = raw;
+    item.first = first + int(int64_t(count) * i / n);
+    item.count = first + int(int64_t(count) * (i + 1) / n) - item.first;
+    items.push_back(item);
+  }
+}
+
+int items_of(std::span<const StreamRecords> streams, int per_item) {
+  const auto parts = [&](int count) { return (count + per_item - 1) / per_item; };
+  int n = 0;
+  for (const StreamRecords& stream : streams)
+    n += std::max(1, parts(stream.packed) + parts(stream.raw));
+  return n;
+}
+
+}  // namespace
+
+std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_heads,
+                                  int n_blocks) {
+  int most = 1;
+  for (const StreamRecords& stream : streams) most = std::max({most, stream.packed, stream.raw});
+  // The smallest share with which all items run at once.
+  int low = 1, high = most;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (int64_t(items_of(streams, middle)) * n_heads <= n_blocks)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  std::vector<WorkItem> items;
+  for (size_t s = 0; s < streams.size(); ++s) {
+    const size_t begin = items.size();
+    add_items(int(s), false, 0, streams[s].packed, low, items);
+    const size_t raw_begin = items.size();
+    add_items(int(s), true, streams[s].packed, streams[s].raw, low, items);
+    if (items.size() == begin) items.push_back({.stream = int(s)});
+    for (size_t i = begin; i < items.size(); ++i) {
+      items[i].part_first = int(begin);
+      items[i].part_count = int(items.size() - begin);
+      items[i].part_packed = int(raw_begin - begin);
+    }
+  }
+  return items;
+}
+
+}  // namespace zipcache::cuda

@@ -1,0 +1,141 @@
+// The few machine instructions that CUDA C++ has no words for. Device code only.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace zipcache::cuda {
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// d += a [16, 16] times b [16, 8], 16-bit operands and 32-bit sums (mma.m16n8k16).
+__device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                             uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Transpose of an 8 x 8 matrix of 16-bit numbers of which lane l holds row l / 4, columns
+// 2 (l % 4) and the next one.
+__device__ __forceinline__ uint32_t transposed(uint32_t x) {
+  uint32_t y;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+__device__ __forceinline__ uint32_t half_pair(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+__device__ __forceinline__ uint32_t half_pair(float both) { return half_pair(both, both); }
+__device__ __forceinline__ float2 pair_of(uint32_t x) {
+  return __half22float2(reinterpret_cast<const __half2&>(x));
+}
+__device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b) {
+  const __half2 product =
+      __hmul2(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
+  return reinterpret_cast<const uint32_t&>(product);
+}
+
+__device__ __forceinline__ uint4 times(uint4 a, uint32_t b) {
+  return {times(a.x, b), times(a.y, b), times(a.z, b), times(a.w, b)};
+}
+
+// 2^x, 0 for -infinity; a few units of the last place off.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// 2^n for -126 <= n <= 127.
+__device__ __forceinline__ float power_of_two(int n) { return __int_as_float((127 + n) << 23); }
+
+// 2 or 4 words of shared memory at once.
+template <int kWords>
+__device__ __forceinline__ void load_words(const uint8_t* from, uint32_t (&w)[4]) {
+  if constexpr (kWords == 4) {
+    const uint4 all = *reinterpret_cast<const uint4*>(from);
+    w[0] = all.x;
+    w[1] = all.y;
+    w[2] = all.z;
+    w[3] = all.w;
+  } else {
+    const uint2 both = *reinterpret_cast<const uint2*>(from);
+    w[0] = both.x;
+    w[1] = both.y;
+  }
+}
+
+// Barrier of the first `n_threads` threads of a block.
+__device__ __forceinline__ void barrier(int n_threads) {
+  asm volatile("bar.sync 1, %0;" ::"r"(n_threads) : "memory");
+}
+
+// ---- copies by threads (sm_80)
+
+__device__ __forceinline__ void copy_16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// ---- bulk copies that end at a barrier in shared memory (sm_90)
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void open_barrier(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+__device__ __forceinline__ void fence_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::
+                   : "memory");
+}
+__device__ __forceinline__ void arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+__device__ __forceinline__ void arrive_expecting(uint64_t* barrier, uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+__device__ __forceinline__ void wait_phase(uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n\t.reg .pred done;\n\t"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
+      "@!done bra again;\n\t}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+__device__ __forceinline__ void copy_bulk(void* to, const void* from, uint32_t bytes,
+                                          uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+#else
+// Never run: earlier cards copy by threads.
+__device__ __forceinline__ void open_barrier(uint64_t*, int) {}
+__device__ __forceinline__ void fence_barriers() {}
+__device__ __forceinline__ void arrive(uint64_t*) {}
+__device__ __forceinline__ void arrive_expecting(uint64_t*, uint32_t) {}
+__device__ __forceinline__ void wait_phase(uint64_t*, int) {}
+__device__ __forceinline__ void copy_bulk(void*, const void*, uint32_t, uint64_t*) {}
+#endif
+
+}  // namespace zipcache::cuda

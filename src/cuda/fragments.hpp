@@ -1,0 +1,54 @@
+// Between the CPU's packed blocks and a GPU's records: the same codes and parameters in another
+// order, there and back (record.hpp). Pure functions over caller's memory, thread-safe.
+#pragma once
+
+#include <array>
+#include <span>
+
+#include "cache/block_layout.hpp"
+#include "cuda/record.hpp"
+#include "zipcache/policy.hpp"
+
+namespace zipcache::cuda {
+
+// The records of one layer under a policy.
+class RecordLayout {
+ public:
+  // Incompatible for a policy that records cannot hold, or a head that no kernel reads.
+  static Result<RecordLayout> create(const LayerShape& shape, const Policy& policy);
+
+  // Header of a record whose tiers have these tokens, and its size, a multiple of 16.
+  std::array<TierHeader, kRecordTiers> headers(const TierCounts& counts) const;
+  size_t bytes(const TierCounts& counts) const;
+
+  int dim() const { return dim_; }
+  int n_tiers() const { return n_tiers_; }
+  bool v_factors() const { return v_factors_; }
+  bool k_by_token() const { return k_by_token_; }
+  int k_bits(int tier) const { return bits_[size_t(tier)].k_bits; }
+  int v_bits(int tier) const { return bits_[size_t(tier)].v_bits; }
+
+ private:
+  RecordLayout() = default;
+  size_t place(const TierCounts& counts, std::array<TierHeader, kRecordTiers>& headers) const;
+
+  int dim_ = 0, n_tiers_ = 0;
+  std::array<Tier, kRecordTiers> bits_ = {};
+  std::array<int, kRecordTiers> k_params_tier_ = {};  // whose key parameters a tier has
+  bool k_by_token_ = false, v_factors_ = false;
+};
+
+// Record [layout.bytes(head.held)] of a packed head.
+void write_record(const RecordLayout& layout, const PackedHead& head, uint8_t* record);
+// Codes and parameters of a record into a head whose tiers have the record's counts; what stands
+// beside them (tags, sinks) is left alone. The codes' memory must hold zeros.
+void read_record(const RecordLayout& layout, const uint8_t* record, const PackedHead& head);
+
+// Record of rows [n, dim] of 16 bits, n <= kRawRecordTokens.
+size_t raw_record_bytes(int dim, int n);
+void write_raw_record(int dim, int n, const half* k, const half* v, uint8_t* record);
+
+// What a record's tokens decode to, tier after tier: [tokens, dim]. For tests and checks.
+void decode_record(int dim, const uint8_t* record, std::vector<float>& k, std::vector<float>& v);
+
+}  // namespace zipcache::cuda

@@ -1,0 +1,134 @@
+// How a GPU holds the tokens of one KV head of one block: a record, in the order in which matrix
+// units take their operands. It has the codes and parameters of a packed block of the CPU's layout
+// (cache/block_layout.hpp) in another order, so that one form can be made from the other and back
+// (fragments.hpp). Shared by host and device code; holds no arithmetic but that of places.
+//
+//   header          TierHeader [n_tiers]
+//   v factors       f16 [dim], where values have factors of channels
+//   for each tier   K parameters, unless an earlier tier has the same: steps, then floors, f16
+//   [dim]
+//                   of channels, or f16 pairs (step, floor) [units, 16] of tokens
+//   for each tier   V parameters: f16 pairs (step, floor) [units, 16] of tokens
+//   for each tier   K codes [units], then V codes [units]
+//
+// A unit is 16 tokens of a tier, the last one of a tier filled up with codes and parameters of 0.
+// Its codes are a row of fragments, 16 x 16 numbers each: of K tokens x channels, of V channels x
+// tokens. Lane l of a warp holds the 8 numbers of a fragment at rows l/4 and l/4 + 8, columns
+// 2 (l % 4) + {0, 1} and those + 8. Where both numbers of a pair of columns stand in the halves of
+// one word, `word & mask` is a pair of 16-bit floating point numbers code * 2^(p - 24), exactly:
+// their subnormals (pairs are named x, y by p = 0 and p = 4).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define ZC_BOTH __host__ __device__
+#else
+#define ZC_BOTH
+#endif
+
+namespace zipcache::cuda {
+
+inline constexpr int kUnitTokens = 16;
+inline constexpr int kRecordTiers = 4;
+inline constexpr int kLanes = 32;
+// Tokens of one record of 16-bit rows: as many bytes as a packed record about.
+inline constexpr int kRawRecordTokens = 32;
+
+// Places are counted in 16 bytes from the record's first byte.
+struct TierHeader {
+  uint8_t count;  // tokens of the tier
+  uint8_t k_bits, v_bits;
+  int8_t k_exponent;  // keys' channel steps are multiplied with 2^-k_exponent in the query, so that
+                      // the product is a 16-bit number
+  uint16_t k_params, v_params, k_codes, v_codes;
+  uint16_t v_factors;      // the same in every tier; 0 for none
+  uint8_t tiers_and_form;  // the same in every tier: kTierMask and kKeysByToken
+  int8_t v_exponent;       // of a power of two that no step of the values exceeds
+};
+inline constexpr int kTierMask = 7;       // number of tiers
+inline constexpr int kKeysByToken = 128;  // keys have parameters of tokens, not of channels
+static_assert(sizeof(TierHeader) == 16);
+
+// Where a record lies in the pool; the entries of a stream's block table, in any order of places.
+struct Record {
+  uint32_t at;    // in 16 bytes from the pool's begin
+  uint16_t size;  // in 16 bytes
+  uint16_t unused;
+  uint32_t first;   // place in the stream of the first token
+  uint32_t tokens;  // held in it
+};
+static_assert(sizeof(Record) == 16);
+
+// Bytes of the codes of a unit.
+ZC_BOTH constexpr int unit_bytes(int dim, int bits) { return kUnitTokens * dim * bits / 8; }
+
+// A number of a unit of K: row = token, column = channel; of V: row = channel, column = token.
+struct Place {
+  int word;  // of the unit
+  int shift;
+};
+
+// Place of one code within a unit's words; for 3 bits that of the low two, `top_bit_place` has the
+// other. `channel` below dim, `token` below 16.
+ZC_BOTH constexpr Place code_place(bool is_k, int dim, int bits, int token, int channel);
+ZC_BOTH constexpr Place top_bit_place(bool is_k, int token, int channel);
+// Place of a channel's parameter among those of K, and of a channel's factor among those of V, in
+// 16-bit numbers.
+ZC_BOTH constexpr int k_param_place(int channel) {
+  const int step = channel / 16, pair = channel % 8 / 2, y = channel % 16 / 8, odd = channel % 2;
+  return ((step / 2 * 4 + pair) * 2 + step % 2) * 4 + y * 2 + odd;
+}
+ZC_BOTH constexpr int v_factor_place(int channel) {
+  const int tile = channel / 16, row = channel % 8, y = channel % 16 / 8;
+  return ((tile / 4 * 8 + row) * 4 + tile % 4) * 2 + y;
+}
+
+// Where a number stands in a fragment: the lane that holds it, whether in x or y, in the first or
+// the second pair of these, and in which half of the word.
+struct FragmentPlace {
+  int fragment, lane, y, second, odd;
+};
+
+ZC_BOTH constexpr FragmentPlace fragment_place(bool is_k, int token, int channel) {
+  const int row = is_k ? token : channel % 16, column = is_k ? channel % 16 : token;
+  const int row_half = row / 8, column_half = column / 8;
+  return {channel / 16, row % 8 * 4 + column % 8 / 2, is_k ? column_half : row_half,
+          is_k ? row_half : column_half, column % 2};
+}
+
+ZC_BOTH constexpr Place code_place(bool is_k, int dim, int bits, int token, int channel) {
+  const FragmentPlace at = fragment_place(is_k, token, channel);
+  int word = 0, shift = 16 * at.odd;  // word of the lane
+  switch (bits) {
+    case 2:
+    case 3:
+      word = at.fragment / 2;
+      shift += at.fragment % 2 * 8 + at.second * 2 + at.y * 4;
+      break;
+    case 4:
+      word = at.fragment;
+      shift += at.second * 8 + at.y * 4;
+      break;
+    case 8:
+      word = at.fragment * 2 + at.y;
+      shift += at.second * 8;
+      break;
+    default:
+      word = at.fragment * 4 + at.y * 2 + at.second;
+  }
+  if (bits == 3) return {(at.fragment / 4 * 3 + word % 2) * kLanes + at.lane, shift};
+  const int n_words = dim * bits / 64;
+  const int wide = n_words < 4 ? n_words : 4;
+  return {(word / wide * kLanes + at.lane) * wide + word % wide, shift};
+}
+
+ZC_BOTH constexpr Place top_bit_place(bool is_k, int token, int channel) {
+  const FragmentPlace at = fragment_place(is_k, token, channel);
+  const int pair = at.fragment % 4 * 2 + at.second;
+  return {(at.fragment / 4 * 3 + 2) * kLanes + at.lane,
+          pair % 4 + pair / 4 * 8 + at.y * 4 + at.odd * 16};
+}
+
+}  // namespace zipcache::cuda

@@ -1,0 +1,124 @@
+// Decode attention against double precision over the same codes and parameters, on a GPU.
+#include <fmt/format.h>
+
+#include "cuda/gpu.hpp"
+
+namespace zipcache::cuda::test {
+namespace {
+
+// Operands of 16 bits and sums of 32: cuda-pilot figures are 4e-4 to 1e-3.
+constexpr double kBound = 2e-3;
+
+class Decode : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
+  }
+  static void expect_right(const Case& test, double bound = kBound) {
+    double error = NAN;
+    try {
+      error = error_of(test);
+    } catch (const std::exception& thrown) {
+      ADD_FAILURE() << thrown.what();
+      cudaGetLastError();
+      return;
+    }
+    EXPECT_LT(error, bound) << "policy " << test.policy << " dim " << test.dim << " group "
+                            << test.group << " queries " << test.n_queries;
+  }
+};
+
+const char* const kPolicies[] = {"zipcache,score=random",
+                                 "zip,score=random",
+                                 "uniform2",
+                                 "uniform3",
+                                 "uniform4",
+                                 "zip4,score=random",
+                                 "zip3",
+                                 "zip2",
+                                 "had4",
+                                 "qserve4,k_axis=token",
+                                 "uniform4,bits=8",
+                                 "zip,bits=8/4/2,ratio=0.2/0.3,score=random",
+                                 "zipcache,k=16/2,v=16/2,score=random",
+                                 "kvarn-k4v2,k_dual=0",
+                                 "streaming,bits=4,k_axis=token,v_axis=token,recent=0"};
+
+TEST_F(Decode, EveryPolicy) {
+  for (const char* policy : kPolicies) expect_right({.policy = policy});
+}
+
+TEST_F(Decode, EveryHeadSizeAndGroup) {
+  for (const int dim : {64, 128, 256}) {
+    for (const int group : {1, 3, 4, 8, 12}) {
+      expect_right({.policy = "zip,score=random", .dim = dim, .group = group});
+      expect_right({.dim = dim, .group = group});
+    }
+  }
+}
+
+TEST_F(Decode, DraftedTokens) {
+  for (const int n : {2, 4, 8}) {
+    for (const char* policy : {"zipcache,score=random", "zip,score=random"}) {
+      expect_right({.policy = policy, .n_queries = n});
+      expect_right({.policy = policy, .n_queries = n, .lengths = {640, 129, 64}});
+    }
+  }
+}
+
+TEST_F(Decode, StreamsOfDifferentLengths) {
+  for (const int n_blocks : {1, 16, 132, 1000}) {
+    expect_right({.lengths = {1, 3, 128, 500, 1300}, .n_blocks = n_blocks});
+    expect_right(
+        {.policy = "zip,score=random", .lengths = {1, 3, 128, 500, 1300}, .n_blocks = n_blocks});
+  }
+}
+
+TEST_F(Decode, TypesOfNumbers) {
+  expect_right({.type = Number::F16});
+  expect_right({.type = Number::BF16}, 6e-3);
+}
+
+TEST_F(Decode, ValuesOfAllSizes) {
+  for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform4"}) {
+    expect_right({.policy = policy, .v_size = 1000});
+    expect_right({.policy = policy, .v_size = 1e-3f});
+    expect_right({.policy = policy, .k_size = 300, .q_size = 1e-3f});
+    expect_right({.policy = policy, .k_size = 1e-3f, .q_size = 300});
+    expect_right({.policy = policy, .q_size = 0});
+  }
+}
+
+TEST_F(Decode, SharpAttention) {
+  for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform2"})
+    expect_right({.policy = policy, .q_size = 6}, 6e-3);
+}
+
+TEST_F(Decode, WhatHidesAndChangesScores) {
+  for (const char* policy : {"zipcache,score=random", "zip,score=random"}) {
+    for (const bool threads : {false, true}) {
+      expect_right({.policy = policy, .window = 100, .copy_by_threads = threads});
+      expect_right({.policy = policy, .n_queries = 3, .window = 333, .copy_by_threads = threads});
+      expect_right({.policy = policy, .soft_cap = 3, .copy_by_threads = threads});
+      expect_right({.policy = policy, .max_bias = 8, .copy_by_threads = threads});
+      expect_right({.policy = policy, .n_queries = 2, .bits = true, .copy_by_threads = threads});
+      expect_right({.policy = policy, .sinks = true, .copy_by_threads = threads});
+    }
+  }
+}
+
+TEST_F(Decode, CopiesByThreads) {
+  for (const char* policy : kPolicies) expect_right({.policy = policy, .copy_by_threads = true});
+  expect_right({.dim = 64, .n_queries = 4, .copy_by_threads = true});
+  expect_right({.dim = 256, .n_queries = 4, .copy_by_threads = true});
+}
+
+TEST_F(Decode, AgainAndFromAGraph) {
+  expect_right({.repeats = 3});
+  expect_right({.policy = "zip,score=random", .lengths = {900, 50}, .repeats = 5, .graph = true});
+}
+
+TEST_F(Decode, EmptyStreamGivesZeros) { expect_right({.lengths = {0, 300}}); }
+
+}  // namespace
+}  // namespace zipcache::cuda::test
