@@ -71,6 +71,10 @@ const Change kWrong[] = {
      [](Policy& p) {
        p.tiers = {{2, 2}, {4, 4}};
      }},
+    {"a low tier with wider keys",
+     [](Policy& p) {
+       p.tiers = {{2, 4}, {4, 4}};
+     }},
     {"ratio above 1", [](Policy& p) { p.shares = {1001}; }},
     {"ratio below 0", [](Policy& p) { p.shares = {-1}; }},
     {"group of 0", [](Policy& p) { p.k.axis = Axis::Group, p.k.group = 0; }},
