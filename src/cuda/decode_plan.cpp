@@ -58,4 +58,16 @@ std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_
   return items;
 }
 
+size_t decode_part_bytes(const DecodeArgs& args) {
+  return size_t(args.n_items) * size_t(args.n_heads) * size_t(args.group * args.n_queries) *
+         size_t(kRowFloats + args.dim) * sizeof(float);
+}
+
+// A ticket for each stream, head and tile of columns stands before the partial results.
+size_t decode_workspace(const DecodeArgs& args) {
+  const int tiles = (args.group * args.n_queries + kColumns - 1) / kColumns;
+  const size_t tickets = size_t(args.n_items) * size_t(args.n_heads) * size_t(tiles) * sizeof(int);
+  return (tickets + 15) / 16 * 16 + decode_part_bytes(args);
+}
+
 }  // namespace zipcache::cuda
