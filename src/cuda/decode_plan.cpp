@@ -33,8 +33,9 @@ std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_
                                   int n_blocks) {
   int most = 1;
   for (const StreamRecords& stream : streams) most = std::max({most, stream.packed, stream.raw});
-  // The smallest share with which all items run at once.
-  int low = 1, high = most;
+  // The smallest share with which all items run at once; two records at least, since a block of
+  // threads works on two side by side, and fewer parts are merged sooner.
+  int low = std::min(2, most), high = most;
   while (low < high) {
     const int middle = (low + high) / 2;
     if (int64_t(items_of(streams, middle)) * n_heads <= n_blocks)
