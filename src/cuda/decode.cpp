@@ -9,8 +9,7 @@
 namespace zipcache::cuda {
 namespace {
 
-constexpr int kMaxShared = 227 * 1024;
-constexpr int kFixedShared = 8 * 1024;  // at most, beside the ring
+constexpr int kFixedShared = 8 * 1024;  // at most, beside the dynamic part
 
 Status wrong(std::string_view what, long long found, std::string_view expected) {
   return {Code::BadArgument,
@@ -27,22 +26,30 @@ bool masks(const MaskArgs& mask) {
   return mask.window > 0 || mask.bits || mask.soft_cap > 0 || mask.alibi_slopes;
 }
 
-int columns_of(const DecodeArgs& args) { return args.group * args.n_queries; }
+// What the current device can do.
+struct Device {
+  int processors = 0, shared_bytes = 0;  // shared memory of one block of threads
+  bool bulk_copies = false;
+};
+
+Result<Device> current_device() {
+  Device found;
+  int device = 0, major = 0;
+  ZC_TRY(from_cuda(cudaGetDevice(&device), "cudaGetDevice"));
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    return from_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  };
+  ZC_TRY(ask(found.processors, cudaDevAttrMultiProcessorCount));
+  ZC_TRY(ask(found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  ZC_TRY(ask(major, cudaDevAttrComputeCapabilityMajor));
+  found.bulk_copies = major >= 9;
+  return found;
+}
 
 int tiles_of(const DecodeArgs& args) {
-  const bool two =
-      columns_of(args) > kColumns && args.dim <= 128 && !masks(args.mask) && !args.copy_by_threads;
+  const bool two = args.group * args.n_queries > kColumns && args.dim <= 128 && !masks(args.mask) &&
+                   !args.copy_by_threads;
   return two ? 2 : 1;
-}
-
-int column_tiles(const DecodeArgs& args) {
-  const int wide = tiles_of(args) * kColumns;
-  return (columns_of(args) + wide - 1) / wide;
-}
-
-size_t part_bytes(const DecodeArgs& args) {
-  return size_t(args.n_items) * size_t(args.n_heads) * size_t(columns_of(args)) *
-         size_t(kRowFloats + args.dim) * sizeof(float);
 }
 
 // The ring, which later holds what warps merge, and then the weights of parts beside sums.
@@ -65,30 +72,35 @@ Status check(const DecodeArgs& args) {
   if (args.n_items < 1) return wrong("n_items", args.n_items, "at least 1 (plan_decode)");
   if (args.max_record_bytes < 16 || args.max_record_bytes % 16)
     return wrong("max_record_bytes", args.max_record_bytes, "a multiple of 16");
-  if (dynamic_bytes(args) + kFixedShared > kMaxShared)
-    return wrong(
-        "shared memory", dynamic_bytes(args),
-        fmt::format("at most {}: smaller records or fewer items", kMaxShared - kFixedShared));
   return ok();
 }
 
-Launch launch_of(const DecodeArgs& args) {
+// Checks the arguments and prepares a launch; cards before sm_90 copy by threads.
+Result<Launch> launch_of(DecodeArgs args, const Device& device) {
+  ZC_TRY(check(args));
+  args.copy_by_threads = args.copy_by_threads || !device.bulk_copies;
+  if (dynamic_bytes(args) + kFixedShared > device.shared_bytes)
+    return wrong("shared memory", dynamic_bytes(args),
+                 fmt::format("at most {} on this GPU: smaller records or fewer items",
+                             device.shared_bytes - kFixedShared));
   Launch launch = {};
   launch.args = args;
   launch.stage_bytes = args.max_record_bytes;
   launch.dynamic_bytes = dynamic_bytes(args);
-  launch.n_columns = columns_of(args);
+  launch.n_columns = args.group * args.n_queries;
   launch.tiles = tiles_of(args);
   launch.masked = masks(args.mask);
   launch.tickets = static_cast<int*>(args.workspace);
   launch.parts = reinterpret_cast<float*>(static_cast<uint8_t*>(args.workspace) +
-                                          decode_workspace(args) - part_bytes(args));
+                                          decode_workspace(args) - decode_part_bytes(args));
   return launch;
 }
 
 Status run(const Launch& launch, cudaStream_t stream, std::string_view what) {
   const DecodeArgs& args = launch.args;
-  const dim3 grid(unsigned(args.n_items), unsigned(args.n_heads), unsigned(column_tiles(args)));
+  const int wide = launch.tiles * kColumns;
+  const dim3 grid(unsigned(args.n_items), unsigned(args.n_heads),
+                  unsigned((launch.n_columns + wide - 1) / wide));
   auto* launch_decode = args.dim == 64    ? launch_decode_64
                         : args.dim == 128 ? launch_decode_128
                                           : launch_decode_256;
@@ -97,32 +109,27 @@ Status run(const Launch& launch, cudaStream_t stream, std::string_view what) {
 
 }  // namespace
 
-size_t decode_workspace(const DecodeArgs& args) {
-  int most_streams = args.n_items;  // an item has a stream, so there are no more of these
-  return size_t(most_streams) * size_t(args.n_heads) * size_t(column_tiles(args)) * sizeof(int) /
-             16 * 16 +
-         16 + part_bytes(args);
-}
-
 Result<int> decode_blocks(const DecodeArgs& args) {
-  ZC_TRY(check(args));
-  int device = 0, processors = 0, blocks = 0;
-  ZC_TRY(from_cuda(cudaGetDevice(&device), "cudaGetDevice"));
-  ZC_TRY(from_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-                   "cudaDeviceGetAttribute"));
-  Launch launch = launch_of(args);
-  launch.blocks = &blocks;
-  ZC_TRY(run(launch, nullptr, "asking for the occupancy of decode attention"));
-  return blocks * processors;
+  const Result<Device> device = current_device();
+  if (!device.ok()) return device.status();
+  Result<Launch> launch = launch_of(args, *device);
+  if (!launch.ok()) return launch.status();
+  int blocks = 0;
+  launch->blocks = &blocks;
+  ZC_TRY(run(*launch, nullptr, "asking for the occupancy of decode attention"));
+  return blocks * device->processors;
 }
 
 Status decode_attention(const DecodeArgs& args, cudaStream_t stream) {
-  ZC_TRY(check(args));
   if (!args.pool || !args.records || !args.items || !args.q || !args.out || !args.workspace)
     return {
         Code::BadArgument,
         "decode_attention: found a null pointer among pool, records, items, q, out and workspace"};
-  return run(launch_of(args), stream, "launching decode attention");
+  const Result<Device> device = current_device();
+  if (!device.ok()) return device.status();
+  const Result<Launch> launch = launch_of(args, *device);
+  if (!launch.ok()) return launch.status();
+  return run(*launch, stream, "launching decode attention");
 }
 
 }  // namespace zipcache::cuda

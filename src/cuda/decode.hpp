@@ -19,6 +19,11 @@ typedef struct CUstream_st* cudaStream_t;
 
 namespace zipcache::cuda {
 
+// Query rows that one matrix instruction takes.
+inline constexpr int kColumns = 8;
+// Numbers before the sums of a partial result: maximum, mass, padding.
+inline constexpr int kRowFloats = 4;
+
 enum class Number : uint8_t { F16, BF16, F32 };
 
 // A share of the records of a stream, the same for all its heads: what one block of threads reads.
@@ -75,12 +80,16 @@ struct StreamRecords {
 std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_heads,
                                   int n_blocks);
 
-// Blocks of threads that the current device runs at once for this shape.
-Result<int> decode_blocks(const DecodeArgs& args);
+// Bytes of the workspace, and of the partial results at its end. Pure. Items have to come from
+// plan_decode(), whose streams are no more than its items.
 size_t decode_workspace(const DecodeArgs& args);
+size_t decode_part_bytes(const DecodeArgs& args);
+
+// Blocks of threads that the current device runs at once for this shape; needs no pointers.
+Result<int> decode_blocks(const DecodeArgs& args);
 
 // Enqueues the attention. Errors: BadArgument for shapes that no kernel has, Environment for what
-// CUDA reports.
+// CUDA reports. Thread-safe; a workspace belongs to one launch at a time.
 Status decode_attention(const DecodeArgs& args, cudaStream_t stream);
 
 }  // namespace zipcache::cuda

@@ -9,10 +9,8 @@ namespace zipcache::cuda {
 
 inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * kLanes;
-inline constexpr int kSharing = 2;    // warps that share a record
-inline constexpr int kStages = 2;     // records in flight for each of these groups
-inline constexpr int kColumns = 8;    // query rows of one matrix instruction
-inline constexpr int kRowFloats = 4;  // before the sums of a partial result: maximum, mass, padding
+inline constexpr int kSharing = 2;  // warps that share a record
+inline constexpr int kStages = 2;   // records in flight for each of these groups
 
 struct Launch {
   DecodeArgs args;

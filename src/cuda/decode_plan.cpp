@@ -33,8 +33,9 @@ std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_
                                   int n_blocks) {
   int most = 1;
   for (const StreamRecords& stream : streams) most = std::max({most, stream.packed, stream.raw});
-  // The smallest share with which all items run at once.
-  int low = 1, high = most;
+  // The smallest share with which all items run at once; two records at least, since a block of
+  // threads works on two side by side, and fewer parts are merged sooner.
+  int low = std::min(2, most), high = most;
   while (low < high) {
     const int middle = (low + high) / 2;
     if (int64_t(items_of(streams, middle)) * n_heads <= n_blocks)
@@ -56,6 +57,18 @@ std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_
     }
   }
   return items;
+}
+
+size_t decode_part_bytes(const DecodeArgs& args) {
+  return size_t(args.n_items) * size_t(args.n_heads) * size_t(args.group * args.n_queries) *
+         size_t(kRowFloats + args.dim) * sizeof(float);
+}
+
+// A ticket for each stream, head and tile of columns stands before the partial results.
+size_t decode_workspace(const DecodeArgs& args) {
+  const int tiles = (args.group * args.n_queries + kColumns - 1) / kColumns;
+  const size_t tickets = size_t(args.n_items) * size_t(args.n_heads) * size_t(tiles) * sizeof(int);
+  return (tickets + 15) / 16 * 16 + decode_part_bytes(args);
 }
 
 }  // namespace zipcache::cuda
