@@ -31,7 +31,7 @@ constexpr const char* kPolicies[] = {
     "kivi2,v_axis=group16,recent=9",
     "uniform,bits=3,recent=0,sinks=2",
     "zip,k=4,v=4/3/2,ratio=0.1/0.3,recent=0",
-    "roco,bits=4/0,ratio=0.5,recent=40,sinks=3",
+    "roco,bits=2/0,ratio=0.5,recent=40,sinks=3",
     "zip2,score=last,probes=5+5,recent=0",
     "uniform,bits=2,rank=2,recent=0",
     "kvarn-k4v2,sinks=8,recent=0",
@@ -474,18 +474,19 @@ class Session {
     return attend(*cache_, 1, 0, kTokens - 3, 3, kCells, random);
   }
 
-  // What is saved now is saved again as the same bytes, and read as the same numbers.
+  // What is saved now comes back, and from then on as the same bytes and the same numbers. Not from
+  // the first time on: rows that stood here in no order of a text, as hostile ones may, are a
+  // text's where they are restored alone, and a frame before them then says more of them.
   void comes_back() {
-    const State saved = save(*cache_, stream(), first_, n_);
-    cache_->clear();
-    restore(*cache_, stream(), first_, saved);
-    const State again = save(*cache_, stream(), first_, n_);
+    const State saved = come_back(save(*cache_, stream(), first_, n_));
     const Values values = read(*cache_, stream(), first_, n_);
-    require(again == saved, "a saved state is saved as another one");
-    cache_->clear();
-    restore(*cache_, stream(), first_, again);
-    require(save(*cache_, stream(), first_, n_) == again, "a saved state changes every time");
+    require(come_back(saved) == saved, "a saved state changes every time");
     require(read(*cache_, stream(), first_, n_) == values, "a restored state reads otherwise");
+  }
+  State come_back(const State& state) {
+    cache_->clear();
+    restore(*cache_, stream(), first_, state);
+    return save(*cache_, stream(), first_, n_);
   }
   void good_state_comes_back() {
     const State& good = donor(policy_, false);
