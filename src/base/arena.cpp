@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <iterator>
+
 namespace zipcache {
 
 Arena::~Arena() {
@@ -36,9 +38,34 @@ uint8_t* Arena::take(size_t bytes) {
     used_ += size;
     return piece;
   }
-  if (reserved_ - top_ < size) return nullptr;
+  if (reserved_ - top_ < size) return take_merged(size);
   uint8_t* piece = base_ + top_;
   top_ += size;
+  used_ += size;
+  return piece;
+}
+
+// Neighbours among the waiting pieces become one, and the smallest that is large enough is cut.
+uint8_t* Arena::take_merged(size_t size) {
+  std::map<uint8_t*, size_t> runs;  // bytes of each, by where it begins
+  for (const auto& [bytes, waiting] : free_) {
+    for (uint8_t* piece : waiting) runs[piece] = bytes;
+  }
+  for (auto run = runs.begin(); run != runs.end(); ++run) {
+    for (auto next = std::next(run); next != runs.end() && run->first + run->second == next->first;
+         next = runs.erase(next))
+      run->second += next->second;
+  }
+  std::map<size_t, std::vector<uint8_t*>> merged;
+  for (const auto& [piece, bytes] : runs) merged[bytes].push_back(piece);
+  const auto fitting = merged.lower_bound(size);
+  if (fitting == merged.end()) return nullptr;
+  uint8_t* piece = fitting->second.back();
+  const size_t left = fitting->first - size;
+  fitting->second.pop_back();
+  if (fitting->second.empty()) merged.erase(fitting);
+  if (left > 0) merged[left].push_back(piece + size);
+  free_ = std::move(merged);
   used_ += size;
   return piece;
 }

@@ -1,6 +1,7 @@
 // Storage of a cache: one reserved range of addresses, cut into pieces of a few fixed sizes.
 // Reserving costs no memory; a piece costs memory from its first use on. Freed pieces wait for the
-// next request of their size. Not thread-safe.
+// next request of their size; only when the range is used up are they merged and cut anew. Not
+// thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -37,6 +38,8 @@ class Arena {
   static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
  private:
+  uint8_t* take_merged(size_t size);
+
   uint8_t* base_ = nullptr;
   size_t reserved_ = 0;
   size_t top_ = 0;

@@ -1,11 +1,19 @@
 #include "cache/carried_bits.hpp"
 
+#include <algorithm>
+
 namespace zipcache {
 namespace {
 
 constexpr unsigned kSign = 0x8000, kInfinity = 0x7C00;
 
 bool carries(half number, int n_bits) { return (number & ~kSign) >> n_bits != 0; }
+
+size_t carried_bits(std::span<const half> numbers, int n_bits) {
+  size_t bits = 0;
+  for (const half number : numbers) bits += carries(number, n_bits) ? size_t(n_bits) : 0;
+  return bits;
+}
 
 // The number nearest to `number` that ends in `payload`, and still carries.
 half with_payload(half number, unsigned payload, int n_bits) {
@@ -57,11 +65,16 @@ std::optional<std::string> read(std::span<const half> numbers, int n_bits, std::
 
 }  // namespace
 
+size_t most_carried(std::span<const half> numbers) {
+  size_t bits = 0;
+  for (int n_bits = 1; n_bits <= kMostCarriedBits; ++n_bits)
+    bits = std::max(bits, carried_bits(numbers, n_bits));
+  return bits / 8;
+}
+
 bool carry(std::string_view bytes, std::span<half> numbers) {
   for (int n_bits = 1; n_bits <= kMostCarriedBits; ++n_bits) {
-    size_t room = 0;
-    for (const half number : numbers) room += carries(number, n_bits) ? size_t(n_bits) : 0;
-    if (room < 8 * bytes.size()) continue;
+    if (carried_bits(numbers, n_bits) < 8 * bytes.size()) continue;
     unsigned held = 0;
     int n_held = 0;
     for (half& number : numbers) {

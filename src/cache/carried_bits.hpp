@@ -16,6 +16,9 @@ namespace zipcache {
 // Most low bits of a number that may carry something: 3 bits behind the leading one are left.
 inline constexpr int kMostCarriedBits = 7;
 
+// Bytes that `numbers` can carry at the most.
+size_t most_carried(std::span<const half> numbers);
+
 // Puts `bytes` into the fewest low bits of finite `numbers` that hold them; false, and nothing has
 // changed, when kMostCarriedBits are not enough. Each number moves by half of what these bits can
 // say at the most, where it can.

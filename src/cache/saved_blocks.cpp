@@ -183,6 +183,36 @@ std::vector<int> whole_blocks(const StreamLog& log, const LayerStore& store, int
   return found;
 }
 
+// A block on its way into rows.
+struct Carrier {
+  SavedBlock block;
+  std::span<half> rows;  // kBlockTokens of them
+
+  size_t room_for_tail() const {
+    const size_t used = kHeadBytes + block.part.size() + kSumBytes, most = most_carried(rows);
+    return most > used ? most - used : 0;
+  }
+};
+
+// Each carrier gets an even share, less where its block leaves less room. None get any when there
+// is not enough for all: part of a tail says nothing.
+void share_tail(std::string_view tail, std::vector<Carrier>& carriers) {
+  std::vector<size_t> room, share(carriers.size()), order(carriers.size());
+  for (const Carrier& carrier : carriers) room.push_back(carrier.room_for_tail());
+  if (std::accumulate(room.begin(), room.end(), size_t{0}) < tail.size()) return;
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return room[a] < room[b]; });
+  size_t left = tail.size();
+  for (size_t i = 0; i < order.size(); ++i) {
+    share[order[i]] = std::min(room[order[i]], left / (order.size() - i));
+    left -= share[order[i]];
+  }
+  for (size_t i = 0; i < carriers.size(); ++i) {
+    carriers[i].block.tail = tail.substr(0, share[i]);
+    tail.remove_prefix(share[i]);
+  }
+}
+
 }  // namespace
 
 uint64_t saved_identity(const LayerStore& store) {
@@ -212,30 +242,31 @@ void put_blocks(const StreamLog& log, const LayerStore& store, SideId side, int 
   if (cells.empty()) return;
   const uint64_t identity = saved_identity(store);
   const size_t width = size_t(width_of(store, side));
-  std::string tail;
-  if (side == SideId::V) {
-    const int behind = cells.back() + kBlockTokens;
-    tail = tail_of(log, store, behind, first_cell + n_cells - behind,
-                   log.block(log.find(cells.back()).slot).first + kBlockTokens);
-  }
-  for (size_t i = 0; i < cells.size(); ++i) {
-    const int slot = log.find(cells[i]).slot;
+  std::vector<Carrier> carriers;
+  for (const int cell : cells) {
+    const int slot = log.find(cell).slot;
     const StoredBlock& stored = store.block(slot);
     const std::string_view all(reinterpret_cast<const char*>(stored.packed), stored.bytes.total);
-    const size_t cut = k_part(store, all.size()), from = i * tail.size() / cells.size();
-    const SavedBlock block{
-        .identity = identity,
-        .first = log.block(slot).first,
-        .checksum = sum_of(all),
-        .total = uint32_t(all.size()),
-        .side = side,
-        .sinks = stored.sinks,
-        .part = std::string(side == SideId::K ? all.substr(0, cut) : all.substr(cut)),
-        .tail = tail.substr(from, (i + 1) * tail.size() / cells.size() - from)};
-    const std::span<half> numbers(rows + size_t(cells[i] - first_cell) * width,
-                                  size_t(kBlockTokens) * width);
-    carry(to_bytes(block, first_filled_row(numbers)), numbers);
+    const size_t cut = k_part(store, all.size());
+    carriers.push_back(
+        {{.identity = identity,
+          .first = log.block(slot).first,
+          .checksum = sum_of(all),
+          .total = uint32_t(all.size()),
+          .side = side,
+          .sinks = stored.sinks,
+          .part = std::string(side == SideId::K ? all.substr(0, cut) : all.substr(cut)),
+          .tail = {}},
+         {rows + size_t(cell - first_cell) * width, size_t(kBlockTokens) * width}});
   }
+  if (side == SideId::V) {
+    const int behind = cells.back() + kBlockTokens;
+    share_tail(tail_of(log, store, behind, first_cell + n_cells - behind,
+                       carriers.back().block.first + kBlockTokens),
+               carriers);
+  }
+  for (const Carrier& carrier : carriers)
+    carry(to_bytes(carrier.block, first_filled_row(carrier.rows)), carrier.rows);
 }
 
 std::optional<SavedBlock> find_block(std::span<const half> rows, SideId side, uint64_t identity) {

@@ -58,6 +58,24 @@ TEST(Arena, UsedUpStorageGivesNullAndClearGivesItBack) {
   EXPECT_EQ(piece[255], 0);
 }
 
+// A cache whose blocks have many sizes would otherwise end with storage for none of them.
+TEST(Arena, FreedPiecesServeOtherSizesOnceTheRangeIsUsedUp) {
+  Arena arena;
+  ASSERT_TRUE(arena.reserve(1024).ok());
+  std::vector<uint8_t*> pieces;
+  for (int i = 0; i < 8; ++i) pieces.push_back(arena.take(128));
+  EXPECT_EQ(arena.take(64), nullptr);
+  for (const int i : {1, 4, 2, 6}) arena.give(pieces[size_t(i)], 128);
+  EXPECT_EQ(arena.take(320), nullptr);    // two neighbours are the most
+  EXPECT_EQ(arena.take(192), pieces[1]);  // both, of which a third is left
+  uint8_t* rest = arena.take(64);
+  EXPECT_EQ(rest, pieces[2] + 64);
+  EXPECT_EQ(arena.take(100), pieces[6]);  // its own size, as always
+  EXPECT_EQ(arena.take(1), pieces[4]);
+  EXPECT_EQ(arena.used(), 1024u - 64);
+  EXPECT_EQ(arena.committed(), 1024u);
+}
+
 TEST(Arena, ImpossibleReservationIsOverLimitAndSaysWhatToDo) {
   Arena arena;
   const Status status = arena.reserve(size_t(1) << 60);

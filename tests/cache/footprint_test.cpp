@@ -118,7 +118,7 @@ TEST(Footprint, KindsSumToWhatTheArenaHolds) {
       test::BlockRig rig({2, 80, 96}, *parse_policy(text), 300);
       rig.append(300, test::random_rows(300, 160, 1), test::random_rows(300, 192, 2));
       if (!rig.store.packed.policy().raw()) rig.pack(shared);
-      size_t pieces = 0, padded = 0;
+      size_t pieces = 0;
       Bytes bytes;
       rig.store.count(rig.log, bytes);
       for (const int slot : rig.log.order()) {
@@ -126,7 +126,6 @@ TEST(Footprint, KindsSumToWhatTheArenaHolds) {
         EXPECT_NE(block.raw == nullptr, block.packed == nullptr);
         if (block.raw) pieces += Arena::rounded(rig.store.raw.bytes);
         if (block.packed) pieces += Arena::rounded(block.bytes.total);
-        padded += block.packed ? block.bytes.total : rig.store.raw.bytes;
         if (block.packed) {
           // Every part begins at a multiple of 8: 4 parts and 5 of each head and side.
           const size_t kinds =

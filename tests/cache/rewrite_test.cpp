@@ -158,6 +158,19 @@ TEST(Rewrite, ABlockWithoutLiveRowsIsFreedAtOnce) {
   EXPECT_EQ(harness.stats().bytes.codes, codes);  // one block freed, the new one packed
 }
 
+// Each round leaves a packed block of another size, by its number of sinks, in place of the last.
+TEST(Rewrite, BlocksOfManySizesOneAfterTheOtherDoNotUseStorageUp) {
+  Harness harness({1, kBlockTokens, {{1, 64, 64}}}, "uniform,bits=2,recent=0,sinks=1", 1);
+  for (int round = 0; round < 80; ++round) {
+    const int n_alone = round % 60, sequence = 100 * round;
+    for (int i = 0; i < n_alone; ++i) ASSERT_TRUE(harness.step(0, sequence + i, 0, {i}).ok());
+    const Status status =
+        harness.step(0, sequence + n_alone, 0, cells_from(n_alone, kBlockTokens - n_alone));
+    ASSERT_TRUE(status.ok()) << "round " << round << ": " << status.message();
+    ASSERT_EQ(harness.stats().blocks.packed, 1u) << round;
+  }
+}
+
 TEST(Rewrite, PackedRowsThatAreCountedAreLive) {
   Harness harness({1, 600, kLayers}, "uniform", 1);
   ASSERT_TRUE(harness.prompt(256, 128).ok());

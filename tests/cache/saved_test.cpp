@@ -83,6 +83,8 @@ class Text {
     return all;
   }
 
+  int n_alone = 0;  // tokens of steps that begin before it see nothing but themselves: sinks
+
  private:
   std::vector<float> next(int n) {
     std::vector<float> outputs;
@@ -90,8 +92,11 @@ class Text {
     std::iota(cells.begin(), cells.end(), int64_t(first_cell_ + n_tokens_));
     const int n_cells = cache_.shape().n_cells;
     std::vector<half> mask(size_t(n * n_cells), kHalfNegInf);
-    for (int q = 0; q < n; ++q)
-      std::fill_n(&mask[size_t(q * n_cells + first_cell_)], n_tokens_ + q + 1, half{0});
+    for (int q = 0; q < n; ++q) {
+      const int n_seen = n_tokens_ < n_alone ? 1 : n_tokens_ + q + 1;
+      std::fill_n(&mask[size_t(q * n_cells + first_cell_ + n_tokens_ + q + 1 - n_seen)], n_seen,
+                  half{0});
+    }
     for (const int layer : {0, 1}) {
       const LayerShape& shape = kLayers[size_t(layer)];
       for (const SideId side : kSides) {
@@ -330,6 +335,23 @@ TEST(SavedState, OfAnotherPolicyShapeOrRotationIsTakenAsRows) {
   const auto same = cache_of("zip", 1, 1024);
   restore(*same, state, 0, 0);
   EXPECT_GT(same->stats().rows_packed, 200u);
+}
+
+// The first block has so many sinks that it leaves no room for half of what stands behind both.
+TEST(SavedState, ABlockThatLeavesLittleRoomIsCarriedAllTheSame) {
+  for (const int n_alone : {0, 20, 24, 26}) {
+    const auto cache = cache_of("zip", 1, 1024);
+    Text text(*cache, 0, 0);
+    text.n_alone = n_alone;
+    if (n_alone > 0) text.go_on(n_alone, n_alone);
+    text.go_on(kTokens - n_alone, 128);
+    ASSERT_EQ(cache->stats().blocks.packed, 2u);
+    const State state = save(*cache, 0, 0, kTokens);
+    const auto fresh = cache_of("zip", 1, 1024);
+    restore(*fresh, state, 0, 0);
+    EXPECT_EQ(fresh->stats().blocks.packed, 2u) << n_alone;
+    EXPECT_EQ(save(*fresh, 0, 0, kTokens), state) << n_alone;
+  }
 }
 
 TEST(SavedState, RestoringNeedsNoRawBlocks) {

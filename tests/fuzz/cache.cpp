@@ -6,8 +6,8 @@
 
 #include <array>
 #include <cmath>
-#include <map>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/half.hpp"
@@ -31,15 +31,43 @@ constexpr const char* kPolicies[] = {
     "rdkv,bits=16/8/4/0,target_bits=4,k_axis=token,v_axis=token,recent=9",
 };
 constexpr int kStreams = 2, kCells = 300;
+constexpr int kCalls = 30;  // enough to fill, pack, move and fill again; more only take time
 const std::vector<LayerShape> kLayers = {{1, 16, 16}, {2, 16, 24}};
 constexpr SideId kSides[] = {SideId::K, SideId::V};
 
-struct Row {
-  std::vector<float> written;
-  std::vector<half> read;  // what it was last read as; empty: not yet
-  bool packed = false;     // it was read as something else than what was written
-  bool steady = true;      // once packed it stays: it did not move, to be packed again
-  double slack = 1;        // bounds that its error may have added up to
+// What one side of one layer of one stream should hold, in flat tables: a fuzzer has no time for a
+// vector a row.
+class Rows {
+ public:
+  struct Cell {
+    bool written = false;
+    bool seen = false;    // `read` holds what it was last read as
+    bool packed = false;  // it was read as something else than what was written
+    bool steady = true;   // once packed it stays: it did not move, to be packed again
+    int slack = 1;        // bounds that its error may have added up to
+  };
+
+  explicit Rows(int width) : width_(size_t(width)), cells_(kCells) {
+    written_.resize(kCells * width_), read_.resize(kCells * width_);
+  }
+  Cell& operator[](int cell) { return cells_[size_t(cell)]; }
+  std::span<half> written(int cell) { return of(written_, cell); }
+  std::span<half> read(int cell) { return of(read_, cell); }
+  // A cell whose row is about to be filled in.
+  std::span<half> fresh(int cell) {
+    (*this)[cell] = {.written = true};
+    return written(cell);
+  }
+  void clear() { std::fill(cells_.begin(), cells_.end(), Cell{}); }
+
+ private:
+  std::span<half> of(std::vector<half>& rows, int cell) const {
+    return std::span(rows).subspan(size_t(cell) * width_, width_);
+  }
+
+  size_t width_;
+  std::vector<Cell> cells_;
+  std::vector<half> written_, read_;  // [kCells, width]
 };
 
 class Session {
@@ -50,10 +78,14 @@ class Session {
         cache_(std::move(*Cache::create({kStreams, kCells, kLayers}, policy_))),
         random_(bytes.take<uint8_t>()) {
     empty_ = cache_->stats().bytes.allocated();
+    for (int layer = 0; layer < int(kLayers.size()); ++layer) {
+      for (int part = 0; part < 2 * kStreams; ++part)
+        rows_.emplace_back(width(layer, kSides[part % 2]));
+    }
   }
 
   void run() {
-    for (int call = 0; call < 80 && !bytes_.empty(); ++call) {
+    for (int call = 0; call < kCalls && !bytes_.empty(); ++call) {
       switch (bytes_.below(10)) {
         case 0:
           restore();
@@ -98,19 +130,17 @@ class Session {
     const LayerShape& shape = kLayers[size_t(layer)];
     return side == SideId::K ? shape.k_dim : shape.v_dim;
   }
-  std::map<int, Row>& rows(int layer, int stream, SideId side) {
+  Rows& rows(int layer, int stream, SideId side) {
     return rows_[size_t((layer * kStreams + stream) * 2 + (side == SideId::V))];
   }
 
   // Of every kind: ordinary, loud, tiny, constant, with the largest numbers that 16 bits hold. None
   // is all zeros, which is what cells that were never written read as.
-  std::vector<float> fresh_row(int n) {
+  void fill(std::span<half> row) {
     const uint32_t kind = random_.below(8);
     const float scale = kind == 0 ? 65504.0f : kind == 1 ? 1e-6f : kind == 2 ? 300.0f : 2.0f;
-    std::vector<float> row(static_cast<size_t>(n));
-    for (float& x : row) x = rounded_to_half(kind == 3 ? 0.75f : scale * (2 * random_.unit() - 1));
-    row[0] = row[0] == 0 ? 1.0f : row[0];
-    return row;
+    for (half& x : row) x = to_half(kind == 3 ? 0.75f : scale * (2 * random_.unit() - 1));
+    if (is_zero(row[0])) row[0] = to_half(1.0f);
   }
 
   std::vector<int64_t> cells() {
@@ -127,10 +157,11 @@ class Session {
   void write(int layer, int stream, SideId side, const std::vector<int64_t>& cells) {
     const int n = width(layer, side);
     std::vector<float> values;
+    values.reserve(cells.size() * size_t(n));
     for (const int64_t cell : cells) {
-      const auto row = fresh_row(n);
-      values.insert(values.end(), row.begin(), row.end());
-      rows(layer, stream, side)[int(cell)] = {row, {}, false, true, 1};
+      const auto row = rows(layer, stream, side).fresh(int(cell));
+      fill(row);
+      for (const half x : row) values.push_back(to_float(x));
     }
     const Status status = cache_->write(layer, stream, side, cells, values.data(), n);
     require(status.ok(), "write: {}", status.message());
@@ -138,11 +169,12 @@ class Session {
 
   void step() {
     const auto cells = this->cells();
-    const int stream = bytes_.below(kStreams), attends = bytes_.below(4);
+    const int stream = bytes_.below(kStreams), attends = bytes_.below(8);
     for (int layer = 0; layer < int(kLayers.size()); ++layer) {
       for (const SideId side : kSides) write(layer, stream, side, cells);
-      if (attends == 1) attend_layer(layer, stream, 15, {});
-      if (attends > 1) attend_layer(layer, stream, int(cells.size()), cells);  // as a host does
+      if (attends > 1 && attends < 6) attend_layer(layer, stream, attends, {});
+      // As a host does: a query for each cell, which is what attention spends its time on.
+      if (attends >= 6) attend_layer(layer, stream, int(cells.size()), cells);
     }
     note_moves();
   }
@@ -156,9 +188,9 @@ class Session {
         write(part / 2, stream, kSides[part % 2], cells);
         continue;
       }
-      for (const int64_t cell : cells) rows(part / 2, stream, kSides[part % 2]).erase(int(cell));
+      for (const int64_t cell : cells) rows(part / 2, stream, kSides[part % 2])[int(cell)] = {};
     }
-    for (const int64_t cell : cells) torn_.insert({{stream, int(cell)}, stop});
+    for (const int64_t cell : cells) torn(stream, int(cell)) = true;
     note_moves();
   }
 
@@ -170,15 +202,15 @@ class Session {
       for (const SideId side : kSides) {
         std::vector<half> values;
         for (int i = 0; i < n; ++i) {
-          const auto row = fresh_row(width(layer, side));
-          for (const float x : row) values.push_back(to_half(x));
-          rows(layer, stream, side)[first + i] = {row, {}, false, true, 1};
+          const auto row = rows(layer, stream, side).fresh(first + i);
+          fill(row);
+          values.insert(values.end(), row.begin(), row.end());
         }
         const Status status = cache_->write_half(layer, stream, side, first, n, values.data());
         require(status.ok(), "restore: {}", status.message());
       }
     }
-    for (int i = 0; i < n; ++i) torn_.erase({stream, first + i});
+    for (int i = 0; i < n; ++i) torn(stream, first + i) = false;
     note_moves();
   }
 
@@ -215,15 +247,14 @@ class Session {
         const Status status = cache_->write_half(layer, to, side, 0, kCells, found.data());
         require(status.ok(), "copy: {}", status.message());
         rows(layer, to, side).clear();
-        for (const auto& [cell, row] : rows(layer, from, side)) {
-          const half* values = &found[size_t(cell) * size_t(width(layer, side))];
-          std::vector<float> written;
-          for (int c = 0; c < width(layer, side); ++c) written.push_back(to_float(values[c]));
-          rows(layer, to, side)[cell] = {written, {}, false, true, 1};
+        for (int cell = 0; cell < kCells; ++cell) {
+          if (!rows(layer, from, side)[cell].written) continue;
+          const auto row = rows(layer, to, side).fresh(cell);
+          std::copy_n(&found[size_t(cell) * row.size()], row.size(), row.begin());
         }
       }
     }
-    for (int cell = 0; cell < kCells; ++cell) torn_.insert({{to, cell}, 0});
+    torn_all(to);
     note_moves();
   }
 
@@ -239,25 +270,26 @@ class Session {
       require(status.ok() || policy_.cadence == Cadence::Prompt, "shift: {}", status.message());
       auto& keys = rows(layer, stream, SideId::K);
       if (!status.ok()) keys.clear();
-      for (auto& [cell, row] : keys) {
-        row.read.clear();
-        row.slack += 1;  // a block is coded anew as a whole
+      for (int cell = 0; cell < kCells; ++cell) {
+        keys[cell].seen = false;
+        keys[cell].slack += 1;  // a block is coded anew as a whole
         if (cell % every != 0) continue;
-        for (float& x : row.written) x = -x;
+        for (half& x : keys.written(cell)) x ^= 0x8000;
       }
       if (!status.ok()) torn_all(stream);
     }
     note_moves();
   }
 
+  bool& torn(int stream, int cell) { return torn_[size_t(stream)][size_t(cell)]; }
   void torn_all(int stream) {
-    for (int cell = 0; cell < kCells; ++cell) torn_.insert({{stream, cell}, 0});
+    for (int cell = 0; cell < kCells; ++cell) torn(stream, cell) = true;
   }
 
   void clear() {
     cache_->clear();
     for (auto& part : rows_) part.clear();
-    torn_.clear();
+    torn_ = {};
     note_moves();
     const CacheStats stats = cache_->stats();
     require(stats.rows_live == 0 && stats.rows_dead == 0, "rows are left after clear");
@@ -271,10 +303,9 @@ class Session {
     if (now == compactions_) return;
     compactions_ = now;
     for (auto& part : rows_) {
-      for (auto& [cell, row] : part) {
-        row.steady = false;
-        row.read.clear();
-        row.slack += 1;
+      for (int cell = 0; cell < kCells; ++cell) {
+        part[cell].steady = part[cell].seen = false;
+        part[cell].slack += 1;
       }
     }
   }
@@ -282,6 +313,15 @@ class Session {
   void attend(int stream, int n_queries) {
     for (int layer = 0; layer < int(kLayers.size()); ++layer)
       attend_layer(layer, stream, n_queries, {});
+  }
+
+  // Three of four cells.
+  void show_some(std::span<half> mask) {
+    uint64_t bits = 0;
+    for (size_t i = 0; i < mask.size(); ++i, bits >>= 2) {
+      if (i % 32 == 0) bits = random_.next();
+      if (bits & 3) mask[i] = 0;
+    }
   }
 
   // Outputs are means of values: between the least and the largest of their channel. Each query
@@ -292,8 +332,8 @@ class Session {
     const int n_heads = 2 * shape.n_heads;
     std::vector<float> q, out(size_t(n_queries * n_heads * shape.v_dim), NAN);
     for (int i = 0; i < n_queries * n_heads * shape.k_dim; ++i) q.push_back(2 * random_.unit() - 1);
-    std::vector<half> mask(size_t(n_queries) * kCells);
-    for (half& value : mask) value = own.empty() && random_.below(3) ? half{0} : kHalfNegInf;
+    std::vector<half> mask(size_t(n_queries) * kCells, kHalfNegInf);
+    if (own.empty()) show_some(mask);
     for (size_t query = 0; query < own.size(); ++query) {
       for (size_t i = 0; i <= query; ++i) mask[query * kCells + size_t(own[i])] = 0;
     }
@@ -331,45 +371,55 @@ class Session {
     }
   }
 
-  // Largest difference of a packed number of this head from the one that was written.
-  double bound(const Row& row, int head, int n) const {
-    const auto [lo, hi] =
-        std::minmax_element(row.written.begin() + head * n, row.written.begin() + (head + 1) * n);
+  // Largest difference of a packed number of a head's row from the one that was written.
+  double bound(std::span<const half> written, int slack) const {
+    float lo = INFINITY, hi = -INFINITY;
+    for (const half x : written) lo = std::min(lo, to_float(x)), hi = std::max(hi, to_float(x));
     double largest = 0;
     // Tiny numbers lose more in wide codes, whose steps 16 bits cannot hold.
     for (const Tier& tier : policy_.tiers) {
       if (coded(tier.k_bits))
-        largest = std::max(largest, double(error_bound(*lo, *hi, tier.k_bits, Fit::Endpoint)));
+        largest = std::max(largest, double(error_bound(lo, hi, tier.k_bits, Fit::Endpoint)));
     }
     if (largest == 0) return 0;
-    const double size = std::max(std::fabs(*lo), std::fabs(*hi));
-    return row.slack * (largest + size * 0x1p-9) + 0x1p-24;
+    const double size = std::max(std::fabs(lo), std::fabs(hi));
+    return slack * (largest + size * 0x1p-9) + 0x1p-24;
   }
 
-  void check_row(int layer, SideId side, int cell, Row& row, const half* found) {
-    const int n = dim(layer, side);
-    const std::vector<half> now(found, found + width(layer, side));
-    if (!row.read.empty() && row.packed && row.steady)
-      require(now == row.read, "cell {} changed after it was packed", cell);
-    bool exact = true;
-    for (int head = 0; head < kLayers[size_t(layer)].n_heads; ++head) {
-      const bool absent =
-          policy_.evicts() && std::all_of(found + head * n, found + (head + 1) * n, is_zero);
-      const double allowed = bound(row, head, n);
-      for (int c = head * n; c < (head + 1) * n && !absent; ++c) {
-        const double error = std::fabs(double(to_float(found[c])) - row.written[size_t(c)]);
-        require(error <= allowed, "layer {} {} cell {} channel {}: {} instead of {} within {}",
-                layer, side == SideId::K ? "K" : "V", cell, c, to_float(found[c]),
-                row.written[size_t(c)], allowed);
-        exact = exact && error == 0;
-      }
-      if (absent)  // as it was copied, or since it was evicted here
-        exact = exact &&
-                std::all_of(row.written.begin() + head * n, row.written.begin() + (head + 1) * n,
-                            [](float x) { return x == 0; });
-    }
+  // Most rows are 16-bit ones, which are what was written.
+  void check_row(int layer, SideId side, int cell, Rows& all, std::span<const half> found) {
+    Rows::Cell& row = all[cell];
+    const auto written = all.written(cell), read = all.read(cell);
+    if (row.seen && row.packed && row.steady)
+      require(std::ranges::equal(found, read), "cell {} changed after it was packed", cell);
+    const bool exact =
+        std::ranges::equal(found, written) || !is_coded(layer, side, cell, all, found);
     row.packed = row.packed || !exact;
-    row.read = now;
+    row.seen = true;
+    std::ranges::copy(found, read.begin());
+  }
+
+  // A number is another one than was written, or the row was evicted here.
+  bool is_coded(int layer, SideId side, int cell, Rows& all, std::span<const half> found) const {
+    const size_t n = size_t(dim(layer, side));
+    bool coded = false;
+    for (size_t at = 0; at < found.size(); at += n) {
+      const auto head = found.subspan(at, n);
+      const std::span<const half> written = all.written(cell).subspan(at, n);
+      if (policy_.evicts() && std::ranges::all_of(head, is_zero)) {
+        coded = coded || !std::ranges::all_of(written, is_zero);  // else it was copied as it is
+        continue;
+      }
+      const double allowed = bound(written, all[cell].slack);
+      for (size_t c = 0; c < n; ++c) {
+        const double error = std::fabs(double(to_float(head[c])) - to_float(written[c]));
+        require(error <= allowed, "layer {} {} cell {} channel {}: {} instead of {} within {}",
+                layer, side == SideId::K ? "K" : "V", cell, at + c, to_float(head[c]),
+                to_float(written[c]), allowed);
+        coded = coded || error != 0;
+      }
+    }
+    return coded;
   }
 
   void check_all() {
@@ -378,12 +428,13 @@ class Session {
         for (const SideId side : kSides) {
           const auto found = read(layer, stream, side, 0, kCells);
           const size_t n = size_t(width(layer, side));
-          for (auto& [cell, row] : rows(layer, stream, side))
-            check_row(layer, side, cell, row, &found[size_t(cell) * n]);
+          Rows& all = rows(layer, stream, side);
           for (int cell = 0; cell < kCells; ++cell) {
-            if (rows(layer, stream, side).count(cell) || torn_.count({stream, cell})) continue;
-            for (size_t c = 0; c < n; ++c)
-              require(found[size_t(cell) * n + c] == 0, "cell {} was never written", cell);
+            const auto row = std::span(found).subspan(size_t(cell) * n, n);
+            if (all[cell].written)
+              check_row(layer, side, cell, all, row);
+            else if (!torn(stream, cell))
+              require(std::ranges::all_of(row, is_zero), "cell {} was never written", cell);
           }
         }
       }
@@ -410,8 +461,9 @@ class Session {
   const Policy policy_;
   std::unique_ptr<Cache> cache_;
   Random random_;
-  std::array<std::map<int, Row>, 8> rows_;   // kLayers.size() * kStreams * 2
-  std::map<std::pair<int, int>, int> torn_;  // cells of which some side may hold anything
+  std::vector<Rows> rows_;  // [layer, stream, side]
+  // [stream][cell], of which some side may hold anything
+  std::array<std::array<bool, kCells>, kStreams> torn_ = {};
   uint64_t compactions_ = 0;
   size_t empty_ = 0;
 };
