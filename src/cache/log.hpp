@@ -4,8 +4,8 @@
 // that row is 16-bit; once the row's block is sealed (some layer packed it in an earlier step) the
 // cell gets a new row and the old one is dead. All layers of a stream share the log: a step is one
 // pass of writes through the layers, and a block sealed during a step still counts as open until
-// the next one, so that every layer sees the same rows. Rows that a host puts back are steps of their
-// own. Not thread-safe.
+// the next one, so that every layer sees the same rows. Rows that a host puts back are steps of
+// their own. Not thread-safe.
 #pragma once
 
 #include <array>
