@@ -19,13 +19,13 @@ import pathlib
 import platform
 import random
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+
+from llama_server import NotStarted, ServerProcess
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ROOT / ".venv" / "packages"
@@ -196,65 +196,37 @@ class Client:
 # --- the server and its memory
 
 
-class Server:
-    def __init__(self, options, cache, folder):
-        self.log = pathlib.Path(folder) / "server.log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        env = dict(os.environ)
-        env.pop("GGML_BACKEND_PATH", None)
-        env.setdefault("OMP_WAIT_POLICY", "passive")
-        where = ["--device", "none"]
-        if cache != OWN_CACHE:
-            env |= {"GGML_BACKEND_PATH": str(options.plugin), "ZIPCACHE_POLICY": cache}
-            where = ["--device", "ZipCache0", "-ngl", "99"]
-        command = [options.server, "-m", options.model, "--host", "127.0.0.1", "--port", self.port, "-np",
-                   options.clients, "-c", options.ctx_size, "-t", options.threads, "-fa", "on", *where,
-                   *options.server_arguments.split()]
-        with open(self.log, "w") as log:
-            # In a process group of its own, so that Ctrl-C reaches this script alone.
-            self.process = subprocess.Popen([str(word) for word in command], env=env, stdin=subprocess.DEVNULL,
-                                            stdout=log, stderr=log, preexec_fn=os.setpgrp)
-        self.wait()
+def start_server(options, cache, folder):
+    """A server that answers; ends the program if it does not start."""
+    env = dict(os.environ)
+    env.pop("GGML_BACKEND_PATH", None)
+    env.setdefault("OMP_WAIT_POLICY", "passive")
+    where = ["--device", "none"]
+    if cache != OWN_CACHE:
+        env |= {"GGML_BACKEND_PATH": str(options.plugin), "ZIPCACHE_POLICY": cache}
+        where = ["--device", "ZipCache0", "-ngl", "99"]
+    server = ServerProcess(
+        options.server, ["-m", options.model, "-np", options.clients, "-c", options.ctx_size, "-t", options.threads,
+                         "-fa", "on", *where, *options.server_arguments.split()], env, pathlib.Path(folder) / "server.log",
+        apart=True)
+    try:
+        server.wait(120)
+    except NotStarted as error:
+        raise SystemExit(f"load: {error}") from None
+    return server
 
-    def wait(self):
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                break
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-                connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
-                    return
-            except OSError:
-                pass
-            time.sleep(0.1)
-        self.stop()
-        raise SystemExit(f"load: llama-server did not start; its log ends with\n{self.tail()}")
 
-    def tail(self):
-        return self.log.read_text(errors="replace")[-1500:]
+def backend_of(server):
+    """The backend's line about itself, none if it takes no part."""
+    lines = [line for line in server.log().splitlines() if "zipcache: policy" in line]
+    return lines[0].split("zipcache: ")[1] if lines else None
 
-    def backend(self):
-        """The backend's line about itself, none if it takes no part."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if "zipcache: policy" in line]
-        return lines[0].split("zipcache: ")[1] if lines else None
 
-    def resident_mib(self):
-        for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-        return math.nan  # it is ending
-
-    def stop(self):
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+def resident_mib(server):
+    for line in pathlib.Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return math.nan  # it is ending
 
 
 def percentiles(seconds):
@@ -283,7 +255,7 @@ def slope(values, per):
 def one_turn(options, cache, turn, seconds, texts):
     """One server under load; the row of its measurements."""
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(options, cache, folder)
+        server = start_server(options, cache, folder)
         stop = threading.Event()
         # The same seeds for every cache of a round.
         clients = [Client(f"{options.seed} {turn} {i}", server.port, texts, options.cancel)
@@ -294,19 +266,22 @@ def one_turn(options, cache, turn, seconds, texts):
             for thread in threads:
                 thread.start()
             while time.monotonic() < begin + seconds and server.process.poll() is None:
-                resident.append(round(server.resident_mib(), 2))
+                resident.append(round(resident_mib(server), 2))
                 time.sleep(max(0.0, min(begin + len(resident), begin + seconds) - time.monotonic()))
             elapsed = time.monotonic() - begin
         finally:
             stop.set()
             died = server.process.poll()
-            backend = server.backend()
+            backend = backend_of(server)
+            # Clients first: a llama-server that is asked to end with answers under way may not.
+            for thread in threads:
+                thread.join(5)
             server.stop()
             for thread in threads:
                 thread.join()
         errors = [error for client in clients for error in client.errors]
         if died is not None:
-            errors.append(f"llama-server ended with {died}: {server.tail()}")
+            errors.append(f"llama-server ended with {died}: {server.log()[-1500:]}")
         if (backend is None) != (cache == OWN_CACHE):
             errors.append(f"asked for the cache {cache}, the server's log says of the backend: {backend}")
     total = {key: sum(getattr(client, key) for client in clients)

@@ -159,7 +159,7 @@ class Engine final : public Cache {
   Status restore_rows(const RowRun& run);
   Status restore_run(const RowRun& run);
   Status copy_layer(int layer, int from, int to);
-  Status begin_write(int layer, int stream, SideId side);
+  Status begin_write(int layer, int stream, SideId side, Writer writer);
   Status place(int stream, std::span<const int64_t> cells, std::vector<RowId>& rows);
   Status unseal(int stream, std::span<const int64_t> cells);
   // Rows on their way to another place of the log: values [2 * layer + side][row, width], and which
@@ -396,11 +396,10 @@ Status Engine::compact(int stream, int slot) {
   return ok();
 }
 
-// Begins a step when this side of this layer was written before; between steps is the time to
-// compact.
-Status Engine::begin_write(int layer, int stream, SideId side) {
+// Between steps is the time to compact.
+Status Engine::begin_write(int layer, int stream, SideId side, Writer writer) {
   StreamLog& log = logs_[size_t(stream)];
-  if (!log.begin_write(layer, side)) return ok();
+  if (!log.begin_write(layer, side, writer)) return ok();
   while (log.rows_dead() > dead_rows_allowed(shape_.n_cells) && log.most_dead() >= 0) {
     ZC_TRY(compact(stream, log.most_dead()));
   }
@@ -543,7 +542,7 @@ Status Engine::write_rows(int layer, int stream, SideId side, std::span<const in
   // In all layers: those to come must not find a block's cells elsewhere.
   for (size_t other = 0; other < shape_.layers.size(); ++other)
     ZC_TRY(settle_keys(int(other), stream));
-  ZC_TRY(begin_write(layer, stream, side));
+  ZC_TRY(begin_write(layer, stream, side, Writer::Model));
   std::vector<RowId> placed;
   ZC_TRY(place(stream, cells, placed));
   size_t i = 0;
@@ -652,7 +651,7 @@ Status Engine::write_half(int layer, int stream, SideId side, int first_cell, in
   const Result<RowRun> run = row_run(layer, stream, side, first_cell, n_cells, rows);
   if (!run.ok()) return run.status();
   return changing([&]() -> Status {
-    ZC_TRY(begin_write(layer, stream, side));
+    ZC_TRY(begin_write(layer, stream, side, Writer::Host));
     return write_changed(*run);
   });
 }
@@ -793,7 +792,7 @@ Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n
 }
 
 Status Engine::restore_run(const RowRun& run) {
-  ZC_TRY(begin_write(run.layer, run.stream, run.side));
+  ZC_TRY(begin_write(run.layer, run.stream, run.side, Writer::Host));
   LayerStore& target = store(run.layer, run.stream);
   const uint64_t identity = saved_identity(target);
   std::optional<uint64_t> next;  // place in the text behind the last block
@@ -989,6 +988,7 @@ Status Engine::attend(const Attention& step) {
   if (policy_.cadence == Cadence::Prompt && decode_step)
     ZC_TRY(changing([&] { return pack_due(step, true); }));
   mark_sinks(step);
+  logs_[size_t(step.stream)].note_attention();
   LayerStore& target = store(step.layer, step.stream);
   const bool scored = target.packed.policy().needs_scores();
   const std::vector<int> probes = scored ? probes_of(step) : std::vector<int>{};

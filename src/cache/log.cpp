@@ -26,16 +26,18 @@ void StreamLog::clear() {
   free_slots_.clear();
   for (int slot = int(blocks_.size()) - 1; slot >= 0; --slot) free_slots_.push_back(slot);
   appended_ = place_ = rows_live_ = rows_dead_ = 0;
-  step_placed_ = false;
+  writer_ = Writer::Model;
+  attended_ = step_placed_ = false;
 }
 
-bool StreamLog::begin_write(int layer, SideId side) {
+bool StreamLog::begin_write(int layer, SideId side, Writer writer) {
   uint8_t& mark = written_[2 * size_t(layer) + (side == SideId::V)];
-  const bool new_step = mark != 0;
+  const bool new_step = mark != 0 || writer != writer_ || (writer == Writer::Host && attended_);
+  writer_ = writer;
   if (new_step) {
     std::fill(written_.begin(), written_.end(), uint8_t{0});
     ++step_;
-    step_placed_ = false;
+    attended_ = step_placed_ = false;
     step_rows_.clear();
   }
   mark = 1;

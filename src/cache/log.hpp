@@ -4,7 +4,8 @@
 // that row is 16-bit; once the row's block is sealed (some layer packed it in an earlier step) the
 // cell gets a new row and the old one is dead. All layers of a stream share the log: a step is one
 // pass of writes through the layers, and a block sealed during a step still counts as open until
-// the next one, so that every layer sees the same rows. Not thread-safe.
+// the next one, so that every layer sees the same rows. Rows that a host puts back are steps of
+// their own. Not thread-safe.
 #pragma once
 
 #include <array>
@@ -18,6 +19,10 @@
 namespace zipcache {
 
 using BlockBits = std::bitset<kBlockTokens>;
+
+// Who writes: a pass of the model through its layers, or a host that puts rows back, which come in
+// any order and in any number of pieces.
+enum class Writer : uint8_t { Model, Host };
 
 // A place in the log: block slot and row inside the block.
 struct RowId {
@@ -44,8 +49,11 @@ class StreamLog {
   StreamLog(int n_cells, int n_layers);
   bool operator==(const StreamLog&) const = default;
 
-  // Starts a write of one side of one layer; true when it begins a new step.
-  bool begin_write(int layer, SideId side);
+  // Starts a write of one side of one layer; true when it begins a new step: when this side of this
+  // layer was written before, when another writer did so, and for a host after attention.
+  bool begin_write(int layer, SideId side, Writer writer);
+  // Attention read the rows, which may have packed some.
+  void note_attention() { attended_ = true; }
   // Rows for `cells` [n], which must be in range. Calls free_block(slot) for blocks that die.
   template <class FreeBlock>
   void place(std::span<const int64_t> cells, std::vector<RowId>& rows, FreeBlock&& free_block);
@@ -111,6 +119,8 @@ class StreamLog {
   uint64_t place_ = 0;
   uint64_t rows_live_ = 0;
   uint64_t rows_dead_ = 0;
+  Writer writer_ = Writer::Model;  // of this step
+  bool attended_ = false;          // in this step
   bool step_placed_ = false;
 };
 

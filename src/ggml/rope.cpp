@@ -26,9 +26,15 @@ Result<KeyRotation> KeyRotation::from_node(const ggml_tensor* node) {
   rotation.n_dims = words[1];
   const int mode = words[2];
   rotation.n_ctx_orig = words[4];
-  float* const numbers[] = {&rotation.freq_base,   &rotation.freq_scale, &rotation.ext_factor,
-                            &rotation.attn_factor, &rotation.beta_fast,  &rotation.beta_slow};
-  for (int i = 0; i < 6; ++i) std::memcpy(numbers[i], &words[5 + i], sizeof(float));
+  const struct {
+    int word;
+    float* number;
+  } numbers[] = {{5, &rotation.freq_base},
+                 {6, &rotation.freq_scale},
+                 {7, &rotation.ext_factor},
+                 {9, &rotation.beta_fast},
+                 {10, &rotation.beta_slow}};
+  for (const auto& [word, number] : numbers) std::memcpy(number, &words[word], sizeof(float));
   rotation.neox = mode == GGML_ROPE_TYPE_NEOX;
   if ((mode != GGML_ROPE_TYPE_NORMAL && !rotation.neox) || rotation.n_dims % 2 != 0 ||
       rotation.n_dims > node->ne[0]) {
@@ -44,8 +50,6 @@ Result<KeyRotation> KeyRotation::from_node(const ggml_tensor* node) {
 void KeyRotation::apply(float* head, int32_t positions) const {
   const float low = std::max(0.0f, std::floor(correction_pair(*this, beta_fast)));
   const float high = std::min(float(n_dims - 1), std::ceil(correction_pair(*this, beta_slow)));
-  const float magnitude =
-      ext_factor != 0 ? attn_factor * (1 + 0.1f * std::log(1 / freq_scale)) : attn_factor;
   float* x = head + first_channel;
   for (int pair = 0; pair < n_dims / 2; ++pair) {
     const float plain = float(positions) *
@@ -57,7 +61,7 @@ void KeyRotation::apply(float* head, int32_t positions) const {
       const float mix = (1 - ramp) * ext_factor;
       angle = angle * (1 - mix) + plain * mix;
     }
-    const float c = std::cos(angle) * magnitude, s = std::sin(angle) * magnitude;
+    const float c = std::cos(angle), s = std::sin(angle);
     float& a = neox ? x[pair] : x[2 * pair];
     float& b = neox ? x[pair + n_dims / 2] : x[2 * pair + 1];
     const float turned = a * c - b * s;

@@ -16,7 +16,7 @@ namespace {
 std::vector<RowId> write_cells(StreamLog& log, const std::vector<int64_t>& cells, int layer = 0,
                                SideId side = SideId::K) {
   std::vector<RowId> rows;
-  log.begin_write(layer, side);
+  log.begin_write(layer, side, Writer::Model);
   log.place(cells, rows, [&](int slot) { log.free_slot(slot); });
   return rows;
 }

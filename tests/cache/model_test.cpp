@@ -33,7 +33,7 @@ class Model {
       if (choice < 55)
         write(int(random_.below(choice < 50 ? 60 : 300)) + 1, random_.below(4) != 0);
       else if (choice < 65)
-        write_range();
+        write_runs();
       else if (choice < 75)
         write_back();
       else if (choice < 92)
@@ -78,20 +78,28 @@ class Model {
     }
   }
 
-  // A restored state: fresh 16-bit rows for a range of cells.
-  void write_range() {
-    const int stream = int(random_.below(2)), n = 1 + int(random_.below(100));
-    const int first = int(random_.below(uint32_t(kCells - n)));
-    for (int layer = 0; layer < kNumLayers; ++layer) {
-      for (const SideId side : kSides) {
-        const auto values = test::random_rows(n, kWidth, random_.next());
-        ASSERT_TRUE(
-            cache_->write_half(layer, stream, side, first, n, test::to_halves(values).data()).ok());
-        for (int i = 0; i < n; ++i) {
-          const auto row = values.begin() + i * kWidth;
-          rows(layer, stream, side)[first + i] = Row(row, row + kWidth);
-        }
+  // A restored state: fresh 16-bit rows for runs of cells, all keys and then all values.
+  void write_runs() {
+    const int stream = int(random_.below(2)), n_runs = 1 + int(random_.below(3));
+    std::vector<std::pair<int, int>> runs;  // first cell, cells
+    for (int run = 0; run < n_runs; ++run) {
+      const int n = 1 + int(random_.below(100));
+      runs.push_back({int(random_.below(uint32_t(kCells - n))), n});
+    }
+    for (const SideId side : kSides) {
+      for (int layer = 0; layer < kNumLayers; ++layer) {
+        for (const auto& [first, n] : runs) write_run(layer, stream, side, first, n);
       }
+    }
+  }
+
+  void write_run(int layer, int stream, SideId side, int first, int n) {
+    const auto values = test::random_rows(n, kWidth, random_.next());
+    ASSERT_TRUE(
+        cache_->write_half(layer, stream, side, first, n, test::to_halves(values).data()).ok());
+    for (int i = 0; i < n; ++i) {
+      const auto row = values.begin() + i * kWidth;
+      rows(layer, stream, side)[first + i] = Row(row, row + kWidth);
     }
   }
 

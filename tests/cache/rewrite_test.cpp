@@ -133,6 +133,36 @@ TEST(Rewrite, RestoringChangedRowsKeepsTheSidesAndLayersThatDidNotChange) {
   }
 }
 
+// llama.cpp puts a sequence of scattered cells back run by run: all keys, then all values. The text
+// that follows must not be taken for a part of that, or a block that one layer packs loses the rows
+// that the next layers have yet to write.
+TEST(Rewrite, ATextAfterAStateInPiecesKeepsItsRowsInAllLayers) {
+  Harness harness({1, 400, kLayers}, "uniform,bits=8", 1);
+  ASSERT_TRUE(harness.prompt(120, 120).ok());
+  for (const SideId side : kSides) {
+    for (const int layer : {0, 1}) {
+      for (const int first : {0, 60}) {
+        const auto rows = harness.read(layer, side, first, 20);
+        ASSERT_TRUE(harness.cache().write_half(layer, 0, side, first, 20, rows.data()).ok());
+      }
+    }
+  }
+  ASSERT_TRUE(harness.prompt(40, 40).ok());  // the first block is full and packed on the way
+  ASSERT_GT(harness.stats().rows_packed, 100u);
+  for (const int layer : {0, 1}) {
+    for (const SideId side : kSides) {
+      const auto found = harness.read(layer, side), written = harness.written(layer, side);
+      const auto [low, high] = std::minmax_element(
+          written.begin(), written.end(), [](half a, half b) { return to_float(a) < to_float(b); });
+      // No step of 8 bits is wider than a 255th of all numbers' range.
+      const float step = (to_float(*high) - to_float(*low)) / 255;
+      for (size_t i = 0; i < written.size(); ++i)
+        ASSERT_NEAR(to_float(found[i]), to_float(written[i]), step)
+            << "layer " << layer << ", " << i;
+    }
+  }
+}
+
 TEST(Rewrite, RawCellsKeepTheirRowAndPackedOnesMoveToTheEnd) {
   Harness harness({1, 400, kLayers}, "uniform", 1);
   ASSERT_TRUE(harness.feed(200).ok());

@@ -20,9 +20,9 @@ def counters(log):
             for line in llama.lines_with(log, "zipcache: cache=")]
 
 
-def test_a_server_logs_its_counters_at_an_interval(tmp_path, monkeypatch):
-    monkeypatch.setattr(llama, "environment", with_setting(llama.environment, ZIPCACHE_LOG_INTERVAL="0.3"))
-    with llama.Server(tmp_path, "-np", "1", "-c", "4096", policy="zip", model=llama.SMALL_MODEL) as server:
+def test_a_server_logs_its_counters_at_an_interval(tmp_path):
+    with llama.Server(tmp_path, "-np", "1", "-c", "4096", policy="zip", model=llama.SMALL_MODEL,
+                      env={"ZIPCACHE_LOG_INTERVAL": "0.3"}) as server:
         begin = time.monotonic()
         while len(counters(server.log())) < 3:
             assert time.monotonic() < begin + 60
@@ -41,10 +41,6 @@ def test_a_server_logs_its_counters_at_an_interval(tmp_path, monkeypatch):
     assert 0 < last["packing"] < 100 and last["scoring"] >= 0
 
 
-def with_setting(environment, **settings):
-    return lambda policy: environment(policy) | settings
-
-
 def test_without_the_setting_nothing_is_logged(tmp_path):
     with llama.Server(tmp_path, "-np", "1", "-c", "4096", policy="zip", model=llama.SMALL_MODEL) as server:
         server.complete(PROMPT, n_predict=100, ignore_eos=True)
@@ -52,10 +48,9 @@ def test_without_the_setting_nothing_is_logged(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["often", "-1", "1e99", "nan"])
-def test_a_wrong_interval_is_refused(monkeypatch, value):
-    monkeypatch.setattr(llama, "environment", with_setting(llama.environment, ZIPCACHE_LOG_INTERVAL=value))
+def test_a_wrong_interval_is_refused(value):
     done = llama.run("llama-completion", "-m", llama.SMALL_MODEL, "-p", "x", "-n", "1", *llama.WITH_ZIPCACHE,
-                     policy="zip")
+                     policy="zip", env={"ZIPCACHE_LOG_INTERVAL": value})
     assert done.returncode != 0
     assert re.search(f"zipcache: ZIPCACHE_LOG_INTERVAL={value}: expected seconds", done.stderr)
 

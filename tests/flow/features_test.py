@@ -5,6 +5,7 @@ The small model looks up a number in a list of 50, most of it packed; a cache th
 
 import concurrent.futures
 import json
+import re
 
 import pytest
 
@@ -35,7 +36,7 @@ def complete(*arguments, policy=None):
     return done
 
 
-@pytest.mark.parametrize("arguments, on_us", [(["--no-kv-offload"], 0), (["-ngl", "3"], 2)])
+@pytest.mark.parametrize("arguments, on_us", [(["--no-kv-offload"], 0), (["-ngl", "3"], 2), (["-ngl", "3", "-fa", "auto"], 2)])
 def test_layers_that_are_not_offloaded_keep_llama_cpps_cache(tmp_path, arguments, on_us):
     # llama.cpp counts the output as a layer.
     with serve(tmp_path, *arguments, cells=2048) as server:
@@ -100,3 +101,27 @@ def test_self_extend_divides_positions_as_without_the_backend():
     assert plain.stdout != complete().stdout
     assert complete(*extend, policy="f16").stdout == plain.stdout
     assert complete(*extend, policy="zip,recent=32").stdout.strip()
+
+
+# --- programs beside the server
+
+
+def test_llama_cli_answers():
+    done = llama.run("llama-cli", "-m", llama.MODEL, "-st", "-p", "What is the capital of France?", "-n", "16", "-c", "512",
+                     "-t", llama.THREADS, "--temp", "0", "--simple-io", *llama.WITH_ZIPCACHE, policy="zip")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Paris" in done.stdout
+
+
+def test_activations_can_be_watched(tmp_path):
+    # llama-imatrix looks at every operation while it runs, for which llama.cpp hands over one at a time.
+    def perplexity(policy):
+        where = llama.PLAIN if policy is None else llama.WITH_ZIPCACHE
+        done = llama.run("llama-imatrix", "-m", llama.SMALL_MODEL, "-f", llama.LINES, "-c", "512", "-ub", "128", "--chunks", "2",
+                         "-t", llama.THREADS, "-o", tmp_path / "matrix.gguf", *where, policy=policy)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return float(re.search(r"Final estimate: PPL = ([0-9.]+)", done.stdout + done.stderr)[1])
+
+    plain = perplexity(None)
+    assert perplexity("f16") == pytest.approx(plain, rel=3e-4)
+    assert 0.97 < perplexity("zip") / plain < 1.03

@@ -3,17 +3,20 @@
 Not a test itself: what every file of tests/flow shares.
 """
 
+import http.client
 import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
+import sys
 import time
-import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "bench"))
+from llama_server import ServerProcess  # noqa: E402  (bench is no package)
+
 BUILD = pathlib.Path(os.environ.get("ZIPCACHE_BUILD", ROOT / "build"))
 PLUGIN = BUILD / "libggml-zipcache.so"
 PACKAGES = ROOT / ".venv" / "packages"
@@ -56,11 +59,11 @@ def environment(policy):
     return env
 
 
-def run(program, *arguments, policy=None, timeout=100):
-    """Runs one program to its end; the caller looks at the exit status."""
+def run(program, *arguments, policy=None, env=None, timeout=100):
+    """Runs one program to its end, with more variables in `env`; the caller looks at the exit status."""
     return subprocess.run(
         [str(PROGRAMS / program), *map(str, arguments)],
-        env=environment(policy), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env=environment(policy) | (env or {}), stdin=subprocess.DEVNULL, capture_output=True, text=True,
         errors="replace", timeout=timeout, check=False)
 
 
@@ -103,48 +106,21 @@ def copy_task(which):
     return f"{whole}\n\n{whole[:cut]}", expected
 
 
-class Server:
-    """llama-server on a free port; the log is kept and readable while it runs."""
+class Server(ServerProcess):
+    """llama-server while the `with` lasts; the log is kept and readable while it runs."""
 
-    def __init__(self, folder, *arguments, policy=None, model=MODEL):
-        self.log_path = pathlib.Path(folder) / "server.log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(self, folder, *arguments, policy=None, model=MODEL, env=None):
         where = PLAIN if policy is None else WITH_ZIPCACHE
-        with open(self.log_path, "w") as log:
-            self.process = subprocess.Popen(
-                [str(PROGRAMS / "llama-server"), "-m", str(model), "--host", "127.0.0.1", "--port",
-                 str(self.port), "-t", THREADS, "-lv", "4", "--slot-save-path", str(folder), *where,
-                 *map(str, arguments)],
-                env=environment(policy), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        super().__init__(PROGRAMS / "llama-server", ["-m", model, "-t", THREADS, "-lv", "4", "--slot-save-path", folder,
+                                                     *where, *arguments],
+                         environment(policy) | (env or {}), pathlib.Path(folder) / "server.log")
 
     def __enter__(self):
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, f"llama-server ended at start:\n{self.log()[-3000:]}"
-            if self.healthy():
-                return self
-            time.sleep(0.1)
-        self.__exit__()
-        raise AssertionError(f"llama-server did not answer in 60 s:\n{self.log()[-3000:]}")
+        self.wait(60)
+        return self
 
     def __exit__(self, *_):
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def log(self):
-        return self.log_path.read_text(errors="replace")
-
-    def healthy(self):
-        try:
-            return self.get("/health").get("status") == "ok"
-        except (urllib.error.URLError, ConnectionError):
-            return False
+        self.stop()
 
     def url(self, path):
         return f"http://127.0.0.1:{self.port}{path}"
@@ -161,3 +137,15 @@ class Server:
 
     def complete(self, prompt, n_predict=16, **fields):
         return self.post("/completion", prompt=prompt, n_predict=n_predict, temperature=0, **fields)
+
+    def cancel(self, prompt, **fields):
+        """Asks for many tokens and hangs up at the first; back when the server has noticed."""
+        body = {"prompt": prompt, "n_predict": 1500, "temperature": 0, "stream": True, "ignore_eos": True} | fields
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
+        assert connection.getresponse().readline().startswith(b"data:")
+        connection.close()
+        deadline = time.monotonic() + 20
+        while any(slot["is_processing"] for slot in self.get("/slots")):
+            assert time.monotonic() < deadline, "the cancelled request still runs after 20 s"
+            time.sleep(0.05)

@@ -6,17 +6,20 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 import llama
+from shapes import models
 
 SCRIPT = llama.ROOT / "bench" / "load.py"
 
 
-def command(*arguments):
-    return [sys.executable, SCRIPT, "-m", llama.SMALL_MODEL, "--plugin", llama.PLUGIN, *map(str, arguments)]
+def command(*arguments, model=llama.SMALL_MODEL):
+    return [sys.executable, SCRIPT, "-m", model, "--plugin", llama.PLUGIN, *map(str, arguments)]
 
 
-def load(*arguments):
-    return subprocess.run(command(*arguments), env=llama.environment(None), capture_output=True, text=True, timeout=120,
+def load(*arguments, **options):
+    return subprocess.run(command(*arguments, **options), env=llama.environment(None), capture_output=True, text=True, timeout=120,
                           check=False)
 
 
@@ -35,6 +38,14 @@ def test_both_caches_stand_a_short_load(tmp_path):
         assert f"| {row['cache']} | 1 | {row['requests']} ({row['cancelled']}) | 0 |" in done.stdout
     assert rows[0]["backend"] is None
     assert "policy zip" in rows[1]["backend"]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "jamba"])
+def test_windows_and_states_stand_a_short_load(tmp_path, name):
+    # Random weights answer nonsense, some of which is no message; that is not an error of the server.
+    done = load("--minutes", "0.07", "--rounds", "1", "--caches", "zip", "--cancel", "0.3", model=models.make(name, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "| zip | 1 |" in done.stdout
 
 
 def test_a_server_that_cannot_start_ends_the_load_with_its_log():

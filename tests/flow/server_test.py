@@ -1,9 +1,6 @@
 """llama-server on the compressed cache: slots at once, save and restore, prefixes, cancelled requests."""
 
 import concurrent.futures
-import http.client
-import json
-import time
 
 import pytest
 
@@ -69,17 +66,7 @@ def test_a_common_prefix_is_reused_and_still_answers(server):
 
 
 def test_after_a_cancelled_request_the_server_answers(server):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    body = {"prompt": llama.copy_task(3)[0], "n_predict": 1500, "temperature": 0, "stream": True,
-            "ignore_eos": True, "id_slot": 0}
-    connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
-    assert connection.getresponse().readline().startswith(b"data:")
-    connection.close()
-
-    deadline = time.monotonic() + 20
-    while any(slot["is_processing"] for slot in server.get("/slots")):
-        assert time.monotonic() < deadline, "the cancelled request still runs after 20 s"
-        time.sleep(0.1)
+    server.cancel(llama.copy_task(3)[0], id_slot=0)
     prompt, expected = llama.copy_task(0)
     assert server.complete(prompt, id_slot=0)["content"].startswith(expected)
     check_alive(server)

@@ -26,7 +26,7 @@ SERVED = [name for name in models.MODELS if name not in [*REFUSED, *NO_CACHE]]
 # Every layer sees 40 tokens only, so that nothing older can matter.
 FORGETFUL = ["lfm2-window"]
 # Their sliding-window layers have a cache of their own, of 256 cells.
-WINDOWED = ["gemma2", "gemma3", "gemma3n", "gpt-oss", "mimo2"]
+WINDOWED = ["gemma2", "gemma3", "gemma3n", "gpt-oss", "mimo2", "mimo2-nextn"]
 A = models.VOCABULARY.index("<0x61>")
 
 
@@ -38,13 +38,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(folder):
     @functools.cache
-    def measure(name, windows="f16"):
+    def measure(name, *options, windows="f16"):
         path = models.make(name, folder)
         env = llama.environment("zip") | {"ZIPCACHE_WINDOW": windows}
         env.pop("GGML_BACKEND_PATH")  # it is loaded after the models ran without it
         script = llama.ROOT / "tests" / "flow" / "shapes" / "logits.py"
-        done = subprocess.run([sys.executable, script, llama.PLUGIN, path, "f16", "zip"], env=env, text=True,
-                              capture_output=True, timeout=100, check=False)
+        done = subprocess.run([sys.executable, script, *options, llama.PLUGIN, path, "f16", "zip"], env=env,
+                              text=True, capture_output=True, timeout=100, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout)
     return measure
@@ -79,10 +79,31 @@ def test_the_default_policy_packs_and_stays_near(measured, name):
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3n"])
 def test_windows_are_packed_on_demand(measured, name):
-    found = measured(name, "policy")
+    found = measured(name, windows="policy")
     assert all(cache["policy"] == "zip" and cache["rows_packed"] > 0 for cache in found["policies"]["zip"]["stats"])
     assert found["policies"]["zip"]["distance"] < found["memory"] / 2
     assert found["policies"]["f16"]["distance"] < 1.2 * found["plain"]
+
+
+def check_near(found):
+    """The bounds of the first two tests."""
+    assert found["memory"] > 30 * found["plain"]
+    for policy in found["policies"].values():
+        assert policy["finite"]
+    assert found["policies"]["f16"]["distance"] < 1.2 * found["plain"]
+    assert found["plain"] < found["policies"]["zip"]["distance"] < found["memory"] / 2
+
+
+@pytest.mark.parametrize("name", ["llama-gqa3-d64", "gemma3", "qwen2vl"])
+def test_a_picture_is_seen_as_a_whole(measured, name):
+    # Embeddings without tokens, each of which sees those after it too; qwen2vl gives them rows and columns for positions.
+    check_near(measured(name, "--picture"))
+
+
+@pytest.mark.parametrize("name", ["llama-gqa3-d64", "deepseek2-plain", "mpt", "jamba", "lfm2"])
+def test_a_text_at_other_positions(measured, name):
+    # All keys are rotated in place, next to states where there are such; where positions are no rotation nothing happens.
+    check_near(measured(name, "--move"))
 
 
 def complete(path, *arguments, policy):
@@ -131,8 +152,8 @@ def test_the_server_gives_the_same_probabilities(folder, tmp_path, name):
 
 @pytest.mark.parametrize("name, policy, tolerance", [
     ("bert", "zip", 0),  # no cache, nothing of it is the backend's
-    ("llama-gqa3-d64", "f16", 1e-3),
-    ("llama-gqa3-d64", "zip", 0.1),
+    *[(name, policy, tolerance) for name in ["llama-gqa3-d64", "gemma2", "jamba"]
+      for policy, tolerance in [("f16", 1e-3), ("zip", 0.1)]],
 ])
 def test_embeddings(folder, tmp_path, name, policy, tolerance):
     path = models.make(name, folder)

@@ -58,7 +58,7 @@ class Session:
 
     def tokens(self, text):
         data = text.encode()
-        found = (llama_cpp.llama_token * (len(data) + 8))()
+        found = (llama_cpp.llama_token * (3 * len(data) + 8))()
         n = llama_cpp.llama_tokenize(self.vocabulary, data, len(data), found, len(found), True, False)
         return list(found[:n])
 

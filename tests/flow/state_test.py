@@ -9,6 +9,7 @@ import urllib.error
 import pytest
 
 import llama
+from shapes import models
 
 CHAT = llama.ROOT / "data" / "text" / "chat.txt"
 N_PREDICT = 200
@@ -23,13 +24,13 @@ def prompt(n_characters=2700):
     return text[:text.index("Assistant:", n_characters)] + "Assistant:"
 
 
-def steps(tmp_path, policy, *names, n_predict=N_PREDICT):
+def steps(tmp_path, policy, *names, n_predict=N_PREDICT, model=llama.MODEL, text=None, env=None):
     """What the steps of state_in_python.py gave, done in a process of their own."""
-    (tmp_path / "text.txt").write_text(prompt())
+    (tmp_path / "text.txt").write_text(text or prompt())
     script = llama.ROOT / "tests" / "flow" / "state_in_python.py"
     result = subprocess.run(
-        [sys.executable, script, llama.PLUGIN, llama.MODEL, tmp_path / "text.txt", str(n_predict),
-         *names], env=llama.environment(policy), capture_output=True, text=True, timeout=200, check=False)
+        [sys.executable, script, llama.PLUGIN, model, tmp_path / "text.txt", str(n_predict),
+         *names], env=llama.environment(policy) | (env or {}), capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout)
 
@@ -59,6 +60,25 @@ def test_a_state_on_the_device_goes_on_with_the_same_tokens(tmp_path):
                                     "restore_on_device=0", "generate=0", n_predict=100)
     assert 0 < size < 100000, "the state was not kept on the device"
     assert restored == unsaved
+
+
+# Windows at 16 bits and packed, state-space layers, convolutions.
+KINDS = [("gemma2", "f16"), ("gemma2", "policy"), ("jamba", "f16"), ("lfm2", "f16")]
+
+
+@pytest.mark.parametrize("policy", ["f16", "zip"])
+@pytest.mark.parametrize("name, windows", KINDS)
+def test_sequences_of_other_kinds_of_models_go_on_with_the_same_tokens(tmp_path, name, windows, policy):
+    # Copied; restored in place, in the other stream, from memory on the device, and again.
+    state = tmp_path / "state.bin"
+    results = steps(
+        tmp_path, policy, "read", f"save={state}", "copy=0:1", "generate=0", "generate=1", f"restore={state}:0",
+        "generate=0", f"restore={state}:1", "generate=1", f"restore={state}:0", "save_on_device", "generate=0",
+        "restore_on_device=0", "generate=0", f"again={state}:2", n_predict=60, model=models.make(name, tmp_path),
+        text=llama.TEXT.read_text()[5000:5500], env={"ZIPCACHE_WINDOW": windows})
+    unsaved, *others = [tokens for tokens in results if isinstance(tokens, list)]
+    assert len(unsaved) == 60 and others == [unsaved] * 5
+    assert results[-1], "a state changed by being restored and saved again"
 
 
 def answer(server, slot):

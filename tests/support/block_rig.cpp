@@ -24,7 +24,7 @@ void BlockRig::append(int n, const std::vector<float>& k, const std::vector<floa
   std::iota(cells.begin(), cells.end(), int64_t(next_));
   next_ += n;
   std::vector<RowId> rows;
-  log.begin_write(0, SideId::K);
+  log.begin_write(0, SideId::K, Writer::Model);
   log.place(cells, rows, [](int) {});
   const LayerShape& shape = store.raw.shape;
   for (int i = 0; i < n; ++i) {

@@ -32,6 +32,7 @@ class Model:
             "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256,
             "tokenizer.ggml.bos_token_id": 1,
             "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.add_space_prefix": False,
         }
         own = {"context_length": 8192, "embedding_length": width, "block_count": layers, "feed_forward_length": inner,
                "attention.head_count": heads, "attention.head_count_kv": kv_heads, "attention.key_length": k_dim,
@@ -82,9 +83,12 @@ class Model:
         return path
 
 
-def llama(name, **shape):
-    model = Model(name, "llama", **shape)
+def llama(name, *, frequency_factors=False, **more):
+    """With factors that divide the frequencies of positions, as Llama 3 has them, or without."""
+    model = Model(name, "llama", **more)
     model.outside()
+    if frequency_factors:
+        model.tensors["rope_freqs.weight"] = np.linspace(1, 8, model.k_dim // 2, dtype=np.float32)
     for layer in range(model.layers):
         model.attention(layer)
         model.feed_forward(layer)
@@ -105,8 +109,9 @@ def gemma2(name):
 
 
 def gemma3(name):
-    """Two layers of a window of 40 tokens before each that sees all; norms of queries and keys."""
-    model = Model(name, "gemma3", layers=6, k_dim=64, attention__sliding_window=40,
+    """Two layers of a window of 40 tokens before each that sees all; norms of queries and keys. Positions turn slower
+    where all is seen."""
+    model = Model(name, "gemma3", layers=6, k_dim=64, attention__sliding_window=40, rope__freq_base=1000000.0,
                   attention__sliding_window_pattern=[True, True, False] * 2)
     model.outside(output=False)
     for layer in range(model.layers):
@@ -188,14 +193,26 @@ def mpt(name):
     return model
 
 
-def mimo2(name):
-    """Keys of 48 channels, values of 32; windows in every other layer."""
-    model = Model(name, "mimo2", k_dim=48, v_dim=32, attention__sliding_window=40, rope__freq_base_swa=10000.0,
-                  attention__sliding_window_pattern=[False, True], expert_feed_forward_length=64)
+def mimo2(name, *, nextn=0):
+    """Keys of 48 channels, values of 32; windows in every other layer. After them `nextn` layers with windows that
+    guess the token after the next one, from the last layer's output and the next token (multi-token prediction)."""
+    model = Model(name, "mimo2", layers=2 + nextn, k_dim=48, v_dim=32, attention__sliding_window=40,
+                  attention__sliding_window_pattern=[False, True] + [True] * nextn, rope__freq_base_swa=10000.0,
+                  expert_feed_forward_length=64, nextn_predict_layers=nextn)
     model.outside()
-    for layer in range(model.layers):
+    for layer in range(2):
         model.attention(layer)
         model.feed_forward(layer)
+    for layer in range(2, model.layers):
+        blk = f"blk.{layer}."
+        model.norm(blk + "attn_norm")
+        model.matrix(blk + "attn_qkv.weight", model.width,
+                     (model.heads + model.kv_heads) * model.k_dim + model.kv_heads * model.v_dim)
+        model.matrix(blk + "attn_output.weight", model.heads * model.v_dim, model.width, gain=2)
+        model.feed_forward(layer)
+        model.matrix(blk + "nextn.eh_proj.weight", 2 * model.width, model.width)
+        model.norm(blk + "nextn.enorm")
+        model.norm(blk + "nextn.hnorm")
     return model
 
 
@@ -232,8 +249,8 @@ def deepseek2(name, *, latent):
 def jamba(name):
     """State-space layers beside attention."""
     inner, state, rank, conv = 128, 8, 4, 4
-    model = Model(name, "jamba", layers=4, k_dim=16, attention__head_count_kv=[0, 2, 0, 2], ssm__conv_kernel=conv,
-                  ssm__inner_size=inner, ssm__state_size=state, ssm__time_step_rank=rank)
+    model = Model(name, "jamba", layers=4, heads=2, kv_heads=1, attention__head_count_kv=[0, 1, 0, 1],
+                  ssm__conv_kernel=conv, ssm__inner_size=inner, ssm__state_size=state, ssm__time_step_rank=rank)
     model.outside()
     for layer in range(model.layers):
         blk = f"blk.{layer}."
@@ -258,7 +275,7 @@ def jamba(name):
 
 def lfm2(name, *, window=0):
     """Short convolutions beside attention; with `window` the attention sees that many tokens only."""
-    model = Model(name, "lfm2", layers=4, k_dim=16, attention__head_count_kv=[0, 2, 0, 2], shortconv__l_cache=3,
+    model = Model(name, "lfm2", layers=4, heads=2, attention__head_count_kv=[0, 2, 0, 2], shortconv__l_cache=3,
                   **({"attention__sliding_window": window} if window else {}))
     model.outside(output=False)
     model.tensors["token_embd_norm.weight"] = model.tensors.pop("output_norm.weight")
@@ -273,6 +290,18 @@ def lfm2(name, *, window=0):
             model.matrix(blk + "shortconv.conv.weight", 3, model.width)
             model.matrix(blk + "shortconv.in_proj.weight", model.width, 3 * model.width)
             model.matrix(blk + "shortconv.out_proj.weight", model.width, model.width)
+        model.feed_forward(layer)
+    return model
+
+
+def qwen2vl(name):
+    """Positions of three kinds, for time, height and width of a picture; biases of queries, keys and values."""
+    model = Model(name, "qwen2vl", k_dim=16, rope__dimension_sections=[4, 2, 2, 0])
+    model.outside()
+    for layer in range(model.layers):
+        model.attention(layer)
+        for side, heads in [("q", model.heads), ("k", model.kv_heads), ("v", model.kv_heads)]:
+            model.vector(f"blk.{layer}.attn_{side}.bias", heads * model.k_dim)
         model.feed_forward(layer)
     return model
 
@@ -322,8 +351,9 @@ def t5(name):
 # By name: how each is made.
 MODELS = {
     "llama-gqa1-d64": lambda name: llama(name, heads=2, kv_heads=2, k_dim=64),
-    "llama-gqa3-d64": lambda name: llama(name, heads=6, kv_heads=2, k_dim=64),
-    "llama-gqa8-d64": lambda name: llama(name, heads=8, kv_heads=1, k_dim=64),
+    "llama-gqa3-d64": lambda name: llama(name, heads=6, kv_heads=2, k_dim=64, frequency_factors=True),
+    "llama-gqa8-d64": lambda name: llama(name, heads=8, kv_heads=1, k_dim=64, rope__scaling__type="yarn",
+                                         rope__scaling__factor=4.0, rope__scaling__original_context_length=256),
     "llama-gqa3-d96": lambda name: llama(name, heads=3, kv_heads=1, k_dim=96),
     "llama-gqa8-d128": lambda name: llama(name, heads=8, kv_heads=1, k_dim=128),
     "llama-gqa1-d256": lambda name: llama(name, heads=1, kv_heads=1, k_dim=256),
@@ -334,12 +364,14 @@ MODELS = {
     "gpt-oss": gpt_oss,
     "mpt": mpt,
     "mimo2": mimo2,
+    "mimo2-nextn": lambda name: mimo2(name, nextn=1),
     "deepseek2-plain": lambda name: deepseek2(name, latent=False),
     "deepseek2-latent": lambda name: deepseek2(name, latent=True),
     "llama-d512": lambda name: llama(name, heads=1, kv_heads=1, k_dim=512),
     "jamba": jamba,
     "lfm2": lfm2,
     "lfm2-window": lambda name: lfm2(name, window=40),
+    "qwen2vl": qwen2vl,
     "bert": bert,
     "t5": t5,
 }
