@@ -89,7 +89,7 @@ Result<Pattern> make_pattern(const Policy& asked, const GpuShape& shape) {
   std::vector<int64_t> cells(size_t(n_cells), 0);
   std::iota(cells.begin(), cells.end(), int64_t{0});
   std::vector<RowId> rows;
-  log.begin_write(0, SideId::K);
+  log.begin_write(0, SideId::K, Writer::Model);
   log.place(cells, rows, [](int) {});
   for (int i = 0; i < n_cells; ++i) {
     uint8_t* raw = store.raw_for_write(rows[size_t(i)].slot, arena);
