@@ -13,7 +13,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -145,6 +144,35 @@ struct Attention {
   void* aborted_data = nullptr;
 };
 
+// How keys follow their positions (Su et al. 2021): pairs of a head's channels, each turned by an
+// angle for every position. Lengths stay.
+struct KeyTurn {
+  struct Pair {
+    int32_t a = 0, b = 0;  // channels
+    float angle = 0;       // radians a position, from a to b
+    bool operator==(const Pair&) const = default;
+  };
+  std::vector<Pair> pairs;
+  // Turns rows [n] of a head, `stride` floats apart, by `positions`, in place.
+  void apply(float* rows, int n, ptrdiff_t stride, int32_t positions) const;
+  bool operator==(const KeyTurn&) const = default;
+};
+
+// Channels of a head of `dim`, none twice in a pair, and angles of at most 1,000 radians.
+Status check(const KeyTurn& turn, int dim);
+
+// Rows of one side of one layer as a cache stores them: packed blocks as they are. A copy, which
+// outlives what is done to the cache. Made by Cache::keep. Not thread-safe.
+class KeptRows {
+ public:
+  virtual ~KeptRows() = default;
+  virtual int n_rows() const = 0;
+  // Memory that it takes. A block that K and V share counts by half for each.
+  virtual size_t bytes() const = 0;
+  // Rows first .. + n, as Cache::read_half gave them: [n, n_heads * dim].
+  virtual void read(int first, int n, uint16_t* rows) const = 0;
+};
+
 class Cache {
  public:
   // Reserves address space for the worst case and allocates nothing after; memory is used as rows
@@ -178,6 +206,18 @@ class Cache {
   virtual Status restore(int layer, int stream, SideId side, int first_cell, int n_cells,
                          const uint16_t* rows) = 0;
 
+  // The same for states that stay in this process: nothing is put into 16-bit rows that is not in
+  // them already, so that it takes about what the cache does, and every policy's whole blocks come
+  // back as they were. `other` is what was kept of the layer's other side, or null: blocks that are
+  // in both are held once.
+  virtual Result<std::unique_ptr<KeptRows>> keep(int layer, int stream, SideId side, int first_cell,
+                                                 int n_cells, const KeptRows* other) const = 0;
+  // Puts kept rows from .. + n_cells into cells of the layer and side that they come from, in this
+  // cache or one of the same shape and policy. A block of which a part is asked for, or for which
+  // there is no place of its own, comes back as rows.
+  virtual Status restore(int layer, int stream, SideId side, int first_cell, int n_cells,
+                         const KeptRows& kept, int from) = 0;
+
   // Makes one layer of stream `to` hold what stream `from` holds, byte for byte. Once it has been
   // called for every layer the streams are equal and go on alike.
   virtual Status copy(int layer, int from, int to) = 0;
@@ -193,10 +233,17 @@ class Cache {
   virtual Status read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
                              uint32_t* seen) const = 0;
 
-  // Rewrites the keys of all cells whose `shift` [n_cells] is not 0 through `rotate(head_rows, dim,
-  // shift)`, in place; packed blocks are decoded, rotated and coded again with the same tiers.
+  // Turns the keys of all cells whose `shift` [n_cells] is not 0 by so many positions. Packed keys
+  // keep their codes: attention turns its queries the other way instead. A block whose keys moved
+  // to more than kMostTurns distances is decoded, turned and coded again with the same tiers;
+  // where key parameters are shared (Cadence::Prompt) it cannot be, and the call is refused with
+  // Incompatible, the layer's keys as they were.
   virtual Status rotate_keys(int layer, int stream, std::span<const int32_t> shift,
-                             const std::function<void(float* head_row, int32_t shift)>& rotate) = 0;
+                             const KeyTurn& turn) = 0;
+  // Whether that would be refused in `first_layer` or a later one: asked before the first layer, it
+  // makes the change of all layers one that happens or does not.
+  virtual Status check_rotation(int first_layer, int stream,
+                                std::span<const int32_t> shift) const = 0;
 
   // Attention of a step's queries over everything the mask shows, then scoring and packing of
   // blocks that are due (paper, Algorithms 2 and 3).

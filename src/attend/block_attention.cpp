@@ -48,6 +48,7 @@ void BlockAttention::gather(int head, int first_query, int n_queries, Scratch& s
   std::iota(scratch.query_numbers.begin(), scratch.query_numbers.end(), first_query);
   gather_queries(step_, scratch.query_numbers, head, group_, store_.raw.shape.k_dim,
                  store_.rotation(SideId::K, head), scratch.queries);
+  scratch.turn = nullptr;
 }
 
 void BlockAttention::reset(const QueryTile& queries, TaskSums& sums) const {
@@ -156,17 +157,14 @@ void BlockAttention::add_packed(int head_index, const QueryTile& queries, int sl
   if (view == Visible::Some) packed_order(head, stored.sinks, order);
   const Visible visible = look(queries, slot, view, order, n, scratch);
   if (visible == Visible::None) return;
-  scratch.scores.resize(size_t(queries.n_rows()) * size_t(n));
-  const Policy& policy = store_.packed.policy();
-  const bool few = queries.n_rows() <= kDecodeRows;
-  if (few && codes_are_numbers(policy.k.codec))
-    code_scores(queries, head, n, scratch);
+  if (stored.turns.any())
+    scores_of_moved(queries, head_index, head, log_.block(slot), stored, n, scratch);
   else
-    expanded_scores(queries, head, n, scratch);
-  if (policy.k.rank > 0) correct_scores(queries, head, n, scratch);
+    packed_scores(queries, head, n, scratch);
   softmax(queries, visible, n, n, scratch, sums.packed,
           [&](float* scores) { hide_filling(queries.n_rows(), head, n, scores); });
-  if (few && codes_are_numbers(policy.v.codec))
+  const Policy& policy = store_.packed.policy();
+  if (queries.n_rows() <= kDecodeRows && codes_are_numbers(policy.v.codec))
     sum_codes(queries.n_rows(), head, n, next, scratch, sums.packed);
   else
     sum_expanded(queries.n_rows(), head, n, scratch, sums.packed);
@@ -206,6 +204,69 @@ void BlockAttention::multiply(const CodePart& part, Weighting weighting, int row
     kernels_.fold(part, weighting, x + first * ldx, ldx, n, scratch.folded);
     kernels_.products(part, weighting, scratch.folded, n, out + first * ld, ld, add, next);
   }
+}
+
+void BlockAttention::packed_scores(const QueryTile& queries, const PackedHead& head, int n,
+                                   Scratch& scratch) const {
+  scratch.scores.resize(size_t(queries.n_rows()) * size_t(n));
+  const Side& side = store_.packed.policy().k;
+  if (queries.n_rows() <= kDecodeRows && codes_are_numbers(side.codec))
+    code_scores(queries, head, n, scratch);
+  else
+    expanded_scores(queries, head, n, scratch);
+  if (side.rank > 0) correct_scores(queries, head, n, scratch);
+}
+
+// Rows that moved alike have scores of queries turned alike; each distance takes its rows' columns.
+void BlockAttention::scores_of_moved(const QueryTile& queries, int head_index,
+                                     const PackedHead& head, const LogBlock& block,
+                                     const StoredBlock& stored, int n, Scratch& scratch) const {
+  const BlockTurns& turns = stored.turns;
+  // Columns that are no token's may hold anything finite.
+  const BlockBits unmoved = coded_rows(block, stored.sinks) & turns.unmoved();
+  const auto scores_of = [&](const BlockTurns::Moved& moved) {
+    packed_scores(moved_queries(queries, head_index, *turns.turn, moved.by, scratch), head, n,
+                  scratch);
+  };
+  if (turns.moved.size() == 1 && unmoved.none()) return scores_of(turns.moved[0]);
+  uint8_t order[kMaxTierColumns];
+  packed_order(head, stored.sinks, order);
+  std::vector<float>& all = scratch.moved_scores;
+  all.assign(size_t(queries.n_rows()) * size_t(n), 0.0f);
+  const auto take = [&](const BlockBits& rows) {
+    for (int i = 0; i < n; ++i) {
+      if (order[i] == kNoRow || !rows.test(order[i])) continue;
+      for (int r = 0; r < queries.n_rows(); ++r)
+        all[size_t(r * n + i)] = scratch.scores[size_t(r * n + i)];
+    }
+  };
+  if (unmoved.any()) {
+    packed_scores(queries, head, n, scratch);
+    take(unmoved);
+  }
+  for (const BlockTurns::Moved& moved : turns.moved) {
+    scores_of(moved);
+    take(moved.rows);
+  }
+  scratch.scores.swap(all);
+}
+
+// Kept from block to block: neighbouring blocks mostly moved alike.
+const QueryTile& BlockAttention::moved_queries(const QueryTile& queries, int head,
+                                               const KeyTurn& turn, int32_t by,
+                                               Scratch& scratch) const {
+  QueryTile& moved = scratch.moved_queries;
+  if (scratch.turn == &turn && scratch.moved_by == by) return moved;
+  moved = queries;
+  turn.apply(moved.rows.data(), moved.n_rows(), moved.ld, int32_t(-uint32_t(by)));
+  const HeadRotation rotation = store_.rotation(SideId::K, head);
+  if (rotation.turns()) {
+    moved.rotated = moved.rows;
+    rotation.turn(moved.rotated.data(), moved.n_rows(), moved.dim, moved.ld);
+  }
+  scratch.turn = &turn;
+  scratch.moved_by = by;
+  return moved;
 }
 
 void BlockAttention::code_scores(const QueryTile& queries, const PackedHead& head, int n,

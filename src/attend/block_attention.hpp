@@ -18,7 +18,11 @@ namespace zipcache {
 struct Scratch {
   std::vector<int> query_numbers;
   QueryTile queries;
-  std::vector<float> keys, values, scores, bias, turned, rescale;
+  // The queries turned the other way, for keys that moved: by so many positions.
+  QueryTile moved_queries;
+  const KeyTurn* turn = nullptr;  // null: not made yet
+  int32_t moved_by = 0;
+  std::vector<float> keys, values, scores, bias, turned, rescale, moved_scores;
   FoldedRow folded[kMaxRows];
 };
 
@@ -73,6 +77,13 @@ class BlockAttention {
   void for_tiers(const PackedSide& side, const PackedHead& head, Visit&& visit) const;
   void multiply(const CodePart& part, Weighting weighting, int rows, const float* x, int ldx,
                 float* out, int ld, bool add, const uint8_t* next, Scratch& scratch) const;
+  void packed_scores(const QueryTile& queries, const PackedHead& head, int n,
+                     Scratch& scratch) const;
+  void scores_of_moved(const QueryTile& queries, int head_index, const PackedHead& head,
+                       const LogBlock& block, const StoredBlock& stored, int n,
+                       Scratch& scratch) const;
+  const QueryTile& moved_queries(const QueryTile& queries, int head, const KeyTurn& turn,
+                                 int32_t by, Scratch& scratch) const;
   void code_scores(const QueryTile& queries, const PackedHead& head, int n, Scratch& scratch) const;
   void sum_codes(int rows, const PackedHead& head, int n, const uint8_t* next, Scratch& scratch,
                  Partial& sums) const;

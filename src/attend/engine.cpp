@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <map>
 #include <optional>
 #include <utility>
 
 #include "attend/attend.hpp"
 #include "attend/block_attention.hpp"
 #include "attend/mask.hpp"
+#include "cache/kept_rows.hpp"
 #include "cache/pack.hpp"
 #include "cache/saved_blocks.hpp"
 #include "codec/kernels.hpp"
@@ -27,12 +27,10 @@ uint64_t dead_rows_allowed(int n_cells) { return uint64_t(std::max(n_cells / 8, 
 // Each has working memory of its own; ggml's programs stop at 512.
 constexpr int kMaxThreads = 1024;
 
-uint64_t live_coded_rows(const LogBlock& block, const StoredBlock& stored) {
-  uint64_t n = 0;
-  for (int row = 0; row < block.n_rows; ++row) {
-    n += block.cells[size_t(row)] >= 0 && !stored.sinks.test(size_t(row));
-  }
-  return n;
+std::vector<half> to_halves(const std::vector<float>& values) {
+  std::vector<half> halves(values.size());
+  std::transform(values.begin(), values.end(), halves.begin(), finite_half);
+  return halves;
 }
 
 // The matrices of each layer, for all its streams; of sides that no file rotates none.
@@ -102,13 +100,18 @@ class Engine final : public Cache {
               uint16_t* rows) const override;
   Status restore(int layer, int stream, SideId side, int first_cell, int n_cells,
                  const uint16_t* rows) override;
+  Result<std::unique_ptr<KeptRows>> keep(int layer, int stream, SideId side, int first_cell,
+                                         int n_cells, const KeptRows* other) const override;
+  Status restore(int layer, int stream, SideId side, int first_cell, int n_cells,
+                 const KeptRows& kept, int from) override;
   Status copy(int layer, int from, int to) override;
   Status read(int layer, int stream, SideId side, int first_cell, int n_cells,
               float* rows) const override;
   Status read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
                      uint32_t* seen) const override;
   Status rotate_keys(int layer, int stream, std::span<const int32_t> shift,
-                     const std::function<void(float*, int32_t)>& rotate) override;
+                     const KeyTurn& turn) override;
+  Status check_rotation(int first_layer, int stream, std::span<const int32_t> shift) const override;
   Status attend(const Attention& step) override;
   void clear() override;
   CacheStats stats() const override;
@@ -152,7 +155,21 @@ class Engine final : public Cache {
   Status write_changed(const RowRun& run);
   void forget_others(const RowRun& run);
   bool place_anew(const RowRun& run, uint64_t first);
+  // What stands in a run beside 16-bit rows.
+  struct BlockAt {
+    int at = 0;          // row of the run
+    uint64_t first = 0;  // place in the text
+  };
+  struct RunParts {
+    std::vector<BlockAt> blocks;         // ascending
+    std::optional<uint64_t> tail_place;  // in the text of the rows behind them
+    std::string tail;                    // of these, for restore_tail()
+  };
+  template <class Put>
+  Status restore_parts(const RowRun& run, const RunParts& parts, Put&& put);
   Status restore_block(const RowRun& run, const SavedBlock& block);
+  void take_block(const RowRun& run, StoredBlock block);
+  bool restore_kept_block(const RowRun& run, const KeptBlock& block);
   Status settle_keys(int layer, int stream, int slot);
   Status settle_keys(int layer, int stream);
   Status settle_keys_of(int stream, int slot);
@@ -175,18 +192,16 @@ class Engine final : public Cache {
                    std::vector<RowId>& rows);
   Status write_rows(int layer, int stream, SideId side, std::span<const int64_t> cells,
                     const float* rows, ptrdiff_t row_stride);
+  Status check_layer_rotation(int layer, int stream, std::span<const int32_t> shift,
+                              const std::shared_ptr<const KeyTurn>& turn) const;
   Status turn_keys(int layer, int stream, std::span<const int32_t> shift,
-                   const std::function<void(float*, int32_t)>& rotate);
+                   const std::shared_ptr<const KeyTurn>& turn);
+  std::shared_ptr<const KeyTurn> known_turn(int layer, int stream, const KeyTurn& turn) const;
   template <class Fill>
   Status store_rows(int layer, int stream, SideId side, const std::vector<RowId>& rows,
                     Fill&& fill);
   void free_block(int stream, int slot);
   Status compact(int stream, int slot);
-  // What read() and read_half() give.
-  void values_of(int layer, int stream, SideId side, int first_cell, int n_cells,
-                 float* rows) const;
-  void halves_of(int layer, int stream, SideId side, int first_cell, int n_cells, half* rows) const;
-  std::vector<float> block_values(int layer, int stream, SideId side, int slot, int n_rows) const;
   std::vector<half> block_rows(int layer, int stream, SideId side, int slot, int n_rows) const;
   void mark_sinks(const Attention& step);
   std::vector<int> probes_of(const Attention& step) const;
@@ -208,7 +223,7 @@ class Engine final : public Cache {
   Attender attender_;
   Arena arena_;
   std::vector<StreamLog> logs_;                      // [n_streams]
-  std::vector<std::unique_ptr<LayerStore>> stores_;  // [n_streams, n_layers]
+  std::vector<std::shared_ptr<LayerStore>> stores_;  // [n_streams, n_layers]
   std::optional<TokenScores> scores_;                // for Statistic::File
   Seconds seconds_;
   uint64_t compactions_ = 0;
@@ -240,7 +255,7 @@ Status Engine::open() {
                             layer, side.group, size)};
       }
       stores_.push_back(
-          std::make_unique<LayerStore>(shape_.layers[layer], *own, n_slots, (*rotations)[layer]));
+          std::make_shared<LayerStore>(shape_.layers[layer], *own, n_slots, (*rotations)[layer]));
       const LayerStore& made = *stores_.back();
       // No block takes more than one whose tokens are all in the best tier, and a step of columns
       // in each of the others.
@@ -335,29 +350,11 @@ void Engine::free_block(int stream, int slot) {
   logs_[size_t(stream)].free_slot(slot);
 }
 
-// Rows of a block, token by token: [n_rows, n_heads * dim].
-std::vector<float> Engine::block_values(int layer, int stream, SideId side, int slot,
-                                        int n_rows) const {
-  const int n_heads = shape_.layers[size_t(layer)].n_heads, width = dim(layer, side);
-  std::vector<float> rows(size_t(n_rows) * size_t(n_heads) * size_t(width));
-  std::vector<float> head_rows(size_t(kBlockTokens) * size_t(width));
-  for (int head = 0; head < n_heads; ++head) {
-    decode_rows(store(layer, stream), slot, side, head, n_rows, head_rows.data());
-    for (int t = 0; t < n_rows; ++t) {
-      std::copy_n(&head_rows[size_t(t * width)], width,
-                  &rows[(size_t(t) * size_t(n_heads) + size_t(head)) * size_t(width)]);
-    }
-  }
-  return rows;
-}
-
-// The same as 16-bit numbers.
+// Rows of a block as 16-bit numbers, token by token: [n_rows, n_heads * dim].
 std::vector<half> Engine::block_rows(int layer, int stream, SideId side, int slot,
                                      int n_rows) const {
-  const std::vector<float> values = block_values(layer, stream, side, slot, n_rows);
-  std::vector<half> rows(values.size());
-  for (size_t i = 0; i < values.size(); ++i) rows[i] = finite_half(values[i]);
-  return rows;
+  const LayerStore& from = store(layer, stream);
+  return to_halves(decode_rows(from, from.block(slot), side, n_rows));
 }
 
 // Moves the live rows of a block that has dead ones to the end of the log, in all layers: the only
@@ -436,7 +433,7 @@ Status Engine::unseal(int stream, std::span<const int64_t> cells) {
       for (size_t i = 0; i < sealed.size();) {
         size_t n = 1;
         while (i + n < sealed.size() && sealed[i + n] == sealed[i] + int64_t(n)) ++n;
-        halves_of(int(layer), stream, side, int(sealed[i]), int(n), &rows[i * width]);
+        read_cells(log, store(int(layer), stream), side, int(sealed[i]), int(n), &rows[i * width]);
         i += n;
       }
     }
@@ -562,28 +559,8 @@ Status Engine::read(int layer, int stream, SideId side, int first_cell, int n_ce
                     float* rows) const {
   ZC_TRY(check_place("read", layer, stream));
   ZC_TRY(check_range("read", first_cell, n_cells));
-  values_of(layer, stream, side, first_cell, n_cells, rows);
+  read_cells(logs_[size_t(stream)], store(layer, stream), side, first_cell, n_cells, rows);
   return ok();
-}
-
-void Engine::values_of(int layer, int stream, SideId side, int first_cell, int n_cells,
-                       float* rows) const {
-  const StreamLog& log = logs_[size_t(stream)];
-  const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
-  // Neighbouring cells may stand in blocks by turns, and a block is decoded as a whole: once.
-  std::map<int, std::vector<float>> blocks;  // by slot
-  for (int i = 0; i < n_cells; ++i) {
-    const RowId id = log.find(first_cell + i);
-    if (id.slot < 0) {
-      std::fill_n(rows + size_t(i) * width, width, 0.0f);
-      continue;
-    }
-    const auto [block, fresh] = blocks.try_emplace(id.slot);
-    if (fresh) {
-      block->second = block_values(layer, stream, side, id.slot, log.block(id.slot).n_rows);
-    }
-    std::copy_n(&block->second[size_t(id.row) * width], width, rows + size_t(i) * width);
-  }
 }
 
 Status Engine::read_scores(int layer, int stream, int first_cell, int n_cells, float* sums,
@@ -618,16 +595,8 @@ Status Engine::read_half(int layer, int stream, SideId side, int first_cell, int
                          uint16_t* rows) const {
   ZC_TRY(check_place("read", layer, stream));
   ZC_TRY(check_range("read", first_cell, n_cells));
-  halves_of(layer, stream, side, first_cell, n_cells, rows);
+  read_cells(logs_[size_t(stream)], store(layer, stream), side, first_cell, n_cells, rows);
   return ok();
-}
-
-void Engine::halves_of(int layer, int stream, SideId side, int first_cell, int n_cells,
-                       half* rows) const {
-  const size_t width = size_t(shape_.layers[size_t(layer)].n_heads) * size_t(dim(layer, side));
-  std::vector<float> values(size_t(n_cells) * width);
-  values_of(layer, stream, side, first_cell, n_cells, values.data());
-  for (size_t i = 0; i < values.size(); ++i) rows[i] = finite_half(values[i]);
 }
 
 Result<Engine::RowRun> Engine::row_run(int layer, int stream, SideId side, int first_cell,
@@ -659,7 +628,8 @@ Status Engine::write_half(int layer, int stream, SideId side, int first_cell, in
 // Stores the rows that differ from what is there.
 Status Engine::write_changed(const RowRun& run) {
   std::vector<half> now(run.numbers().size());
-  halves_of(run.layer, run.stream, run.side, run.first_cell, run.n_cells, now.data());
+  read_cells(logs_[size_t(run.stream)], store(run.layer, run.stream), run.side, run.first_cell,
+             run.n_cells, now.data());
   std::vector<int64_t> cells;
   std::vector<const half*> changed;
   for (int i = 0; i < run.n_cells; ++i) {
@@ -776,12 +746,21 @@ Status Engine::restore_block(const RowRun& run, const SavedBlock& block) {
   const auto k = find_block(waiting->second, SideId::K, block.identity);
   const auto whole = k ? join(target, *k, block, arena_) : std::nullopt;
   if (!whole) return restore_rows(run);
+  take_block(run, *whole);
+  return ok();
+}
+
+// Makes `block` what the cells of a run, which stand in one block, hold in this layer.
+void Engine::take_block(const RowRun& run, StoredBlock block) {
+  StreamLog& log = logs_[size_t(run.stream)];
+  LayerStore& target = store(run.layer, run.stream);
+  const int slot = log.find(run.first_cell).slot;
+  if (block.turns.any()) block.turns.turn = known_turn(run.layer, run.stream, *block.turns.turn);
   target.release(slot, arena_);
-  target.become_packed(slot, *whole, arena_);
+  target.become_packed(slot, block, arena_);
   log.set_sinks(slot, block.sinks);
   log.seal(slot);
   note_peak();
-  return ok();
 }
 
 Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n_cells,
@@ -793,11 +772,9 @@ Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n
 
 Status Engine::restore_run(const RowRun& run) {
   ZC_TRY(begin_write(run.layer, run.stream, run.side, Writer::Host));
-  LayerStore& target = store(run.layer, run.stream);
-  const uint64_t identity = saved_identity(target);
-  std::optional<uint64_t> next;  // place in the text behind the last block
-  std::string tail;
-  int done = 0;
+  const uint64_t identity = saved_identity(store(run.layer, run.stream));
+  RunParts parts;
+  std::vector<SavedBlock> found;
   size_t filled = 0;  // number that is not 0: no frame begins in zeros far before it
   const std::span<const half> numbers = run.numbers();
   for (int i = 0; i + kBlockTokens <= run.n_cells;) {
@@ -805,25 +782,113 @@ Status Engine::restore_run(const RowRun& run) {
     while (filled < numbers.size() && is_zero(numbers[filled])) ++filled;
     i = std::max(i, int(filled / run.width) - kBlockTokens + 1);
     if (i + kBlockTokens > run.n_cells) break;
-    const RowRun part = run.part(i, kBlockTokens);
-    const auto block = find_block(part.numbers(), run.side, identity);
+    auto block = find_block(run.part(i, kBlockTokens).numbers(), run.side, identity);
     if (!block) {
       ++i;
       continue;
     }
-    if (block->first == 0) forget_others(run);
-    ZC_TRY(restore_rows(run.part(done, i - done)));
-    ZC_TRY(restore_block(part, *block));
-    next = block->first + kBlockTokens;
-    tail += block->tail;
-    done = i += kBlockTokens;
+    parts.blocks.push_back({i, block->first});
+    parts.tail_place = block->first + kBlockTokens;
+    parts.tail += block->tail;
+    found.push_back(std::move(*block));
+    i += kBlockTokens;
+  }
+  return restore_parts(run, parts,
+                       [&](size_t i, const RowRun& part) { return restore_block(part, found[i]); });
+}
+
+// Rows, and blocks by put(number of the block, its part of the run).
+template <class Put>
+Status Engine::restore_parts(const RowRun& run, const RunParts& parts, Put&& put) {
+  int done = 0;
+  for (size_t i = 0; i < parts.blocks.size(); ++i) {
+    const BlockAt& block = parts.blocks[i];
+    if (block.first == 0) forget_others(run);
+    ZC_TRY(restore_rows(run.part(done, block.at - done)));
+    ZC_TRY(put(i, run.part(block.at, kBlockTokens)));
+    done = block.at + kBlockTokens;
   }
   const RowRun rest = run.part(done, run.n_cells - done);
+  if (!parts.tail_place) return restore_rows(rest);
   StreamLog& log = logs_[size_t(run.stream)];
-  if (next && !log.stands_last(rest.first_cell, rest.n_cells, *next)) place_anew(rest, *next);
+  if (*parts.tail_place == 0) forget_others(run);
+  if (!log.stands_last(rest.first_cell, rest.n_cells, *parts.tail_place))
+    place_anew(rest, *parts.tail_place);
   ZC_TRY(restore_rows(rest));
-  if (next && run.side == SideId::V) restore_tail(tail, log, target, rest.first_cell, rest.n_cells);
+  if (run.side == SideId::V) {
+    restore_tail(parts.tail, log, store(run.layer, run.stream), rest.first_cell, rest.n_cells);
+  }
   return ok();
+}
+
+Result<std::unique_ptr<KeptRows>> Engine::keep(int layer, int stream, SideId side, int first_cell,
+                                               int n_cells, const KeptRows* other) const {
+  ZC_TRY(check_place("keep", layer, stream));
+  ZC_TRY(check_range("keep", first_cell, n_cells));
+  const size_t index = size_t(stream) * shape_.layers.size() + size_t(layer);
+  return std::unique_ptr<KeptRows>(
+      std::make_unique<LayerRows>(logs_[size_t(stream)], stores_[index], side, first_cell, n_cells,
+                                  static_cast<const LayerRows*>(other)));
+}
+
+Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n_cells,
+                       const KeptRows& all, int from) {
+  const auto& kept = static_cast<const LayerRows&>(all);
+  ZC_TRY(check_place("restore", layer, stream));
+  ZC_TRY(check_range("restore", first_cell, n_cells));
+  LayerStore& target = store(layer, stream);
+  if (from < 0 || from > kept.n_rows() - n_cells || kept.side() != side ||
+      saved_identity(kept.store()) != saved_identity(target)) {
+    return {Code::BadArgument,
+            fmt::format("restore: rows {} to {} of {}, expected rows that were kept, of the same "
+                        "side and of a layer of the same shape and policy",
+                        from, int64_t{from} + n_cells - 1, kept.n_rows())};
+  }
+  // Those of blocks stay zeros until they are asked for.
+  std::vector<half> rows(size_t(n_cells) * kept.width());
+  const RowRun run{layer, stream, side, first_cell, n_cells, rows.data(), kept.width()};
+  RunParts parts;
+  std::vector<const KeptBlock*> found;
+  for (const LayerRows::Part& part : kept.parts()) {
+    const int begin = std::max(part.first, from);
+    const int end = std::min(part.first + part.n, from + n_cells);
+    if (part.block && end - begin == kBlockTokens) {
+      parts.blocks.push_back({begin - from, part.block->first});
+      found.push_back(part.block.get());
+    } else if (end > begin) {
+      kept.read(begin, end - begin, &rows[size_t(begin - from) * run.width]);
+    }
+  }
+  if (from <= kept.tail_first() && from + n_cells == kept.n_rows()) {
+    parts.tail_place = kept.tail_place();
+    parts.tail = kept.tail();
+  }
+  return changing([&]() -> Status {
+    ZC_TRY(begin_write(layer, stream, side, Writer::Host));
+    return restore_parts(run, parts, [&](size_t i, const RowRun& part) -> Status {
+      if (restore_kept_block(part, *found[i])) return ok();
+      kept.read(from + parts.blocks[i].at, kBlockTokens,
+                &rows[size_t(parts.blocks[i].at) * run.width]);
+      return restore_rows(part);
+    });
+  });
+}
+
+// A block comes with its keys, both sides of it; its values find it there. False when it has no
+// place of its own.
+bool Engine::restore_kept_block(const RowRun& run, const KeptBlock& block) {
+  const StreamLog& log = logs_[size_t(run.stream)];
+  const bool is_k = run.side == SideId::K;
+  if (!log.stands(run.first_cell, run.n_cells, block.first) &&
+      !(is_k && place_anew(run, block.first)))
+    return false;
+  if (block.holds(store(run.layer, run.stream).block(log.find(run.first_cell).slot))) return true;
+  StoredBlock own = block.stored;
+  own.packed = is_k ? arena_.take(block.bytes.size()) : nullptr;
+  if (!own.packed) return false;
+  std::copy(block.bytes.begin(), block.bytes.end(), own.packed);
+  take_block(run, std::move(own));
+  return true;
 }
 
 Status Engine::copy(int layer, int from, int to) {
@@ -850,51 +915,70 @@ Status Engine::copy_layer(int layer, int from, int to) {
   return ok();
 }
 
+// Rows that moved apart from their block's others are coded again in the end, and those of blocks
+// with shared parameters cannot be. Without `turn` they turn as they did before.
+Status Engine::check_layer_rotation(int layer, int stream, std::span<const int32_t> shift,
+                                    const std::shared_ptr<const KeyTurn>& turn) const {
+  const StreamLog& log = logs_[size_t(stream)];
+  for (const int slot : log.order()) {
+    const StoredBlock& stored = store(layer, stream).block(slot);
+    if (stored.shared < 0) continue;
+    const LogBlock& block = log.block(slot);
+    if (moved_on(stored.turns, turn ? turn : stored.turns.turn, shifts_of(block, shift),
+                 coded_rows(block, stored.sinks)))
+      continue;
+    return {Code::Incompatible,
+            fmt::format("context shift: the {} tokens of a block moved to more than {} distances "
+                        "from where they were coded, and with cadence=prompt their keys cannot be "
+                        "coded again; use cadence=stream, or start with --no-context-shift",
+                        kBlockTokens, kMostTurns)};
+  }
+  return ok();
+}
+
+Status Engine::check_rotation(int first_layer, int stream, std::span<const int32_t> shift) const {
+  ZC_TRY(check_place("rotate", first_layer, stream));
+  for (size_t layer = size_t(first_layer); layer < shape_.layers.size(); ++layer)
+    ZC_TRY(check_layer_rotation(int(layer), stream, shift, nullptr));
+  return ok();
+}
+
 Status Engine::rotate_keys(int layer, int stream, std::span<const int32_t> shift,
-                           const std::function<void(float*, int32_t)>& rotate) {
+                           const KeyTurn& turn) {
   ZC_TRY(check_place("rotate", layer, stream));
-  return changing([&] { return turn_keys(layer, stream, shift, rotate); });
+  ZC_TRY(check(turn, dim(layer, SideId::K)));
+  const auto known = known_turn(layer, stream, turn);
+  ZC_TRY(check_layer_rotation(layer, stream, shift, known));
+  return changing([&] { return turn_keys(layer, stream, shift, known); });
+}
+
+// The object that blocks of the layer hold already, so that all of them have one.
+std::shared_ptr<const KeyTurn> Engine::known_turn(int layer, int stream,
+                                                  const KeyTurn& turn) const {
+  for (const int slot : logs_[size_t(stream)].order()) {
+    const BlockTurns& turns = store(layer, stream).block(slot).turns;
+    if (turns.any() && *turns.turn == turn) return turns.turn;
+  }
+  return std::make_shared<const KeyTurn>(turn);
 }
 
 Status Engine::turn_keys(int layer, int stream, std::span<const int32_t> shift,
-                         const std::function<void(float*, int32_t)>& rotate) {
+                         const std::shared_ptr<const KeyTurn>& turn) {
   ZC_TRY(settle_keys(layer, stream));
-  const StreamLog& log = logs_[size_t(stream)];
   LayerStore& target = store(layer, stream);
-  const int n_heads = target.raw.shape.n_heads, width = target.raw.shape.k_dim;
-  const auto shift_of = [&](int32_t cell) {
-    return cell >= 0 && size_t(cell) < shift.size() ? shift[size_t(cell)] : 0;
-  };
   const std::vector<QueryRounding> roundings = key_roundings(target, 1);
-  for (const int slot : log.order()) {
-    const LogBlock& block = log.block(slot);
-    const StoredBlock& stored = target.block(slot);
-    const bool moved = std::any_of(block.cells.begin(), block.cells.begin() + block.n_rows,
-                                   [&](int32_t cell) { return shift_of(cell) != 0; });
-    if (!moved || (!stored.raw && !stored.packed)) continue;
-    if (stored.shared >= 0) {
-      return {Code::Incompatible,
-              "context shift: cadence=prompt shares key parameters between blocks and "
-              "cannot rotate them; use cadence=stream or start with "
-              "--no-context-shift"};
-    }
-    std::vector<float> keys(size_t(n_heads) * kBlockTokens * size_t(width));
-    for (int head = 0; head < n_heads; ++head) {
-      float* head_keys = &keys[size_t(head) * kBlockTokens * size_t(width)];
-      decode_rows(target, slot, SideId::K, head, block.n_rows, head_keys);
-      for (int row = 0; row < block.n_rows; ++row) {
-        const int32_t by = shift_of(block.cells[size_t(row)]);
-        if (by != 0) rotate(head_keys + ptrdiff_t(row) * width, by);
-      }
-    }
-    if (stored.packed) {
-      repack_keys(target, slot, roundings, keys.data());
-      continue;
-    }
-    for (int head = 0; head < n_heads; ++head) {
-      half* out = target.raw.k(stored.raw, head);
-      const float* in = &keys[size_t(head) * kBlockTokens * size_t(width)];
-      for (int i = 0; i < block.n_rows * width; ++i) out[i] = to_half(in[i]);
+  for (const int slot : logs_[size_t(stream)].order()) {
+    const LogBlock& block = logs_[size_t(stream)].block(slot);
+    StoredBlock& stored = target.block(slot);
+    const RowShifts by = shifts_of(block, shift);
+    if (!moves(by) || (!stored.raw && !stored.packed)) continue;
+    if (stored.raw) {
+      turn_raw_keys(target, stored, by, *turn);
+    } else if (auto turns = moved_on(stored.turns, turn, by, coded_rows(block, stored.sinks))) {
+      stored.turns = std::move(*turns);
+      turn_sinks(target, slot, by, *turn);
+    } else {
+      recode_keys(target, slot, by, *turn, roundings);
     }
   }
   return ok();
@@ -1040,7 +1124,7 @@ CacheStats Engine::stats() const {
         const StoredBlock& block = held.block(slot);
         if (layer == 0) ++(block.packed ? stats.blocks.packed : stats.blocks.raw);
         if (!block.packed) continue;
-        const uint64_t rows = live_coded_rows(log.block(slot), block);
+        const uint64_t rows = coded_rows(log.block(slot), block.sinks).count();
         stats.coded_elements += rows * per_row;
         if (layer == 0) stats.rows_packed += rows;
       }

@@ -130,6 +130,7 @@ void LayerStore::count(const StreamLog& log, Bytes& bytes) const {
     bytes.params += stored.bytes.params;
     bytes.tags += stored.bytes.tags;
     bytes.raw += stored.bytes.sinks;
+    bytes.map += stored.turns.bytes();
   }
   for (const SharedSet& set : shared_) bytes.params += set.bytes;
   bytes.map += packed.moment_bytes();
@@ -157,6 +158,7 @@ void decode_packed(const LayerStore& store, const StoredBlock& stored, SideId si
     if (order[i] >= n_rows) continue;
     std::copy_n(&rows[size_t(i) * size_t(dim)], dim, out + order[i] * dim);
   }
+  if (side == SideId::K) stored.turns.apply(out, n_rows, dim);
   const half* sinks = side == SideId::K ? head.k_sinks : head.v_sinks;
   for (int row = 0, sink = 0; row < n_rows; ++row) {
     if (!stored.sinks.test(size_t(row))) continue;
@@ -181,6 +183,50 @@ void decode_rows(const LayerStore& store, const StoredBlock& stored, SideId side
   }
   const half* rows = store.raw.rows(stored.raw, side, head);
   for (int i = 0; i < n_rows * dim; ++i) out[i] = to_float(rows[i]);
+}
+
+std::vector<float> decode_rows(const LayerStore& store, const StoredBlock& block, SideId side,
+                               int n_rows) {
+  const LayerShape& shape = store.raw.shape;
+  const int dim = side == SideId::K ? shape.k_dim : shape.v_dim;
+  const size_t n_heads = size_t(shape.n_heads), width = size_t(dim);
+  std::vector<float> rows(size_t(n_rows) * n_heads * width);
+  std::vector<float> head_rows(size_t(n_rows) * width);
+  for (size_t head = 0; head < n_heads; ++head) {
+    decode_rows(store, block, side, int(head), n_rows, head_rows.data());
+    for (size_t t = 0; t < size_t(n_rows); ++t)
+      std::copy_n(&head_rows[t * width], width, &rows[(t * n_heads + head) * width]);
+  }
+  return rows;
+}
+
+void read_cells(const StreamLog& log, const LayerStore& store, SideId side, int first_cell,
+                int n_cells, float* rows) {
+  const LayerShape& shape = store.raw.shape;
+  const size_t width =
+      size_t(shape.n_heads) * size_t(side == SideId::K ? shape.k_dim : shape.v_dim);
+  // Neighbouring cells may stand in blocks by turns, and a block is decoded as a whole: once.
+  std::map<int, std::vector<float>> blocks;  // by slot
+  for (int i = 0; i < n_cells; ++i, rows += width) {
+    const RowId id = log.find(first_cell + i);
+    if (id.slot < 0) {
+      std::fill_n(rows, width, 0.0f);
+      continue;
+    }
+    const auto [block, fresh] = blocks.try_emplace(id.slot);
+    if (fresh)
+      block->second = decode_rows(store, store.block(id.slot), side, log.block(id.slot).n_rows);
+    std::copy_n(&block->second[size_t(id.row) * width], width, rows);
+  }
+}
+
+void read_cells(const StreamLog& log, const LayerStore& store, SideId side, int first_cell,
+                int n_cells, half* rows) {
+  const LayerShape& shape = store.raw.shape;
+  const int width = shape.n_heads * (side == SideId::K ? shape.k_dim : shape.v_dim);
+  std::vector<float> values(size_t(n_cells) * size_t(width));
+  read_cells(log, store, side, first_cell, n_cells, values.data());
+  std::transform(values.begin(), values.end(), rows, finite_half);
 }
 
 }  // namespace zipcache

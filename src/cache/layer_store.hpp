@@ -8,6 +8,7 @@
 
 #include "base/arena.hpp"
 #include "cache/block_layout.hpp"
+#include "cache/turns.hpp"
 #include "codec/query_rounding.hpp"
 #include "transform/rotation.hpp"
 #include "zipcache/rotations.hpp"
@@ -25,8 +26,9 @@ struct StoredBlock {
   uint8_t* packed = nullptr;  // [bytes.total] or null
   PackedBytes bytes;          // of `packed`
   int n_coded = 0;
-  BlockBits sinks;  // rows kept at 16 bits inside `packed`
-  int shared = -1;  // index of the shared parameter set
+  BlockBits sinks;   // rows kept at 16 bits inside `packed`
+  int shared = -1;   // index of the shared parameter set
+  BlockTurns turns;  // of coded keys
 };
 
 class LayerStore {
@@ -92,5 +94,16 @@ void decode_rows(const LayerStore& store, int slot, SideId side, int head, int n
 // The same of a block that is not in the store.
 void decode_rows(const LayerStore& store, const StoredBlock& block, SideId side, int head,
                  int n_rows, float* out);
+// The same of all heads, token by token: [n_rows, n_heads * dim].
+std::vector<float> decode_rows(const LayerStore& store, const StoredBlock& block, SideId side,
+                               int n_rows);
+
+// Rows of cells first_cell .. + n_cells, wherever they stand: [n_cells, n_heads * dim], zeros for
+// cells never written.
+void read_cells(const StreamLog& log, const LayerStore& store, SideId side, int first_cell,
+                int n_cells, float* rows);
+// The same as 16-bit numbers.
+void read_cells(const StreamLog& log, const LayerStore& store, SideId side, int first_cell,
+                int n_cells, half* rows);
 
 }  // namespace zipcache

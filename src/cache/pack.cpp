@@ -561,29 +561,75 @@ Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerS
   return outcome;
 }
 
-void repack_keys(LayerStore& store, int slot, std::span<const QueryRounding> roundings,
+namespace {
+
+void turn_halves(half* key, int dim, int32_t by, const KeyTurn& turn) {
+  if (by == 0) return;
+  std::vector<float> row(static_cast<size_t>(dim));
+  std::transform(key, key + dim, row.begin(), to_float);
+  turn.apply(row.data(), 1, dim, by);
+  std::transform(row.begin(), row.end(), key, finite_half);
+}
+
+// Codes the keys of a head anew from rows [token, k_dim].
+void recode_head(LayerStore& store, int slot, int head, const QueryRounding* rounding,
                  const float* rows) {
   const StoredBlock& stored = store.block(slot);
   const int dim = store.raw.shape.k_dim;
-  for (int head = 0; head < store.raw.shape.n_heads; ++head) {
-    const PackedHead packed = store.head(slot, head);
-    const float* head_rows = rows + size_t(head) * kBlockTokens * size_t(dim);
-    std::vector<float> x;
-    std::vector<uint8_t> tiers;
-    int sink = 0;
-    for (int row = 0; row < kBlockTokens; ++row) {
-      const float* from = head_rows + row * dim;
-      if (stored.sinks.test(size_t(row))) {
-        for (int c = 0; c < dim; ++c) packed.k_sinks[sink * dim + c] = to_half(from[c]);
-        ++sink;
-        continue;
-      }
-      x.insert(x.end(), from, from + dim);
-      tiers.push_back(uint8_t(packed.tier_of(row)));
+  const PackedHead packed = store.head(slot, head);
+  std::vector<float> x;
+  std::vector<uint8_t> tiers;
+  half* sink = packed.k_sinks;
+  for (int row = 0; row < kBlockTokens; ++row) {
+    const float* from = rows + row * dim;
+    if (stored.sinks.test(size_t(row))) {
+      sink = std::transform(from, from + dim, sink, finite_half);
+      continue;
     }
-    store.rotation(SideId::K, head).turn(x.data(), stored.n_coded, dim, dim);
-    encode_side(store, SideId::K, rounding_of(roundings, head), packed.k, x, tiers);
+    x.insert(x.end(), from, from + dim);
+    tiers.push_back(uint8_t(packed.tier_of(row)));
   }
+  store.rotation(SideId::K, head).turn(x.data(), stored.n_coded, dim, dim);
+  encode_side(store, SideId::K, rounding, packed.k, x, tiers);
+}
+
+}  // namespace
+
+void turn_raw_keys(const LayerStore& store, const StoredBlock& stored, const RowShifts& by,
+                   const KeyTurn& turn) {
+  const int dim = store.raw.shape.k_dim;
+  for (int head = 0; head < store.raw.shape.n_heads; ++head) {
+    half* key = store.raw.k(stored.raw, head);
+    for (int row = 0; row < kBlockTokens; ++row, key += dim)
+      turn_halves(key, dim, by[size_t(row)], turn);
+  }
+}
+
+void turn_sinks(const LayerStore& store, int slot, const RowShifts& by, const KeyTurn& turn) {
+  const BlockBits& sinks = store.block(slot).sinks;
+  const int dim = store.raw.shape.k_dim;
+  for (int head = 0; sinks.any() && head < store.raw.shape.n_heads; ++head) {
+    half* key = store.head(slot, head).k_sinks;
+    for (int row = 0; row < kBlockTokens; ++row) {
+      if (!sinks.test(size_t(row))) continue;
+      turn_halves(key, dim, by[size_t(row)], turn);
+      key += dim;
+    }
+  }
+}
+
+void recode_keys(LayerStore& store, int slot, const RowShifts& by, const KeyTurn& turn,
+                 std::span<const QueryRounding> roundings) {
+  const int dim = store.raw.shape.k_dim, n_heads = store.raw.shape.n_heads;
+  std::vector<float> keys(size_t(kBlockTokens) * size_t(dim));
+  for (int head = 0; head < n_heads; ++head) {
+    decode_rows(store, slot, SideId::K, head, kBlockTokens, keys.data());
+    for (int row = 0; row < kBlockTokens; ++row) {
+      if (by[size_t(row)] != 0) turn.apply(&keys[size_t(row * dim)], 1, dim, by[size_t(row)]);
+    }
+    recode_head(store, slot, head, rounding_of(roundings, head), keys.data());
+  }
+  store.block(slot).turns = {};
 }
 
 }  // namespace zipcache

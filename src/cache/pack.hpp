@@ -32,9 +32,13 @@ struct PackOutcome {
 Result<PackOutcome> pack_blocks(const PackJob& job, const StreamLog& log, LayerStore& store,
                                 Arena& arena);
 
-// Codes the keys of a packed block anew from rows [head, token, k_dim], tiers kept; for
-// Cache::rotate_keys.
-void repack_keys(LayerStore& store, int slot, std::span<const QueryRounding> roundings,
-                 const float* rows);
+// Cache::rotate_keys: rows of a block whose cells moved. In place, tiers kept.
+void turn_raw_keys(const LayerStore& store, const StoredBlock& stored, const RowShifts& by,
+                   const KeyTurn& turn);
+// The sinks of a packed block, the only keys that it holds as numbers.
+void turn_sinks(const LayerStore& store, int slot, const RowShifts& by, const KeyTurn& turn);
+// A packed block's keys become codes once more; none of them counts as moved afterwards.
+void recode_keys(LayerStore& store, int slot, const RowShifts& by, const KeyTurn& turn,
+                 std::span<const QueryRounding> roundings);
 
 }  // namespace zipcache

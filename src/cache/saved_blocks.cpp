@@ -14,9 +14,10 @@
 namespace zipcache {
 namespace {
 
-constexpr std::string_view kMagic = "ZCBLOCK1";
+constexpr std::string_view kMagic = "ZCBLOCK2";
+constexpr size_t kNames = 3, kSizes = 6;
 constexpr size_t kHeadBytes =
-    kMagic.size() + 3 * sizeof(uint64_t) + 5 * sizeof(uint32_t) + kBlockTokens / 8;
+    kMagic.size() + kNames * sizeof(uint64_t) + kSizes * sizeof(uint32_t) + kBlockTokens / 8;
 constexpr size_t kSumBytes = sizeof(uint64_t);
 
 uint64_t sum_of(std::string_view bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
@@ -33,17 +34,67 @@ uint32_t first_filled_row(std::span<const half> rows) {
   return uint32_t(size_t(filled - rows.begin()) / (rows.size() / kBlockTokens));
 }
 
+void append_rows(std::string& bytes, const BlockBits& rows) {
+  uint8_t packed[kBlockTokens / 8] = {};
+  for (size_t row = 0; row < kBlockTokens; ++row)
+    packed[row / 8] |= uint8_t(rows.test(row) << (row % 8));
+  append_numbers(bytes, packed, sizeof packed);
+}
+
+bool take_rows(NumberReader& reader, BlockBits& rows) {
+  uint8_t packed[kBlockTokens / 8];
+  if (!reader.take(packed, sizeof packed)) return false;
+  for (size_t row = 0; row < kBlockTokens; ++row) rows.set(row, (packed[row / 8] >> (row % 8)) & 1);
+  return true;
+}
+
+std::string to_bytes(const BlockTurns& turns) {
+  std::string bytes;
+  if (!turns.any()) return bytes;
+  const uint32_t counts[] = {uint32_t(turns.moved.size()), uint32_t(turns.turn->pairs.size())};
+  append_numbers(bytes, counts, 2);
+  for (const BlockTurns::Moved& moved : turns.moved) {
+    append_numbers(bytes, &moved.by, 1);
+    append_rows(bytes, moved.rows);
+  }
+  append_numbers(bytes, turns.turn->pairs.data(), turns.turn->pairs.size());
+  return bytes;
+}
+
+std::optional<BlockTurns> turns_of(std::string_view bytes) {
+  BlockTurns turns;
+  if (bytes.empty()) return turns;
+  NumberReader reader(bytes);
+  uint32_t counts[2];
+  if (!reader.take(counts, 2) || counts[0] < 1 || counts[0] > kMostTurns) return {};
+  turns.moved.resize(counts[0]);
+  BlockBits seen;
+  for (BlockTurns::Moved& moved : turns.moved) {
+    if (!reader.take(&moved.by, 1) || moved.by == 0 || !take_rows(reader, moved.rows) ||
+        (seen & moved.rows).any())
+      return {};
+    seen |= moved.rows;
+  }
+  KeyTurn turn;
+  if (!reader.take(turn.pairs, counts[1]) || reader.left() != 0) return {};
+  turns.turn = std::make_shared<const KeyTurn>(std::move(turn));
+  return turns;
+}
+
 std::string to_bytes(const SavedBlock& block, uint32_t filled_row) {
   std::string bytes(kMagic);
   const uint64_t names[] = {block.identity, block.first, block.checksum};
-  const uint32_t sizes[] = {block.total, uint32_t(block.part.size()), uint32_t(block.tail.size()),
-                            uint32_t(block.side), filled_row};
-  append_numbers(bytes, names, 3);
-  append_numbers(bytes, sizes, 5);
-  uint8_t sinks[kBlockTokens / 8] = {};
-  for (size_t row = 0; row < kBlockTokens; ++row)
-    sinks[row / 8] |= uint8_t(block.sinks.test(row) << (row % 8));
-  append_numbers(bytes, sinks, sizeof sinks);
+  const std::string turns = to_bytes(block.turns);
+  const uint32_t sizes[] = {block.total,
+                            uint32_t(turns.size()),
+                            uint32_t(block.part.size()),
+                            uint32_t(block.tail.size()),
+                            uint32_t(block.side),
+                            filled_row};
+  append_numbers(bytes, names, kNames);
+  append_numbers(bytes, sizes, kSizes);
+  append_rows(bytes, block.sinks);
+  bytes += turns;
   bytes += block.part;
   bytes += block.tail;
   const uint64_t sum = sum_of(bytes);
@@ -59,38 +110,6 @@ size_t k_part(const LayerStore& store, size_t total) {
 
 bool is_whole(const LogBlock& block, const StoredBlock& stored) {
   return stored.packed && stored.shared < 0 && block.consecutive && block.n_rows == kBlockTokens;
-}
-
-// Scores, sinks and moments of the `n` raw rows behind a block; fewer where they do not stand there
-// as they were written.
-std::string tail_of(const StreamLog& log, const LayerStore& store, int first_cell, int n,
-                    uint64_t first) {
-  const auto is_raw = [&](int i) {
-    const StoredBlock& stored = store.block(log.find(first_cell + i).slot);
-    return stored.raw && !stored.packed;
-  };
-  bool scored = log.stands(first_cell, n, first);
-  for (int i = 0; scored && i < n; i += kBlockTokens) scored = is_raw(i);
-  std::string bytes;
-  const uint32_t n_rows = scored ? uint32_t(n) : 0;
-  append_numbers(bytes, &n_rows, 1);
-  const Policy& policy = store.packed.policy();
-  for (int i = 0; i < int(n_rows); ++i) {
-    const RowId id = log.find(first_cell + i);
-    const size_t row = size_t(id.row);
-    uint8_t* raw = store.block(id.slot).raw;
-    bytes += char(log.block(id.slot).sinks.test(row));
-    for (int head = 0; head < store.raw.shape.n_heads; ++head) {
-      if (policy.needs_scores()) append_numbers(bytes, store.raw.sums(raw, head) + row, 1);
-      if (policy.needs_squares()) append_numbers(bytes, store.raw.squares(raw, head) + row, 1);
-      if (policy.evicts()) bytes += char((store.raw.present(raw, head)[row / 8] >> (row % 8)) & 1);
-    }
-    if (!policy.needs_scores()) continue;
-    append_numbers(bytes, store.raw.probes_seen(raw) + row, 1);
-    append_numbers(bytes, store.raw.rows_seen(raw) + row, 1);
-  }
-  for (const QueryMoment& moment : store.moments) moment.save(bytes);
-  return bytes;
 }
 
 struct TailRow {
@@ -170,19 +189,6 @@ bool decodes_to_numbers(const LayerStore& store, const StoredBlock& block) {
   return true;
 }
 
-// Cells at which the whole packed blocks begin whose cells lie in a run.
-std::vector<int> whole_blocks(const StreamLog& log, const LayerStore& store, int first_cell,
-                              int n_cells) {
-  std::vector<int> found;
-  for (int cell = first_cell; cell + kBlockTokens <= first_cell + n_cells; ++cell) {
-    const RowId id = log.find(cell);
-    if (id.slot < 0 || id.row != 0 || !is_whole(log.block(id.slot), store.block(id.slot))) continue;
-    found.push_back(cell);
-    cell += kBlockTokens - 1;
-  }
-  return found;
-}
-
 // A block on its way into rows.
 struct Carrier {
   SavedBlock block;
@@ -235,6 +241,48 @@ bool carries_blocks(const LayerStore& store) {
   return !policy.raw() && policy.saliency.statistic != Statistic::File;
 }
 
+std::vector<int> whole_blocks(const StreamLog& log, const LayerStore& store, int first_cell,
+                              int n_cells) {
+  std::vector<int> found;
+  for (int cell = first_cell; cell + kBlockTokens <= first_cell + n_cells; ++cell) {
+    const RowId id = log.find(cell);
+    if (id.slot < 0 || id.row != 0 || !is_whole(log.block(id.slot), store.block(id.slot))) continue;
+    found.push_back(cell);
+    cell += kBlockTokens - 1;
+  }
+  return found;
+}
+
+std::string tail_of(const StreamLog& log, const LayerStore& store, int first_cell, int n,
+                    uint64_t first) {
+  const auto is_raw = [&](int i) {
+    const StoredBlock& stored = store.block(log.find(first_cell + i).slot);
+    return stored.raw && !stored.packed;
+  };
+  bool scored = log.stands(first_cell, n, first);
+  for (int i = 0; scored && i < n; i += kBlockTokens) scored = is_raw(i);
+  std::string bytes;
+  const uint32_t n_rows = scored ? uint32_t(n) : 0;
+  append_numbers(bytes, &n_rows, 1);
+  const Policy& policy = store.packed.policy();
+  for (int i = 0; i < int(n_rows); ++i) {
+    const RowId id = log.find(first_cell + i);
+    const size_t row = size_t(id.row);
+    uint8_t* raw = store.block(id.slot).raw;
+    bytes += char(log.block(id.slot).sinks.test(row));
+    for (int head = 0; head < store.raw.shape.n_heads; ++head) {
+      if (policy.needs_scores()) append_numbers(bytes, store.raw.sums(raw, head) + row, 1);
+      if (policy.needs_squares()) append_numbers(bytes, store.raw.squares(raw, head) + row, 1);
+      if (policy.evicts()) bytes += char((store.raw.present(raw, head)[row / 8] >> (row % 8)) & 1);
+    }
+    if (!policy.needs_scores()) continue;
+    append_numbers(bytes, store.raw.probes_seen(raw) + row, 1);
+    append_numbers(bytes, store.raw.rows_seen(raw) + row, 1);
+  }
+  for (const QueryMoment& moment : store.moments) moment.save(bytes);
+  return bytes;
+}
+
 void put_blocks(const StreamLog& log, const LayerStore& store, SideId side, int first_cell,
                 int n_cells, half* rows) {
   if (!carries_blocks(store)) return;
@@ -255,6 +303,7 @@ void put_blocks(const StreamLog& log, const LayerStore& store, SideId side, int 
           .total = uint32_t(all.size()),
           .side = side,
           .sinks = stored.sinks,
+          .turns = side == SideId::K ? stored.turns : BlockTurns{},
           .part = std::string(side == SideId::K ? all.substr(0, cut) : all.substr(cut)),
           .tail = {}},
          {rows + size_t(cell - first_cell) * width, size_t(kBlockTokens) * width}});
@@ -274,28 +323,29 @@ std::optional<SavedBlock> find_block(std::span<const half> rows, SideId side, ui
   if (!head) return {};
   NumberReader reader(std::string_view(*head).substr(kMagic.size()));
   SavedBlock block;
-  uint64_t names[3];
-  uint32_t sizes[5];
-  uint8_t sinks[kBlockTokens / 8];
-  if (!reader.take(names, 3) || !reader.take(sizes, 5) || !reader.take(sinks, sizeof sinks))
+  uint64_t names[kNames];
+  uint32_t sizes[kSizes];
+  if (!reader.take(names, kNames) || !reader.take(sizes, kSizes) || !take_rows(reader, block.sinks))
     return {};
-  if (names[0] != identity || sizes[3] != uint32_t(side) || sizes[4] != first_filled_row(rows))
+  const auto [total, n_turns, n_part, n_tail, of_side, filled_row] = sizes;
+  if (names[0] != identity || of_side != uint32_t(side) || filled_row != first_filled_row(rows))
     return {};
   const size_t n_most = rows.size() * kMostCarriedBits / 8;
-  if (sizes[1] > n_most || sizes[2] > n_most) return {};
-  const size_t n_bytes = kHeadBytes + sizes[1] + sizes[2] + kSumBytes;
+  if (n_turns > n_most || n_part > n_most || n_tail > n_most) return {};
+  const size_t n_bytes = kHeadBytes + n_turns + n_part + n_tail + kSumBytes;
   const auto all = carried(rows, *head, n_bytes);
   if (!all) return {};
   uint64_t sum = 0;
   std::memcpy(&sum, all->data() + n_bytes - kSumBytes, kSumBytes);
   if (sum != sum_of(std::string_view(*all).substr(0, n_bytes - kSumBytes))) return {};
   block.identity = names[0], block.first = names[1], block.checksum = names[2];
-  block.total = sizes[0];
+  block.total = total;
   block.side = side;
-  for (size_t row = 0; row < kBlockTokens; ++row)
-    block.sinks.set(row, (sinks[row / 8] >> (row % 8)) & 1);
-  block.part = all->substr(kHeadBytes, sizes[1]);
-  block.tail = all->substr(kHeadBytes + sizes[1], sizes[2]);
+  auto turns = turns_of(std::string_view(*all).substr(kHeadBytes, n_turns));
+  if (!turns) return {};
+  block.turns = std::move(*turns);
+  block.part = all->substr(kHeadBytes + n_turns, n_part);
+  block.tail = all->substr(kHeadBytes + n_turns + n_part, n_tail);
   return block;
 }
 
@@ -306,7 +356,9 @@ std::optional<StoredBlock> join(const LayerStore& store, const SavedBlock& k, co
       bytes.size() != v.total || sum_of(bytes) != v.checksum)
     return {};
   StoredBlock block;
+  if (k.turns.any() && !check(*k.turns.turn, store.raw.shape.k_dim).ok()) return {};
   block.sinks = v.sinks;
+  block.turns = k.turns;
   block.n_coded = kBlockTokens - int(v.sinks.count());
   const auto counts = store.packed.counts(bytes, store.raw.shape.n_heads, block.n_coded);
   if (!counts) return {};

@@ -4,9 +4,10 @@
 // block's bytes in their low bits (cache/carried_bits.hpp). A cache of the same policy finds them
 // there and takes the block as it was; to any other they are rows.
 //
-// The 128 rows of one side of one layer carry a frame (docs/formats.md): K the block's first bytes,
-// V the others. V also carries, spread over the blocks of a run of cells, what the 16-bit rows
-// behind them cannot: their scores, which of them are sinks, and what queries were like.
+// The 128 rows of one side of one layer carry a frame (docs/formats.md): K the block's first bytes
+// and how its keys moved, V the others. V also carries, spread over the blocks of a run of cells,
+// what the 16-bit rows behind them cannot: their scores, which of them are sinks, and what queries
+// were like.
 #pragma once
 
 #include <optional>
@@ -24,6 +25,7 @@ struct SavedBlock {
   uint32_t total = 0;     // bytes of the whole block
   SideId side = SideId::K;
   BlockBits sinks;
+  BlockTurns turns;  // K
   std::string part;  // of the block, this side's
   std::string tail;  // V: its share of what stands behind the run's blocks
 };
@@ -33,6 +35,15 @@ uint64_t saved_identity(const LayerStore& store);
 
 // Blocks of such a layer may be carried at all.
 bool carries_blocks(const LayerStore& store);
+
+// Cells at which the whole packed blocks begin whose cells lie in a run.
+std::vector<int> whole_blocks(const StreamLog& log, const LayerStore& store, int first_cell,
+                              int n_cells);
+
+// Scores, sinks and moments of `n` raw rows from first_cell on, which is `first` of the text, for
+// restore_tail(); of no rows where they do not stand there as they were written.
+std::string tail_of(const StreamLog& log, const LayerStore& store, int first_cell, int n,
+                    uint64_t first);
 
 // Rows of cells first_cell .. + n_cells, [n_cells, n_heads * dim], as they are read; those of whole
 // packed blocks among them carry their block afterwards.

@@ -114,11 +114,20 @@ void* buffer_base(ggml_backend_buffer_t buffer) { return context_of(buffer).base
 // Byte offset of a tensor's first byte inside the 16-bit image of the cache tensor it views.
 size_t image_offset(const ggml_tensor* tensor) { return tensor->view_src ? tensor->view_offs : 0; }
 
+// Where a tensor, or a view of one, begins in its buffer.
+size_t offset_in(const BufferContext& context, const ggml_tensor* tensor) {
+  return size_t(static_cast<uint8_t*>(tensor->data) - context.base);
+}
+
 ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
   if (tensor->view_src) return GGML_STATUS_SUCCESS;
+  BufferContext& context = context_of(buffer);
+  if (context.state) {
+    context.state->place(offset_in(context, tensor), ggml_nbytes(tensor));
+    return GGML_STATUS_SUCCESS;
+  }
   const auto cache = parse_name(tensor);
   if (!cache) return GGML_STATUS_SUCCESS;
-  BufferContext& context = context_of(buffer);
   if (tensor->type != GGML_TYPE_F16) {
     const bool k = cache->side == SideId::K;
     host::log(true,
@@ -137,17 +146,24 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor
     context.cache = std::make_unique<CacheBuffer>();
     abi::open(buffer).type = cache_type();
   }
-  const size_t offset = size_t(static_cast<uint8_t*>(tensor->data) - context.base);
-  const Status status = context.cache->add(offset, *cache);
+  const Status status = context.cache->add(offset_in(context, tensor), *cache);
   report(status);
   return status.ok() ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
 }
 
-void buffer_set(ggml_backend_buffer_t, ggml_tensor* tensor, const void* data, size_t offset,
+// Where bytes of a tensor that is no cache tensor are to be written.
+uint8_t* memory_of(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, size_t offset,
+                   size_t size) {
+  BufferContext& context = context_of(buffer);
+  const size_t begin = offset_in(context, tensor) + offset;
+  return context.state ? context.state->to_write(begin, size) : context.base + begin;
+}
+
+void buffer_set(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset,
                 size_t size) {
   const Located at = locate(tensor);
   if (!at.tensor) {
-    std::memcpy(static_cast<uint8_t*>(tensor->data) + offset, data, size);
+    std::memcpy(memory_of(buffer, tensor, offset, size), data, size);
     return;
   }
   const Status status = without_exceptions(
@@ -156,11 +172,16 @@ void buffer_set(ggml_backend_buffer_t, ggml_tensor* tensor, const void* data, si
   if (!status.ok()) at.buffer->poison(status.message());
 }
 
-void buffer_get(ggml_backend_buffer_t, const ggml_tensor* tensor, void* data, size_t offset,
+void buffer_get(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data, size_t offset,
                 size_t size) {
   const Located at = locate(tensor);
   if (!at.tensor) {
-    std::memcpy(data, static_cast<const uint8_t*>(tensor->data) + offset, size);
+    const BufferContext& context = context_of(buffer);
+    const size_t begin = offset_in(context, tensor) + offset;
+    if (context.state)
+      context.state->read(begin, size, data);
+    else
+      std::memcpy(data, context.base + begin, size);
     return;
   }
   const Status status = without_exceptions(
@@ -174,7 +195,7 @@ void buffer_get(ggml_backend_buffer_t, const ggml_tensor* tensor, void* data, si
 void buffer_memset(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset,
                    size_t size) {
   if (!locate(tensor).tensor) {
-    std::memset(static_cast<uint8_t*>(tensor->data) + offset, value, size);
+    std::memset(memory_of(buffer, tensor, offset, size), value, size);
     return;
   }
   const std::vector<uint8_t> bytes(size, value);
@@ -187,26 +208,80 @@ int whole_stream(const ggml_tensor* tensor, const CacheTensor& cache) {
   return ggml_nbytes(tensor) == bytes && offset % bytes == 0 ? int(offset / bytes) : -1;
 }
 
-// Streams are copied as they are; everything else ggml copies by reading and writing rows.
-bool buffer_copy(ggml_backend_buffer_t, const ggml_tensor* source, ggml_tensor* target) {
+// The cells that a view of a cache tensor is, when it is whole rows of one stream.
+std::optional<CellRange> cells_of(const ggml_tensor* view, const CacheTensor& cache) {
+  const size_t row = cache.row_bytes(), offset = image_offset(view), size = ggml_nbytes(view);
+  const size_t n_cells = size_t(cache.n_cells), first = offset / row % n_cells, n = size / row;
+  if (offset % row != 0 || size % row != 0 || n == 0 || first + n > n_cells) return {};
+  return CellRange{int(offset / row / n_cells), int(first), int(n)};
+}
+
+// The buffer of a tensor that may hold rows of a cache, or null.
+BufferContext* state_of(const ggml_tensor* tensor) {
+  const ggml_tensor* root = root_of(tensor);
+  if (!root->buffer || abi::open(root->buffer).type != cache_type()) return nullptr;
+  BufferContext& context = context_of(root->buffer);
+  return context.state ? &context : nullptr;
+}
+
+// Rows of a cache into a tensor of a state, and back. False where ggml has to copy bytes.
+bool copy_to_state(const Located& from, const ggml_tensor* source, BufferContext& to,
+                   const ggml_tensor* target) {
+  const auto cells = cells_of(source, *from.tensor);
+  if (!cells || target->view_src) return false;
+  const StateBuffer::Origin origin{from.buffer->id(), from.tensor->layer, from.tensor->side};
+  auto kept = from.buffer->keep(*from.tensor, *cells, to.state->other_side(origin));
+  if (!kept.ok()) return false;
+  to.state->hold(offset_in(to, target), ggml_nbytes(target), origin, std::move(*kept));
+  return true;
+}
+
+bool copy_from_state(const BufferContext& from, const ggml_tensor* source, const Located& to,
+                     const ggml_tensor* target) {
+  const auto rows = from.state->find(offset_in(from, source), ggml_nbytes(source));
+  const auto cells = cells_of(target, *to.tensor);
+  const StateBuffer::Origin origin{to.buffer->id(), to.tensor->layer, to.tensor->side};
+  if (!rows || !cells || rows->origin != origin) return false;
+  const Status status = to.buffer->restore(*to.tensor, *cells, *rows->kept, rows->first);
+  if (!status.ok()) to.buffer->poison(status.message());
+  return true;
+}
+
+// Streams and rows of states are copied as they are stored; everything else ggml copies by reading
+// and writing rows.
+bool copy(const ggml_tensor* source, ggml_tensor* target) {
   const Located from = locate(source), to = locate(target);
+  BufferContext *state = state_of(source), *other_state = state_of(target);
+  if (from.tensor && other_state) return copy_to_state(from, source, *other_state, target);
+  if (state && to.tensor) return copy_from_state(*state, source, to, target);
   if (!from.tensor || !to.tensor || from.buffer != to.buffer ||
       from.tensor->layer != to.tensor->layer || from.tensor->side != to.tensor->side)
     return false;
   const int stream = whole_stream(source, *from.tensor), other = whole_stream(target, *to.tensor);
   if (stream < 0 || other < 0) return false;
-  const Status status =
-      without_exceptions([&] { return to.buffer->copy(*to.tensor, stream, other); });
+  const Status status = to.buffer->copy(*to.tensor, stream, other);
   if (!status.ok()) to.buffer->poison(status.message());
   return true;
 }
 
+bool buffer_copy(ggml_backend_buffer_t, const ggml_tensor* source, ggml_tensor* target) {
+  bool copied = false;
+  const Status status = without_exceptions([&] {
+    copied = copy(source, target);
+    return ok();
+  });
+  if (status.ok()) return copied;
+  // What ended half way has no other sign; where no cache was changed, ggml copies the bytes.
+  const Located to = locate(target);
+  if (to.tensor) to.buffer->poison(status.message());
+  return to.tensor != nullptr;
+}
+
 void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
   BufferContext& context = context_of(buffer);
-  if (context.cache)
-    context.cache->clear();
-  else
-    std::memset(context.base, value, context.size);
+  if (context.cache) return context.cache->clear();
+  if (context.state) context.state->place(0, context.size);
+  std::memset(context.base, value, context.size);
 }
 
 // Ordinary memory, from the system page by page, so that a cache buffer's unused bytes cost
@@ -223,7 +298,10 @@ ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t type, size_t size) {
                                 size >> 20));
     return nullptr;
   }
-  auto* context = new BufferContext{static_cast<uint8_t*>(base), size, nullptr};
+  auto* context = new BufferContext{static_cast<uint8_t*>(base), size, nullptr, nullptr};
+  // A cache's buffer is asked for as working memory; what has the cache's type from the beginning
+  // is for states.
+  if (type == cache_type()) context->state = std::make_unique<StateBuffer>(context->base);
   const abi::BufferTable table{
       buffer_free, buffer_base, buffer_init_tensor, buffer_memset, buffer_set, buffer_get,
       nullptr,     nullptr,     buffer_copy,        buffer_clear,  nullptr};
@@ -536,6 +614,23 @@ Status CacheBuffer::write(const CacheTensor& tensor, size_t offset, size_t size,
   return ok();
 }
 
+Result<std::unique_ptr<KeptRows>> CacheBuffer::keep(const CacheTensor& tensor,
+                                                    const CellRange& cells, const KeptRows* other) {
+  Result<Cache*> cache = this->cache();
+  if (!cache.ok()) return cache.status();
+  return (*cache)->keep(index_of(tensor.layer), cells.stream, tensor.side, cells.first, cells.n,
+                        other);
+}
+
+Status CacheBuffer::restore(const CacheTensor& tensor, const CellRange& cells, const KeptRows& kept,
+                            int from) {
+  stop_check();
+  Result<Cache*> cache = this->cache();
+  if (!cache.ok()) return cache.status();
+  return (*cache)->restore(index_of(tensor.layer), cells.stream, tensor.side, cells.first, cells.n,
+                           kept, from);
+}
+
 Status CacheBuffer::copy(const CacheTensor& tensor, int from, int to) {
   stop_check();
   Result<Cache*> cache = this->cache();
@@ -584,6 +679,7 @@ std::string CacheBuffer::stats_json() {
         {"scoring", s.seconds.scoring},
         {"packing", s.seconds.packing}}},
       {"bytes_allocated", s.bytes.allocated()},
+      {"bytes_states", state_bytes(id_)},
       {"bytes_peak", s.bytes_peak},
       {"bytes_planned", s.bytes_planned},
       {"ratio_params", s.ratio_params()},

@@ -14,6 +14,7 @@
 
 #include "ggml/abi.hpp"
 #include "ggml/self_check.hpp"
+#include "ggml/state_buffer.hpp"
 #include "zipcache/cache.hpp"
 
 namespace zipcache {
@@ -26,6 +27,11 @@ struct CacheTensor {
   int64_t n_cells = 0;
   int64_t n_streams = 0;
   size_t row_bytes() const { return size_t(width) * 2; }
+};
+
+// Cells of one stream of a cache tensor.
+struct CellRange {
+  int stream = 0, first = 0, n = 0;
 };
 
 // Cells and layers of a cache buffer: what the one after it needs to know whether it is a window.
@@ -65,6 +71,11 @@ class CacheBuffer {
   // Bytes [offset, offset + size) of the 16-bit image of a tensor, to and from the host.
   Status read(const CacheTensor& tensor, size_t offset, size_t size, void* data);
   Status write(const CacheTensor& tensor, size_t offset, size_t size, const void* data);
+
+  // Cache::keep and its Cache::restore; `other` is what is kept of the layer's other side, or null.
+  Result<std::unique_ptr<KeptRows>> keep(const CacheTensor& tensor, const CellRange& cells,
+                                         const KeptRows* other);
+  Status restore(const CacheTensor& tensor, const CellRange& cells, const KeptRows& kept, int from);
 
   // Copies one stream's layer over another's, both sides of it.
   Status copy(const CacheTensor& tensor, int from, int to);
@@ -110,11 +121,13 @@ class CacheBuffer {
   std::chrono::steady_clock::time_point logged_ = std::chrono::steady_clock::now();
 };
 
-// A buffer's context: memory, and a cache when cache tensors live in it.
+// A buffer's context: memory, and a cache when cache tensors live in it, or rows that were copied
+// out of one.
 struct BufferContext {
   uint8_t* base = nullptr;
   size_t size = 0;
   std::unique_ptr<CacheBuffer> cache;
+  std::unique_ptr<StateBuffer> state;
 };
 
 // Buffer types: ordinary memory that the CPU may touch, and the cache's own, which it may not.

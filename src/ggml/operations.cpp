@@ -158,20 +158,20 @@ Status shift_keys(const ggml_tensor* node) {
   const Located at = locate(node);
   Result<Cache*> cache = at.buffer->cache();
   if (!cache.ok()) return cache.status();
-  const ggml_tensor *keys = node->src[0], *shift = node->src[1], *factors = node->src[2];
-  Result<KeyRotation> rotation = KeyRotation::from_node(node);
-  if (!rotation.ok()) return rotation.status();
-  const size_t head_bytes = keys->nb[1];
-  rotation->first_channel =
-      int(keys->view_offs % at.tensor->row_bytes() % head_bytes / sizeof(uint16_t));
-  rotation->factors = factors ? static_cast<const float*>(factors->data) : nullptr;
+  const ggml_tensor *keys = node->src[0], *shift = node->src[1];
+  const int first_channel =
+      int(keys->view_offs % at.tensor->row_bytes() % keys->nb[1] / sizeof(uint16_t));
+  const Result<KeyTurn> turn = key_turn(node, first_channel);
+  if (!turn.ok()) return turn.status();
   at.buffer->stop_check();
-  const auto* shifts = static_cast<const int32_t*>(shift->data);
-  for (int64_t s = 0; s < at.tensor->n_streams; ++s) {
-    const std::span<const int32_t> own(shifts + s * at.tensor->n_cells, size_t(at.tensor->n_cells));
-    ZC_TRY((*cache)->rotate_keys(at.buffer->index_of(at.tensor->layer), int(s), own,
-                                 [&](float* head, int32_t by) { rotation->apply(head, by); }));
-  }
+  const size_t n_cells = size_t(at.tensor->n_cells), n_streams = size_t(at.tensor->n_streams);
+  const std::span all(static_cast<const int32_t*>(shift->data), n_streams * n_cells);
+  const auto own = [&](size_t stream) { return all.subspan(stream * n_cells, n_cells); };
+  const int layer = at.buffer->index_of(at.tensor->layer);
+  // All or nothing: the first layer's node asks for all streams and layers.
+  for (size_t s = 0; s < n_streams; ++s) ZC_TRY((*cache)->check_rotation(layer, int(s), own(s)));
+  for (size_t s = 0; s < n_streams; ++s)
+    ZC_TRY((*cache)->rotate_keys(layer, int(s), own(s), *turn));
   return ok();
 }
 

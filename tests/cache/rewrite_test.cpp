@@ -283,45 +283,6 @@ TEST(Compaction, WritingEveryCellInTheWorstOrderNeverRunsOutOfBlocks) {
   EXPECT_EQ(cache->stats().rows_live, uint64_t(kCells));
 }
 
-TEST(Rotation, KeysTurnByTheirShiftAndValuesStay) {
-  for (const char* policy :
-       {"f16", "uniform,bits=8", "zip,k=8,recent=0", "sym8-had",
-        "zip,k=16/8,v=8/4/2,ratio=0.2/0.3,recent=0", "zip,k=8,recent=0,rotate=file"}) {
-    Harness harness({1, 300, {{2, 64, 64}}}, policy, 1);
-    ASSERT_TRUE(harness.prompt(300, 150).ok());
-    const auto keys = test::to_floats(harness.read(0, SideId::K));
-    const auto values = harness.read(0, SideId::V);
-    std::vector<int32_t> shift(300, 0);
-    for (size_t cell = 100; cell < 300; ++cell) shift[cell] = 1;
-    const auto negate = [](float* row, int32_t) {
-      std::for_each(row, row + 64, [](float& x) { x = -x; });
-    };
-    ASSERT_TRUE(harness.cache().rotate_keys(0, 0, shift, negate).ok());
-    EXPECT_EQ(harness.read(0, SideId::V), values);
-    const auto turned = test::to_floats(harness.read(0, SideId::K));
-    float largest = 0;
-    for (const float key : keys) largest = std::max(largest, std::abs(key));
-    for (size_t i = 0; i < keys.size(); ++i) {
-      // Negated rows beside others widen a channel's range to at most 2 * largest, at 8 bits. The
-      // fit of the third policy clips nothing at 8 bits.
-      const float bound = harness.cache().policy().raw()
-                              ? 0
-                              : 1.5f * error_bound(-largest, largest, 8, Fit::Endpoint);
-      ASSERT_NEAR(turned[i], i / 128 < 100 ? keys[i] : -keys[i], bound) << policy << " " << i;
-    }
-  }
-}
-
-TEST(Rotation, SharedKeyParametersAreRefusedWithTheCure) {
-  Harness harness({1, 300, {{2, 64, 64}}}, "zipcache,cadence=prompt", 1);
-  ASSERT_TRUE(harness.feed(200).ok());
-  ASSERT_TRUE(harness.feed(1).ok());
-  const Status status =
-      harness.cache().rotate_keys(0, 0, std::vector<int32_t>(300, 1), [](float*, int32_t) {});
-  EXPECT_EQ(status.code(), Code::Incompatible);
-  EXPECT_NE(status.message().find("cadence=stream"), std::string::npos);
-}
-
 TEST(Extremes, TheLargestRowsDecodeToFiniteNumbers) {
   for (const char* policy :
        {"uniform", "zip,recent=0,sinks=0", "uniform,rotate=hadamard,bits=2", "uniform,fit=midpoint",

@@ -3,20 +3,23 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "base/random.hpp"
 #include "cache/carried_bits.hpp"
-#include "support/harness.hpp"
-#include "support/random_rows.hpp"
+#include "support/text.hpp"
 
 namespace zipcache {
 namespace {
 
-using test::Harness;
+using test::cache_of;
+using test::expect_same;
+using test::kSides;
+using test::read;
+using test::restore;
+using test::save;
+using test::State;
+using test::Text;
 
-const std::vector<LayerShape> kLayers = {{2, 64, 64}, {1, 80, 96}};
-constexpr SideId kSides[] = {SideId::K, SideId::V};
 // One of each kind of packed block.
 const char* const kPolicies[] = {"zip",
                                  "zipcache",
@@ -28,113 +31,6 @@ const char* const kPolicies[] = {"zip",
                                  "roco,bits=4/0,ratio=0.5,recent=40,sinks=3",
                                  "zip2,score=last,probes=5+5",
                                  "uniform,bits=2,rank=2"};
-
-using State = std::vector<std::vector<half>>;  // K of all layers, then V, as llama.cpp saves it
-
-size_t width(int layer, SideId side) {
-  const LayerShape& shape = kLayers[size_t(layer)];
-  return size_t(shape.n_heads) * size_t(side == SideId::K ? shape.k_dim : shape.v_dim);
-}
-
-// What `get`, a call of the cache, gives of cells first .. + n.
-State state_of(const Cache& cache, int stream, int first, int n, decltype(&Cache::save) get) {
-  State state;
-  for (const SideId side : kSides) {
-    for (const int layer : {0, 1}) {
-      auto& rows = state.emplace_back(size_t(n) * width(layer, side));
-      EXPECT_TRUE((cache.*get)(layer, stream, side, first, n, rows.data()).ok());
-    }
-  }
-  return state;
-}
-
-State save(const Cache& cache, int stream, int first, int n) {
-  return state_of(cache, stream, first, n, &Cache::save);
-}
-
-State read(const Cache& cache, int stream, int first, int n) {
-  return state_of(cache, stream, first, n, &Cache::read_half);
-}
-
-// Puts a state at cells first .. of a stream, in one call for each layer and side.
-void restore(Cache& cache, const State& state, int stream, int first) {
-  for (const SideId side : kSides) {
-    for (const int layer : {0, 1}) {
-      const auto& rows = state[size_t(layer + 2 * (side == SideId::V))];
-      const int n = int(rows.size() / width(layer, side));
-      const Status status = cache.restore(layer, stream, side, first, n, rows.data());
-      ASSERT_TRUE(status.ok()) << status.message();
-    }
-  }
-}
-
-// A text in a cache that goes on with its own tokens, wherever it stands: outputs of all its steps.
-class Text {
- public:
-  Text(Cache& cache, int stream, int first_cell, int n_tokens = 0)
-      : cache_(cache), stream_(stream), first_cell_(first_cell), n_tokens_(n_tokens) {}
-
-  std::vector<float> go_on(int n, int step = 1) {
-    std::vector<float> all;
-    for (int done = 0; done < n; done += step) {
-      const auto out = next(std::min(step, n - done));
-      all.insert(all.end(), out.begin(), out.end());
-    }
-    return all;
-  }
-
-  int n_alone = 0;  // tokens of steps that begin before it see nothing but themselves: sinks
-
- private:
-  std::vector<float> next(int n) {
-    std::vector<float> outputs;
-    std::vector<int64_t> cells(size_t(n), 0);
-    std::iota(cells.begin(), cells.end(), int64_t(first_cell_ + n_tokens_));
-    const int n_cells = cache_.shape().n_cells;
-    std::vector<half> mask(size_t(n * n_cells), kHalfNegInf);
-    for (int q = 0; q < n; ++q) {
-      const int n_seen = n_tokens_ < n_alone ? 1 : n_tokens_ + q + 1;
-      std::fill_n(&mask[size_t(q * n_cells + first_cell_ + n_tokens_ + q + 1 - n_seen)], n_seen,
-                  half{0});
-    }
-    for (const int layer : {0, 1}) {
-      const LayerShape& shape = kLayers[size_t(layer)];
-      for (const SideId side : kSides) {
-        const int w = int(width(layer, side));
-        std::vector<float> rows;
-        for (int i = 0; i < n; ++i) {
-          const auto row = test::random_rows(
-              1, w, uint64_t(((n_tokens_ + i) * 2 + layer) * 2 + (side == SideId::V)), 3.0f);
-          rows.insert(rows.end(), row.begin(), row.end());
-        }
-        EXPECT_TRUE(cache_.write(layer, stream_, side, cells, rows.data(), w).ok());
-      }
-      const int n_heads = 2 * shape.n_heads;
-      const auto q = test::random_rows(n, n_heads * shape.k_dim, uint64_t(7000 + n_tokens_), 1.0f);
-      std::vector<float> out(size_t(n * n_heads * shape.v_dim));
-      Attention step;
-      step.layer = layer, step.stream = stream_, step.n_queries = n, step.n_heads = n_heads;
-      step.q = q.data(), step.q_row_stride = n_heads * shape.k_dim;
-      step.q_head_stride = shape.k_dim, step.mask = mask.data();
-      step.mask_stride = step.n_cells = n_cells, step.scale = 0.1f, step.out = out.data();
-      step.out_row_stride = n_heads * shape.v_dim, step.out_head_stride = shape.v_dim;
-      EXPECT_TRUE(cache_.attend(step).ok());
-      outputs.insert(outputs.end(), out.begin(), out.end());
-    }
-    n_tokens_ += n;
-    return outputs;
-  }
-
-  Cache& cache_;
-  int stream_, first_cell_, n_tokens_;
-};
-
-std::unique_ptr<Cache> cache_of(const char* policy, int n_streams, int n_cells) {
-  Policy parsed = *parse_policy(policy);
-  static const test::RotationFile rotations(kLayers);
-  if (needs_rotations(parsed)) parsed.rotations = rotations.path();
-  return std::move(*Cache::create({n_streams, n_cells, kLayers}, parsed));
-}
 
 class SavedStateOf : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Policies, SavedStateOf, testing::ValuesIn(kPolicies),
@@ -158,13 +54,6 @@ Reference reference(const char* policy) {
   made.outputs = text.go_on(300);
   EXPECT_GT(made.cache->stats().rows_packed, 500u);
   return made;
-}
-
-// Sums over blocks are taken in another order where other blocks stand beside them; outputs are of
-// the size of values, 3, and more blocks are packed on the way.
-void expect_same(const std::vector<float>& found, const std::vector<float>& expected) {
-  ASSERT_EQ(found.size(), expected.size());
-  for (size_t i = 0; i < found.size(); ++i) ASSERT_NEAR(found[i], expected[i], 1e-5) << i;
 }
 
 TEST_P(SavedStateOf, GoesOnInAnotherCacheAsIfItHadNotBeenSaved) {
@@ -230,6 +119,37 @@ TEST(SavedState, StreamsWithSharedParametersAreCopied) {
   EXPECT_EQ(Text(*cache, 1, 0, kTokens + 1).go_on(200), Text(*cache, 0, 0, kTokens + 1).go_on(200));
   EXPECT_EQ(cache->copy(0, 0, 2).code(), Code::BadArgument);
   EXPECT_EQ(cache->copy(2, 0, 1).code(), Code::BadArgument);
+}
+
+// Keys that moved since they were coded, in another process that never moved one.
+TEST_P(SavedStateOf, KnowsHowFarItsKeysMoved) {
+  const auto cache = cache_of(GetParam(), 2, 2048);
+  Text text(*cache, 0, 0);
+  text.go_on(kTokens, 128);
+  const auto shift = [&](Cache& moved, int stream, int first_cell, int by) {
+    std::vector<int32_t> all(2048, 0);
+    std::fill(all.begin() + first_cell, all.end(), by);
+    for (const int layer : {0, 1}) {
+      const KeyTurn turn = test::turn_of(test::kTextLayers[size_t(layer)].k_dim);
+      ASSERT_TRUE(moved.rotate_keys(layer, stream, all, turn).ok());
+    }
+  };
+  shift(*cache, 0, 0, 50);
+  shift(*cache, 0, 200, -20);
+  const State state = save(*cache, 0, 0, kTokens), rows = read(*cache, 0, 0, kTokens);
+  const auto fresh = cache_of(GetParam(), 2, 2048);
+  restore(*fresh, state, 1, 0);
+  EXPECT_EQ(read(*fresh, 1, 0, kTokens), rows);
+  EXPECT_EQ(save(*fresh, 1, 0, kTokens), state);
+  for (const int layer : {0, 1}) ASSERT_TRUE(cache->copy(layer, 0, 1).ok());
+  shift(*fresh, 1, 0, -7);
+  for (const int stream : {0, 1}) {
+    shift(*cache, stream, 0, -7);
+    EXPECT_EQ(read(*cache, stream, 0, kTokens), read(*fresh, 1, 0, kTokens));
+  }
+  const auto outputs = text.go_on(200);
+  EXPECT_EQ(Text(*fresh, 1, 0, kTokens).go_on(200), outputs);
+  EXPECT_EQ(Text(*cache, 1, 0, kTokens).go_on(200), outputs);
 }
 
 TEST_P(SavedStateOf, ReadsAndIsSavedAsBefore) {

@@ -41,7 +41,7 @@ def test_the_backend_writes_nothing_to_standard_output():
     assert "Paris" in result.stdout
 
 
-@pytest.mark.parametrize("policy", ["f16", "zip,recent=32"])
+@pytest.mark.parametrize("policy", ["f16", "zip,recent=32", "zip,recent=32,cadence=prompt"])
 def test_a_context_shift_rotates_the_keys_and_the_text_goes_on(policy):
     # Twelve words over and over: 52 tokens of them in the prompt, 190 more generated in 192 cells.
     # llama.cpp drops the older half on the way and rotates the remaining keys, packed ones included.

@@ -13,14 +13,17 @@ Two sequences, each in a stream of its own. Steps, done in order:
   clear            everything
   save_on_device, restore_on_device=SEQ
                    the same as save and restore, in memory that the backend gave
+  shift=SEQ:BY     moves all tokens of a sequence by so many positions
   generate=SEQ     N_PREDICT tokens, greedy, after the text's last token; prints them
   stats            what the backend says about its cache
+  resident         bytes of memory that the process holds
 """
 
 import ctypes
 import json
 import pathlib
 import random
+import resource
 import sys
 
 import llama_cpp
@@ -156,12 +159,17 @@ def main():
             results.append(damage(session, pathlib.Path(values[0]).read_bytes(), int(values[1])))
         elif name == "copy":
             llama_cpp.llama_memory_seq_cp(session.memory, int(values[0]), int(values[1]), -1, -1)
+        elif name == "shift":
+            llama_cpp.llama_memory_seq_add(session.memory, int(values[0]), 0, -1, int(values[1]))
         elif name == "clear":
             llama_cpp.llama_memory_clear(session.memory, True)
         elif name == "generate":
             results.append(session.generate(last, int(values[0]), int(n_predict)))
         elif name == "stats":
             results.append(session.stats())
+        elif name == "resident":
+            pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+            results.append(pages * resource.getpagesize())
         else:
             raise SystemExit(f"no step is called {name}")
     print(json.dumps(results))

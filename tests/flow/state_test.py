@@ -55,11 +55,33 @@ def test_a_copied_sequence_goes_on_with_the_same_tokens(tmp_path):
     assert stats[0]["rows_packed"] > 800
 
 
-def test_a_state_on_the_device_goes_on_with_the_same_tokens(tmp_path):
-    unsaved, size, restored = steps(tmp_path, "zip", "read", "save_on_device", "generate=0",
-                                    "restore_on_device=0", "generate=0", n_predict=100)
+# The last two have blocks that no 16-bit rows can carry, or none.
+@pytest.mark.parametrize("policy", [*POLICIES, "uniform,bits=8", "f16"])
+def test_a_state_on_the_device_goes_on_with_the_same_tokens_at_packed_size(tmp_path, policy):
+    before, after, unsaved, size, restored, last = steps(
+        tmp_path, policy, "read", "stats", "save_on_device", "stats", "generate=0", "restore_on_device=0",
+        "generate=0", "stats")
     assert 0 < size < 100000, "the state was not kept on the device"
     assert restored == unsaved
+    held, live = before[0]["bytes"], before[0]["rows_live"]
+    packed = held["codes"] + held["params"] + held["tags"] + held["raw"]
+    assert before[0]["bytes_states"] == 0
+    assert after[0]["bytes_states"] == last[0]["bytes_states"]
+    # Beside them scores, what queries are like, and where parts begin.
+    assert packed <= after[0]["bytes_states"] <= 1.1 * packed
+    assert after[0]["bytes_allocated"] == before[0]["bytes_allocated"], "the cache itself grew"
+    assert policy == "f16" or after[0]["bytes_states"] < 0.75 * live * llama.BYTES_PER_TOKEN_F16
+
+
+def test_keys_that_moved_come_back_from_the_device_and_from_a_file(tmp_path):
+    state = tmp_path / "state.bin"
+    _, unsaved, on_device, restored, stats = steps(
+        tmp_path, "zip", "read", "shift=0:300", "generate=0", "save_on_device", f"save={state}", "generate=0",
+        "restore_on_device=0", "generate=0", "stats", n_predict=50)
+    assert restored == unsaved
+    assert stats[0]["rows_packed"] > 400
+    anew = steps(tmp_path, "zip", f"restore={state}:1", "generate=1", n_predict=50)
+    assert anew[1] == unsaved
 
 
 # Windows at 16 bits and packed, state-space layers, convolutions.

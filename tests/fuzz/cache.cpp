@@ -258,25 +258,30 @@ class Session {
     note_moves();
   }
 
-  // Keys change their sign, which no code width minds.
+  // Keys change their sign, which no code width minds. Refused in all layers, or in none.
   void shift() {
     const int stream = bytes_.below(kStreams), every = 1 + bytes_.below(4);
     std::vector<int32_t> by(kCells);
     for (int cell = 0; cell < kCells; cell += every) by[size_t(cell)] = 1;
-    for (int layer = 0; layer < int(kLayers.size()); ++layer) {
-      const Status status = cache_->rotate_keys(layer, stream, by, [&](float* head, int32_t) {
-        for (int c = 0; c < dim(layer, SideId::K); ++c) head[c] = -head[c];
-      });
-      require(status.ok() || policy_.cadence == Cadence::Prompt, "shift: {}", status.message());
+    const Status possible = cache_->check_rotation(0, stream, by);
+    require(possible.ok() || policy_.cadence == Cadence::Prompt, "shift: {}", possible.message());
+    for (int layer = 0; layer < int(kLayers.size()) && possible.ok(); ++layer) {
+      const int n = dim(layer, SideId::K);
+      KeyTurn turn;
+      for (int c = 0; c < n; c += 2) turn.pairs.push_back({c, c + 1, 3.14159265f});
+      const Status status = cache_->rotate_keys(layer, stream, by, turn);
+      require(status.ok(), "shift: {}", status.message());
       auto& keys = rows(layer, stream, SideId::K);
-      if (!status.ok()) keys.clear();
       for (int cell = 0; cell < kCells; ++cell) {
         keys[cell].seen = false;
-        keys[cell].slack += 1;  // a block is coded anew as a whole
-        if (cell % every != 0) continue;
-        for (half& x : keys.written(cell)) x ^= 0x8000;
+        keys[cell].slack += 1;  // a block may be coded anew as a whole
+        if (cell % every != 0 || !keys[cell].written) continue;
+        const auto row = keys.written(cell);
+        std::vector<float> values(row.size());
+        std::transform(row.begin(), row.end(), values.begin(), to_float);
+        turn.apply(values.data(), kLayers[size_t(layer)].n_heads, n, 1);
+        std::transform(values.begin(), values.end(), row.begin(), finite_half);
       }
-      if (!status.ok()) torn_all(stream);
     }
     note_moves();
   }
