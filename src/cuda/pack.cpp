@@ -15,14 +15,9 @@ Status wrong(std::string_view what, long long found, std::string_view expected) 
 }
 
 Status check_rows(const InputRows& rows, std::string_view name) {
-  if (!rows.data) return {Code::BadArgument, fmt::format("pack_records: found null {} rows", name)};
-  if (reinterpret_cast<uintptr_t>(rows.data) % 16)
-    return wrong(fmt::format("address of {} rows modulo 16", name),
-                 (long long)(reinterpret_cast<uintptr_t>(rows.data) % 16), "0");
-  for (const int64_t stride : {rows.stream_stride, rows.token_stride, rows.head_stride}) {
-    if (stride % 8) return wrong(fmt::format("a stride of {} rows", name), stride, "a multiple of 8");
-  }
-  return ok();
+  const char* fault = fault_of(rows);
+  if (!fault) return ok();
+  return {Code::BadArgument, fmt::format("pack_records: found {} rows with {}", name, fault)};
 }
 
 Status check(const PackArgs& args) {

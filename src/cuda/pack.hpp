@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cuda/record.hpp"
+#include "cuda/rows.hpp"
 #include "zipcache/policy.hpp"
 #include "zipcache/status.hpp"
 
@@ -23,28 +23,6 @@ struct PackForm {
   RecordForm record;
   Fit k_fit = Fit::Endpoint, v_fit = Fit::Endpoint;
   bool k_hadamard = false, v_hadamard = false;
-};
-
-// Rows of one side: 16-bit floating point numbers [stream, token, head, dim], finite. Strides in
-// numbers, multiples of 8; data at a multiple of 16 bytes.
-struct InputRows {
-  const uint16_t* data = nullptr;
-  int64_t stream_stride = 0, token_stride = 0, head_stride = 0;
-
-  ZC_BOTH const uint16_t* head(int stream, int token, int head) const {
-    return data + stream * stream_stride + token * token_stride + head * head_stride;
-  }
-};
-
-// A number for each token of each head: [stream, head, token].
-template <class T>
-struct PerToken {
-  const T* data = nullptr;
-  int64_t stream_stride = 0, head_stride = 0;
-
-  ZC_BOTH const T* head(int stream, int head) const {
-    return data + stream * stream_stride + head * head_stride;
-  }
 };
 
 // One block of a stream: rows `row` to `row` + 127 of the input, in each head alike.
@@ -66,9 +44,9 @@ struct PackArgs {
   // highest get the first tier's count and so on (zipcache::allocate: of equal ones the later token
   // is the more salient). Scores are divided by `seen` where that is given; 0 means no score, which
   // ranks before all others (normalized_score).
-  PerToken<uint8_t> tiers;
-  PerToken<float> scores;
-  PerToken<uint32_t> seen;  // head_stride 0 where heads share it
+  PerToken<const uint8_t> tiers;
+  PerToken<const float> scores;
+  PerToken<const uint32_t> seen;
   const PackTask* tasks = nullptr;  // [n_tasks]
   int n_tasks = 0;
   // Where records go: behind each its row map [units of all tiers * 16], which gives the block's

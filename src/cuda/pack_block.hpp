@@ -6,14 +6,13 @@
 // equal numbers the first in order counts, as there: a zero keeps its sign.
 #pragma once
 
-#ifdef __CUDACC__
-#include <cuda_fp16.h>
-#endif
-
 #include <type_traits>
 
 #include "base/half.hpp"
 #include "cuda/pack.hpp"
+#ifdef __CUDACC__
+#include "cuda/device.cuh"
+#endif
 
 // Loops over what stands in registers.
 #ifdef __CUDA_ARCH__
@@ -90,17 +89,15 @@ ZC_BOTH inline int ones_of(uint32_t bits) {
 // 16 bytes from device memory to shared memory; there by the next wait_for_copies().
 ZC_BOTH inline void copy_piece(void* to, const void* from) {
 #ifdef __CUDA_ARCH__
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "l"(from)
-               : "memory");
+  copy_16(to, from);
 #else
   *static_cast<SixteenBytes*>(to) = *static_cast<const SixteenBytes*>(from);
 #endif
 }
 ZC_BOTH inline void wait_for_copies() {
 #ifdef __CUDA_ARCH__
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  commit_copies();
+  wait_copies<0>();
 #endif
 }
 
@@ -316,7 +313,7 @@ class SidePacker {
     constexpr int kPieces = kDim / kPieceNumbers;
     for (int i = thread_; i < kPackRows * kPieces; i += kPackThreads) {
       const int row = i / kPieces, channel = i % kPieces * kPieceNumbers;
-      const uint16_t* from = rows.head(task_.stream, task_.row + row, head_) + channel;
+      const uint16_t* from = rows.row(task_.stream, task_.row + row, head_) + channel;
       Value* to = &shared_.tile[row][channel];
       if constexpr (kRotated) {
         const SixteenBytes piece = *reinterpret_cast<const SixteenBytes*>(from);
@@ -332,15 +329,15 @@ class SidePacker {
   // Score of this thread's row (saliency/probes.hpp: normalized_score).
   ZC_BOTH float score() const {
     const int place = task_.row + thread_;
-    const float sum = args_.scores.head(task_.stream, head_)[place];
+    const float sum = args_.scores.tokens(task_.stream, head_)[place];
     if (!args_.seen.data) return sum;
-    const uint32_t seen = args_.seen.head(task_.stream, head_)[place];
+    const uint32_t seen = args_.seen.tokens(task_.stream, head_)[place];
     return seen == 0 ? INFINITY : sum / float(seen);
   }
 
   ZC_BOTH uint8_t given_tier() const {
     if (form_.n_tiers == 1 || ranks()) return 0;
-    return args_.tiers.head(task_.stream, head_)[task_.row + thread_];
+    return args_.tiers.tokens(task_.stream, head_)[task_.row + thread_];
   }
 
   // Each token's tier by the number of more salient tokens.
@@ -657,7 +654,7 @@ class SidePacker {
     constexpr bool kTogether = false;
 #endif
     if constexpr (kTogether) {
-      load_matrices(own, fragment, lane, x);
+      load_together(own, fragment, lane, x);
     } else {
       ZC_UNROLL
       for (int i = 0; i < kOwn; ++i)
@@ -667,24 +664,16 @@ class SidePacker {
 
 #ifdef __CUDACC__
   // The same by the whole warp: four matrices of 8 tokens x 8 channels (ldmatrix), of values turned.
-  __device__ __forceinline__ void load_matrices(const UnitOfLane& own, int fragment, int lane,
+  __device__ __forceinline__ void load_together(const UnitOfLane& own, int fragment, int lane,
                                 float (&x)[kOwn]) const {
     // Lane l gives the address of token l % 16, of the first or the second 8 channels: matrices
     // (y, second) in the order of x.
     const auto* row = &shared_.tile[own.fragment_row][fragment * 16 + lane / 16 * 8];
-    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
     uint32_t pairs[4];
-    if constexpr (kIsK) {
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
-                   : "r"(address)
-                   : "memory");
-    } else {
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
-                   : "r"(address)
-                   : "memory");
-    }
+    if constexpr (kIsK)
+      load_matrices(shared_address(row), pairs);
+    else
+      load_turned_matrices(shared_address(row), pairs);
     ZC_UNROLL
     for (int i = 0; i < kOwn; ++i) x[i] = float_of(uint16_t(pairs[i / 2] >> 16 * (i % 2)));
   }

@@ -30,6 +30,22 @@ struct PackCase {
   bool gaps = false;    // rows of other heads' numbers between those of the input
 };
 
+// What packing on a GPU has.
+inline constexpr const char* kPackPolicies[] = {
+    "zipcache", "uniform2", "uniform3", "uniform4", "uniform4,bits=8", "had4",
+    "zipcache,bits=8/3/2,ratio=0.3/0.4",
+    "zipcache,bits=16/8/4/2,ratio=0.1/0.2/0.3",
+    "zipcache,bits=4/0,ratio=0.5",                         // the others evicted
+    "zipcache,k=4/4/2,v=4/2/2,ratio=0.3/0.3",              // key parameters of two tiers
+    "zipcache,k=4/2,v=16/3",
+    "zipcache,v_axis=token",
+    "zipcache,k_axis=token",
+    "zipcache,rotate=hadamard",
+    "zipcache,v_rotate=hadamard,v_axis=token",
+    "zipcache,fit=midpoint",
+    "zipcache,k=16/2,v=16/2,rotate=hadamard,ratio=0.2",
+};
+
 inline constexpr uint8_t kUntouched = 0xAA;
 
 // What pack_records() is given, and the pool that it should leave behind.

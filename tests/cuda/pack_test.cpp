@@ -21,21 +21,6 @@ void expect_same(const PackCase& test) {
   }
 }
 
-const char* const kPolicies[] = {
-    "zipcache", "uniform2", "uniform3", "uniform4", "uniform4,bits=8", "had4",
-    "zipcache,bits=8/3/2,ratio=0.3/0.4",
-    "zipcache,bits=16/8/4/2,ratio=0.1/0.2/0.3",
-    "zipcache,bits=4/0,ratio=0.5",                         // the others evicted
-    "zipcache,k=4/4/2,v=4/2/2,ratio=0.3/0.3",              // key parameters of two tiers
-    "zipcache,k=4/2,v=16/3",
-    "zipcache,v_axis=token",
-    "zipcache,k_axis=token",
-    "zipcache,rotate=hadamard",
-    "zipcache,v_rotate=hadamard,v_axis=token",
-    "zipcache,fit=midpoint",
-    "zipcache,k=16/2,v=16/2,rotate=hadamard,ratio=0.2",
-};
-
 class Packed : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Packed, IsTheCpusRecord) {
@@ -48,7 +33,7 @@ TEST_P(Packed, WithRowsThatStressIt) {
     expect_same({.policy = GetParam(), .dim = 64, .n_heads = 2, .kind = kind});
 }
 
-INSTANTIATE_TEST_SUITE_P(Policies, Packed, ::testing::ValuesIn(kPolicies));
+INSTANTIATE_TEST_SUITE_P(Policies, Packed, ::testing::ValuesIn(kPackPolicies));
 
 TEST(Pack, TiersByScoresWithTies) {
   for (const int n_levels : {1, 3, 20})
