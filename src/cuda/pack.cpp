@@ -28,7 +28,8 @@ Status check(const PackArgs& args) {
     return wrong("n_tiers", form.n_tiers, "1 to 4 (pack_form)");
   if (args.n_heads < 1) return wrong("n_heads", args.n_heads, "at least 1");
   if (args.n_tasks < 1 || int64_t{args.n_tasks} * args.n_heads * 2 > kMostBlocks)
-    return wrong("n_tasks", args.n_tasks, "at least 1, and below 2^31 with both sides of all heads");
+    return wrong("n_tasks", args.n_tasks,
+                 "at least 1, and below 2^31 with both sides of all heads");
   ZC_TRY(check_rows(args.k, "k"));
   ZC_TRY(check_rows(args.v, "v"));
   if (!args.tasks || !args.pool || !args.records)

@@ -21,8 +21,7 @@ __device__ __forceinline__ void pack_side(const PackArgs& args, int task, int he
 
 // One block of threads for each side of each head of each task, neighbours in memory after another.
 template <int kDim, bool kKRotated, bool kVRotated>
-__global__ void __launch_bounds__(kPackThreads)
-    pack_kernel(const __grid_constant__ PackArgs args) {
+__global__ void __launch_bounds__(kPackThreads) pack_kernel(const __grid_constant__ PackArgs args) {
   extern __shared__ __align__(16) uint8_t memory[];
   const int head = int(blockIdx.x) % args.n_heads, rest = int(blockIdx.x) / args.n_heads;
   if (rest % 2 == 0)
@@ -34,7 +33,7 @@ __global__ void __launch_bounds__(kPackThreads)
 template <int kDim, bool kKRotated, bool kVRotated>
 cudaError_t launch(const PackArgs& args, cudaStream_t stream) {
   auto* kernel = pack_kernel<kDim, kKRotated, kVRotated>;
-  constexpr size_t kBytes = sizeof(PackShared<kDim, kKRotated || kVRotated>);
+  constexpr size_t kBytes = sizeof(PackShared < kDim, kKRotated || kVRotated >);
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kBytes));
   if (error != cudaSuccess) return error;

@@ -1,25 +1,12 @@
 // What one block of threads does to make the keys or the values of a record: steps with a barrier
 // after each, every step a function of the thread. Host code can run them one thread after another
-// (tests/cuda/emulated_pack.hpp), so the arithmetic is tested without a GPU.
-//
-// Results are the CPU's bit for bit, so products and sums must not be fused (-fmad=false), and of
-// equal numbers the first in order counts, as there: a zero keeps its sign.
+// (tests/cuda/emulated_pack.hpp), so that all of it is tested without a GPU.
 #pragma once
 
 #include <type_traits>
 
-#include "base/half.hpp"
+#include "cuda/grid.hpp"
 #include "cuda/pack.hpp"
-#ifdef __CUDACC__
-#include "cuda/device.cuh"
-#endif
-
-// Loops over what stands in registers.
-#ifdef __CUDA_ARCH__
-#define ZC_UNROLL _Pragma("unroll")
-#else
-#define ZC_UNROLL
-#endif
 
 namespace zipcache::cuda {
 
@@ -27,149 +14,8 @@ inline constexpr int kPackThreads = 256;
 inline constexpr int kPackWarps = kPackThreads / kLanes;
 // Tokens in the order of their tiers, each tier filled up to whole units.
 inline constexpr int kPackColumns = kPackRows + (kRecordTiers - 1) * kUnitTokens;
-inline constexpr uint8_t kNoToken = 255;   // a column that only fills up
-inline constexpr uint8_t kLeftOut = 255;   // tier of a row that stands elsewhere
-
-// ---- the two machines' words for the same thing
-
-ZC_BOTH inline uint32_t bits_of(float x) {
-#ifdef __CUDA_ARCH__
-  return __float_as_uint(x);
-#else
-  return std::bit_cast<uint32_t>(x);
-#endif
-}
-
-ZC_BOTH inline float float_from(uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  return __uint_as_float(bits);
-#else
-  return std::bit_cast<float>(bits);
-#endif
-}
-
-ZC_BOTH inline float float_of(uint16_t half_bits) {
-#ifdef __CUDA_ARCH__
-  return __half2float(__ushort_as_half(half_bits));
-#else
-  return to_float(half_bits);
-#endif
-}
-
-ZC_BOTH inline uint16_t half_of(float x) {
-#ifdef __CUDA_ARCH__
-  return __half_as_ushort(__float2half_rn(x));
-#else
-  return to_half(x);
-#endif
-}
-
-// Raises a number that threads share.
-ZC_BOTH inline void raise(uint32_t& number, uint32_t to) {
-#ifdef __CUDA_ARCH__
-  atomicMax(&number, to);
-#else
-  number = to > number ? to : number;
-#endif
-}
-
-// Of whatever type: one load or store.
-struct __attribute__((may_alias, aligned(16))) SixteenBytes {
-  uint32_t word[4];
-};
-
-ZC_BOTH inline int ones_of(uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  return __popc(bits);
-#else
-  return std::popcount(bits);
-#endif
-}
-
-// 16 bytes from device memory to shared memory; there by the next wait_for_copies().
-ZC_BOTH inline void copy_piece(void* to, const void* from) {
-#ifdef __CUDA_ARCH__
-  copy_16(to, from);
-#else
-  *static_cast<SixteenBytes*>(to) = *static_cast<const SixteenBytes*>(from);
-#endif
-}
-ZC_BOTH inline void wait_for_copies() {
-#ifdef __CUDA_ARCH__
-  commit_copies();
-  wait_copies<0>();
-#endif
-}
-
-// ---- arithmetic (codec/quantize.hpp)
-
-// Smallest and largest of numbers that come in order.
-struct Extremes {
-  float lo = INFINITY, hi = -INFINITY;
-
-  ZC_BOTH void take(float x) {
-    lo = x < lo ? x : lo;
-    hi = hi < x ? x : hi;
-  }
-  // Those of numbers that come later.
-  ZC_BOTH void take(const Extremes& later) {
-    lo = later.lo < lo ? later.lo : lo;
-    hi = hi < later.hi ? later.hi : hi;
-  }
-};
-
-// A grid of codes, ready for code_on().
-struct alignas(8) Grid {
-  float inverse = 0, floor = 0;  // 1 / step, 0 for a constant set
-};
-
-struct FittedGrid {
-  uint16_t step = 0, floor = 0;
-  Grid grid;
-};
-
-ZC_BOTH inline uint16_t finite_half_of(float x) {
-  return half_of(fminf(fmaxf(x, -kHalfMax), kHalfMax));
-}
-
-ZC_BOTH inline FittedGrid fit_grid(const Extremes& range, int bits, Fit fit) {
-  const float span = range.hi - range.lo, top = float((1 << bits) - 1);
-  float step = 0, floor = range.lo;
-  if (span > 0) {
-    step = span / (fit == Fit::Midpoint ? top + 1 : top);
-    if (fit == Fit::Midpoint) floor = floor + 0.5f * step;
-  }
-  FittedGrid out;
-  out.step = finite_half_of(step);
-  out.floor = finite_half_of(floor);
-  const float rounded = float_of(out.step);
-  out.grid = {rounded > 0 ? 1.0f / rounded : 0.0f, float_of(out.floor)};
-  return out;
-}
-
-// Code of x, `top` the largest one. Adding 1.5 * 2^23 leaves no room for fraction bits: it rounds
-// half to even, and the code stands in the lowest bits.
-ZC_BOTH inline uint32_t code_on(const Grid& grid, float x, float top) {
-  const float code = fminf(fmaxf((x - grid.floor) * grid.inverse, 0.0f), top);
-  return bits_of(code + 0x1.8p23f) - 0x4B400000u;
-}
-
-struct alignas(8) Factor {
-  float value = 1, inverse = 1;
-};
-
-// x / factor to the nearest float. Of 16-bit numbers: the product with the inverse, put right by
-// what it leaves over; a test goes through all pairs of mantissas.
-template <bool kSixteenBits>
-ZC_BOTH float divided(float x, const Factor& factor) {
-  if constexpr (kSixteenBits) {
-    const float quotient = x * factor.inverse;
-    const float left = fmaf(-quotient, factor.value, x);
-    return left == 0 ? quotient : fmaf(left, factor.inverse, quotient);
-  } else {
-    return x / factor.value;
-  }
-}
+inline constexpr uint8_t kNoToken = 255;  // a column that only fills up
+inline constexpr uint8_t kLeftOut = 255;  // tier of a row that stands elsewhere
 
 // Order of scores as numbers without a sign: 0 and -0 are equal, and nothing is 0.
 ZC_BOTH inline uint32_t rank_key(float score) {
@@ -204,7 +50,8 @@ ZC_BOTH void with_width(int bits, Use&& use) {
 template <int kDim, bool kRotated>
 struct PackShared {
   using Value = std::conditional_t<kRotated, float, uint16_t>;
-  // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a bank.
+  // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a
+  // bank.
   static constexpr int kStride = kDim + 16 / int(sizeof(Value));
   static constexpr int kParts = 2 * kPackThreads / kDim;  // in which rows are measured by channels
 
@@ -213,7 +60,10 @@ struct PackShared {
     struct {  // of each channel, by the tier that owns its parameters and by part of the rows
       alignas(8) Value lo[kRecordTiers][kParts][kDim], hi[kRecordTiers][kParts][kDim];
     } channels;
-    Extremes tokens[2][kPackRows];  // of each row, by half of the channels
+    struct {  // of each row, by half of the channels; by half of the ranges that were tried
+      Extremes ranges[2][kPackRows];
+      Search searches[2][kPackRows];
+    } tokens;
   };
   Grid channel_grids[kRecordTiers][kDim];
   Factor factors[kDim];
@@ -247,7 +97,7 @@ class SidePacker {
         thread_(thread),
         shared_(shared) {}
 
-  static constexpr int kSteps = 10;
+  static constexpr int kSteps = 11;
   ZC_BOTH void step(int number) const {
     if (number > 2 && shared_.wrong) return;
     switch (number) {
@@ -268,6 +118,8 @@ class SidePacker {
       case 7:
         return measure_tokens();
       case 8:
+        return search_tokens();
+      case 9:
         return fit_tokens();
       default:
         code();
@@ -506,17 +358,38 @@ class SidePacker {
     return range;
   }
 
-  // Each thread one channel.
+  // The numbers of a channel of all rows that are coded on an owner's parameters.
+  template <class Visit>
+  ZC_BOTH void for_channel(int owner, int channel, Visit&& visit) const {
+    for (int row = 0; row < kPackRows; ++row) {
+      if (owner_of(row) == owner) visit(number(shared_.tile[row][channel]));
+    }
+  }
+
+  ZC_BOTH int n_owned(int owner) const {
+    int n = 0;
+    for (int t = 0; t < form_.n_tiers; ++t) {
+      if (form_.k_params_tier[t] == owner) n += shared_.headers[t].count;
+    }
+    return n;
+  }
+
+  // Each thread one channel at a time.
   ZC_BOTH void fit_channels() const {
-    if (!by_channel() || thread_ >= kDim) return;
-    for (int owner = 0; owner < form_.n_tiers; ++owner) {
-      const int place = params(shared_.headers[owner]);
+    if (!by_channel()) return;
+    for (int i = thread_; i < form_.n_tiers * kDim; i += kPackThreads) {
+      const int owner = i / kDim, channel = i % kDim, place = params(shared_.headers[owner]);
       if (place == 0 || form_.k_params_tier[owner] != owner) continue;
-      const FittedGrid fitted =
-          fit_grid(range_of_channel(owner, thread_), form_.k_bits[owner], fit());
-      halves(place)[k_param_place(thread_)] = fitted.step;
-      halves(place)[kDim + k_param_place(thread_)] = fitted.floor;
-      shared_.channel_grids[owner][thread_] = fitted.grid;
+      const int width = form_.k_bits[owner];
+      const Extremes range = range_of_channel(owner, channel);
+      Search found;
+      if (searches(fit()))
+        found = search_clips(range, n_owned(owner), width, fit(), 0, n_clips(width),
+                             [&](auto&& visit) { for_channel(owner, channel, visit); });
+      const FittedGrid fitted = fit_grid(range, width, fit(), found);
+      halves(place)[k_param_place(channel)] = fitted.step;
+      halves(place)[kDim + k_param_place(channel)] = fitted.floor;
+      shared_.channel_grids[owner][channel] = fitted.grid;
       raise(shared_.steps[owner], bits_of(float_of(fitted.step)));
     }
   }
@@ -542,23 +415,45 @@ class SidePacker {
     return divided<!kRotated>(x, shared_.factors[channel]);
   }
 
-  // Each thread half the channels of a row.
-  ZC_BOTH void measure_tokens() const {
-    if (by_channel()) return;
-    const int row = thread_ % kPackRows, part = thread_ / kPackRows;
-    Extremes found;
+  // The numbers of a row that are coded, of channels `begin` to `end` - 1.
+  template <class Visit>
+  ZC_BOTH void for_row(int row, int begin, int end, Visit&& visit) const {
     constexpr int kNumbers = 16 / int(sizeof(Value));
-    for (int i = 0; i < kDim / 2; i += kNumbers) {
-      const int channel = part * (kDim / 2) + i;
+    for (int channel = begin; channel < end; channel += kNumbers) {
       struct alignas(16) {
         Value x[kNumbers];
       } piece;
       reinterpret_cast<SixteenBytes&>(piece) =
           reinterpret_cast<const SixteenBytes&>(shared_.tile[row][channel]);
       ZC_UNROLL
-      for (int c = 0; c < kNumbers; ++c) found.take(taken(number(piece.x[c]), channel + c));
+      for (int c = 0; c < kNumbers; ++c) visit(taken(number(piece.x[c]), channel + c));
     }
-    shared_.tokens[part][row] = found;
+  }
+
+  // Each thread half the channels of a row.
+  ZC_BOTH void measure_tokens() const {
+    if (by_channel()) return;
+    const int row = thread_ % kPackRows, part = thread_ / kPackRows;
+    Extremes found;
+    for_row(row, part * (kDim / 2), (part + 1) * (kDim / 2), [&](float x) { found.take(x); });
+    shared_.tokens.ranges[part][row] = found;
+  }
+
+  ZC_BOTH Extremes range_of_token(int row) const {
+    Extremes range = shared_.tokens.ranges[0][row];
+    range.take(shared_.tokens.ranges[1][row]);
+    return range;
+  }
+
+  // Each thread half the clipped ranges of a row.
+  ZC_BOTH void search_tokens() const {
+    if (by_channel() || !searches(fit())) return;
+    const int row = thread_ % kPackRows, part = thread_ / kPackRows, tier = shared_.tiers[row];
+    if (tier == kLeftOut || !in_codes(bits(shared_.headers[tier]))) return;
+    const int width = bits(shared_.headers[tier]), middle = (n_clips(width) + 1) / 2;
+    shared_.tokens.searches[part][row] = search_clips(
+        range_of_token(row), kDim, width, fit(), part * middle, part == 0 ? middle : n_clips(width),
+        [&](auto&& visit) { for_row(row, 0, kDim, visit); });
   }
 
   // Each thread one column.
@@ -571,9 +466,12 @@ class SidePacker {
     FittedGrid fitted;
     const int row = shared_.order[thread_];
     if (row != kNoToken) {
-      Extremes range = shared_.tokens[0][row];
-      range.take(shared_.tokens[1][row]);
-      fitted = fit_grid(range, bits(header), fit());
+      Search found;
+      if (searches(fit())) {
+        found = shared_.tokens.searches[0][row];
+        found.take(shared_.tokens.searches[1][row]);
+      }
+      fitted = fit_grid(range_of_token(row), bits(header), fit(), found);
     }
     auto* pairs = reinterpret_cast<uint32_t*>(record_ + params(header) * 16);
     pairs[thread_ - shared_.starts[tier]] = fitted.step | uint32_t(fitted.floor) << 16;
@@ -586,7 +484,8 @@ class SidePacker {
   ZC_BOTH void code() const {
     for (int t = 0; t < form_.n_tiers; ++t) {
       if (shared_.headers[t].count == 0) continue;
-      with_width(bits(shared_.headers[t]), [&](auto width) { code_tier<decltype(width)::value>(t); });
+      with_width(bits(shared_.headers[t]),
+                 [&](auto width) { code_tier<decltype(width)::value>(t); });
     }
   }
 
@@ -603,7 +502,8 @@ class SidePacker {
     return kIsK ? lane % 4 * 2 + i % 2 + i / 4 * 8 : lane / 4 + i / 4 * 8;
   }
 
-  // Each warp a piece of a unit: as many fragments as make 16 bytes of a lane, or three words of it.
+  // Each warp a piece of a unit: as many fragments as make 16 bytes of a lane, or three words of
+  // it.
   template <int kBits>
   ZC_BOTH void code_tier(int tier) const {
     constexpr int kWide = wide_words(kDim, kBits), kWords = kBits == 3 ? 3 : kWide;
@@ -615,7 +515,8 @@ class SidePacker {
       uint32_t words[kWords] = {};
       const UnitOfLane own = unit_of(tier, unit, lane);
       ZC_UNROLL
-      for (int f = 0; f < kPiece; ++f) add_codes<kBits>(tier, own, piece * kPiece + f, f, lane, words);
+      for (int f = 0; f < kPiece; ++f)
+        add_codes<kBits>(tier, own, piece * kPiece + f, f, lane, words);
       uint8_t* unit_codes = record_ + codes(header) * 16 + unit * unit_bytes(kDim, kBits);
       store_words<kBits>(unit_codes, piece * kWords, lane, words);
     }
@@ -623,10 +524,10 @@ class SidePacker {
 
   // What a lane needs of a unit beside its numbers.
   struct UnitOfLane {
-    int rows[kOwn / 2];       // of the tile: of its tokens, by [second][odd]; 0 where there is none
+    int rows[kOwn / 2];  // of the tile: of its tokens, by [second][odd]; 0 where there is none
     bool present[kOwn / 2];
-    Grid grids[kOwn / 2];     // of tokens
-    int fragment_row;         // whose address the lane gives where a warp reads a fragment together
+    Grid grids[kOwn / 2];  // of tokens
+    int fragment_row;      // whose address the lane gives where a warp reads a fragment together
   };
 
   ZC_BOTH UnitOfLane unit_of(int tier, int unit, int lane) const {
@@ -663,9 +564,10 @@ class SidePacker {
   }
 
 #ifdef __CUDACC__
-  // The same by the whole warp: four matrices of 8 tokens x 8 channels (ldmatrix), of values turned.
+  // The same by the whole warp: four matrices of 8 tokens x 8 channels (ldmatrix), of values
+  // turned.
   __device__ __forceinline__ void load_together(const UnitOfLane& own, int fragment, int lane,
-                                float (&x)[kOwn]) const {
+                                                float (&x)[kOwn]) const {
     // Lane l gives the address of token l % 16, of the first or the second 8 channels: matrices
     // (y, second) in the order of x.
     const auto* row = &shared_.tile[own.fragment_row][fragment * 16 + lane / 16 * 8];
@@ -695,7 +597,7 @@ class SidePacker {
         code = present ? half_of(x[i]) : 0;
       } else {
         const Grid grid = by_channel() ? channels[channel] : own.grids[i % 4];
-        code = code_on(grid, taken(x[i], channel), present ? float((1 << kBits) - 1) : 0.0f);
+        code = code_on(grid, taken(x[i], channel), present ? top_code_of(kBits) : 0.0f);
       }
       const Place at = lane_place(own_place(i, in_piece), kBits);
       words[at.word] |= (kBits == 3 ? code & 3 : code) << at.shift;

@@ -9,15 +9,13 @@ namespace {
 
 Status refused(std::string_view what) {
   return {Code::Incompatible,
-          fmt::format("packing on the GPU found {}, expected k_round=nearest and fits over the whole "
-                      "range (fit=endpoint or fit=midpoint, no clip, no dual scaling); take such a "
-                      "policy (zipcache, uniform4, had4), or pack on the CPU",
+          fmt::format("packing on the GPU found {}, expected k_round=nearest, no clip and no dual "
+                      "scaling; take such a policy (zip,k_round=nearest, zipcache, had4), or pack "
+                      "on the CPU",
                       what)};
 }
 
 Status check_side(const Side& side, std::string_view name) {
-  if (clips(side.fit))
-    return refused(fmt::format("{}_fit={}", name, side.fit == Fit::Mse ? "mse" : "unbiased"));
   if (side.clip.clips()) return refused(fmt::format("{}_clip", name));
   if (side.dual > 0) return refused(fmt::format("{}_dual={}", name, side.dual));
   return {};
@@ -42,10 +40,11 @@ Result<PackForm> pack_form(const LayerShape& shape, const Policy& policy) {
 
 Status check_ranks_by_scores(const Policy& policy) {
   const auto needs_host = [](std::string_view what) {
-    return Status(Code::Incompatible,
-                  fmt::format("packing on the GPU found {}, expected tiers that each head's scores of "
-                              "one block decide; give it the tiers themselves",
-                              what));
+    return Status(
+        Code::Incompatible,
+        fmt::format("packing on the GPU found {}, expected tiers that each head's scores of "
+                    "one block decide; give it the tiers themselves",
+                    what));
   };
   if (policy.fills_budget()) return needs_host("a budget of bits (alloc=knapsack)");
   if (policy.saliency.pool_width != 1)

@@ -16,7 +16,7 @@ template <int kDim>
 constexpr int kTiles = kDim <= 128 ? 2 : 1;
 // Rows that a block of threads keeps, and streamed rows in shared memory at once.
 template <int kDim>
-constexpr int kKept = kWarps * kTiles<kDim> * 16;
+constexpr int kKept = kWarps* kTiles<kDim> * 16;
 template <int kDim>
 constexpr int kStreamed = kDim <= 128 ? 64 : 32;
 
@@ -64,12 +64,12 @@ struct Stages {
   alignas(16) uint16_t rows[2][kStreamed<kDim>][kStride];
 };
 
-// Hands the products of kept rows with streamed rows `begin` to `end` - 1, eight of these at a time,
-// to use(slot, column, first, products): row `first` and on, the `column`-th and on of those in
-// `slot` of shared memory. products[tile][i] of a lane is of kept row l / 4 + 8 (i / 2) of the tile
-// and of streamed row first + 2 (l % 4) + i % 2, which may lie behind the end. By all threads of the
-// block, which call prepare(slot, first) when a slot is filled; wanted(slot, column) says whether
-// the warp needs these eight.
+// Hands the products of kept rows with streamed rows `begin` to `end` - 1, eight of these at a
+// time, to use(slot, column, first, products): row `first` and on, the `column`-th and on of those
+// in `slot` of shared memory. products[tile][i] of a lane is of kept row l / 4 + 8 (i / 2) of the
+// tile and of streamed row first + 2 (l % 4) + i % 2, which may lie behind the end. By all threads
+// of the block, which call prepare(slot, first) when a slot is filled; wanted(slot, column) says
+// whether the warp needs these eight.
 template <int kDim, class KeptRows, class Rows, class Prepare, class Wanted, class Use>
 __device__ __forceinline__ void multiply(const Kept<kDim, KeptRows>& kept, const Rows& rows,
                                          int begin, int end, Stages<kDim>& stages,
@@ -97,8 +97,7 @@ __device__ __forceinline__ void multiply(const Kept<kDim, KeptRows>& kept, const
     for (int column = 0; column < kRows && first + column < end; column += 8) {
       if (!wanted(slot, column)) continue;
       float products[kTiles<kDim>][4] = {};
-      const uint32_t address =
-          shared_address(&stages.rows[slot][column + lane % 8][lane / 8 * 8]);
+      const uint32_t address = shared_address(&stages.rows[slot][column + lane % 8][lane / 8 * 8]);
 #pragma unroll
       for (int s = 0; s < kDim / 16; s += 2) {
         uint32_t b[4];
@@ -234,8 +233,7 @@ __device__ void count_views(const ProbeArgs& args, int stream, int first_token, 
   const int token = first_token + int(threadIdx.x);
   if (int(threadIdx.x) >= n_tokens || token >= args.n_tokens) return;
   uint32_t n = 0;
-  for (int probe = 0; probe < args.n_probes; ++probe)
-    n += token < limits_of(args, stream)[probe];
+  for (int probe = 0; probe < args.n_probes; ++probe) n += token < limits_of(args, stream)[probe];
   args.seen.tokens(stream, 0)[token] += n;
 }
 
@@ -279,8 +277,7 @@ __global__ void __launch_bounds__(kThreads)
         own.each([&](int tile, int half, int token) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const float given =
-                fast_exp2(products[tile][2 * half + e] * scale - both[e].log2_sum);
+            const float given = fast_exp2(products[tile][2 * half + e] * scale - both[e].log2_sum);
             sums[tile][half] += token < both[e].limit ? given : 0.0f;
           }
         });

@@ -1,8 +1,8 @@
 // How a GPU holds the tokens of one KV head of one block: a record, in the order in which matrix
 // units take their operands. It has the codes and parameters of a packed block of the CPU's layout
 // (cache/block_layout.hpp) in another order, so that one form can be made from the other and back
-// (fragments.hpp). Shared by host and device code; holds no arithmetic but that of places and of the
-// header's exponents.
+// (fragments.hpp). Shared by host and device code; holds no arithmetic but that of places and of
+// the header's exponents.
 //
 //   header          TierHeader [n_tiers]
 //   v factors       f16 [dim], where values have factors of channels
@@ -150,7 +150,7 @@ ZC_BOTH constexpr bool in_codes(int bits) { return bits != 0 && bits != 16; }
 struct RecordForm {
   int dim = 0, n_tiers = 0;
   uint8_t k_bits[kRecordTiers] = {}, v_bits[kRecordTiers] = {};  // both 0: held nowhere
-  uint8_t k_params_tier[kRecordTiers] = {};  // whose key parameters a tier has
+  uint8_t k_params_tier[kRecordTiers] = {};                      // whose key parameters a tier has
   bool k_by_token = false, v_factors = false;
 
   ZC_BOTH constexpr bool holds(int tier) const { return k_bits[tier] != 0; }

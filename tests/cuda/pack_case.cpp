@@ -120,8 +120,7 @@ void add_stream(const PackCase& test, const Policy& policy, int s, PackInput& in
         if (!stored.sinks.test(size_t(row)))
           tiers[at(head, int(first) + row)] = uint8_t(packed.tier_of(row));
       }
-      const auto layout =
-          RecordLayout::create({test.n_heads, test.dim, test.dim}, policy);
+      const auto layout = RecordLayout::create({test.n_heads, test.dim, test.dim}, policy);
       records.add_packed(s, head, *layout, packed, stored.sinks, first);
     }
   }

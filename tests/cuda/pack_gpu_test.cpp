@@ -66,7 +66,8 @@ TEST_F(Pack, EveryPolicyAndHeadSize) {
 TEST_F(Pack, RowsThatStressIt) {
   for (const char* policy : kPackPolicies) {
     for (const Kind kind : {Kind::Constant, Kind::Zeros, Kind::Extreme}) {
-      for (const int dim : {64, 128, 256}) expect_same({.policy = policy, .dim = dim, .kind = kind});
+      for (const int dim : {64, 128, 256})
+        expect_same({.policy = policy, .dim = dim, .kind = kind});
     }
   }
 }

@@ -30,13 +30,13 @@ enum class Limits { Causal, Any, Most };
 struct ProbeCase {
   int dim = 128, n_heads = 2, group = 4, n_streams = 1, n_probes = 40, n_tokens = 700;
   Limits limits = Limits::Causal;
-  bool log_sums = false;   // given, over twice as much as the probes see here
+  bool log_sums = false;  // given, over twice as much as the probes see here
   float q_size = 1;
   bool seen = true;
 };
 
 struct Expected {
-  std::vector<double> sums;  // [stream, head, token]
+  std::vector<double> sums;    // [stream, head, token]
   std::vector<uint32_t> seen;  // [stream, token]
   std::vector<float> log_sums;
 };
@@ -77,8 +77,9 @@ Expected expected_of(const ProbeCase& test, const Rows& rows) {
       for (int t = 0; t < limit; ++t) ++out.seen[size_t(s * test.n_tokens + t)];
       for (int head = 0; head < test.n_heads * test.group; ++head) {
         const int kv = head / test.group;
-        const half* q = &rows.q[size_t((s * test.n_probes + probe) * test.n_heads * test.group +
-                                       head) * size_t(test.dim)];
+        const half* q =
+            &rows.q[size_t((s * test.n_probes + probe) * test.n_heads * test.group + head) *
+                    size_t(test.dim)];
         std::vector<double> weights;
         double mass = 0;
         for (int t = 0; t < limit; ++t) {
@@ -105,10 +106,10 @@ Expected expected_of(const ProbeCase& test, const Rows& rows) {
 
 // What a pass adds to sums and counts that are 1 before.
 void expect_right(const ProbeCase& test) {
-  const std::string text = fmt::format(
-      "dim {} heads {} group {} streams {} probes {} tokens {} limits {} given {}", test.dim,
-      test.n_heads, test.group, test.n_streams, test.n_probes, test.n_tokens, int(test.limits),
-      test.log_sums);
+  const std::string text =
+      fmt::format("dim {} heads {} group {} streams {} probes {} tokens {} limits {} given {}",
+                  test.dim, test.n_heads, test.group, test.n_streams, test.n_probes, test.n_tokens,
+                  int(test.limits), test.log_sums);
   const Rows rows = make_rows(test);
   const Expected expected = expected_of(test, rows);
   const Buffer<half> q(rows.q), k(rows.k);
