@@ -53,12 +53,20 @@ ZC_BOTH inline uint16_t half_of(float x) {
 #endif
 }
 
-// Raises a number that threads share.
+// Raise a number, set a bit that threads share.
 ZC_BOTH inline void raise(uint32_t& number, uint32_t to) {
 #ifdef __CUDA_ARCH__
   atomicMax(&number, to);
 #else
   number = to > number ? to : number;
+#endif
+}
+
+ZC_BOTH inline void set_bit(uint32_t& word, int bit) {
+#ifdef __CUDA_ARCH__
+  atomicOr(&word, 1u << bit);
+#else
+  word |= 1u << bit;
 #endif
 }
 

@@ -70,7 +70,8 @@ struct PackShared {
   alignas(16) Grid token_grids[kPackColumns];
   alignas(16) uint32_t keys[kPackRows];
   alignas(16) uint8_t tiers[kPackRows];
-  alignas(16) uint8_t order[kPackColumns];  // the row behind each column
+  alignas(16) uint8_t order[kPackColumns];         // the row behind each column
+  uint32_t rows_of[kRecordTiers][kPackRows / 32];  // bit r % 32 of word r / 32: row r
   TierHeader headers[kRecordTiers];
   int starts[kRecordTiers + 1];  // columns where tiers begin, and where the last one ends
   uint32_t steps[kRecordTiers];  // largest step of each tier, as the bits of a float
@@ -153,7 +154,10 @@ class SidePacker {
   ZC_BOTH void begin() const {
     load_rows();
     if (thread_ < kPackColumns) shared_.order[thread_] = kNoToken;
-    if (thread_ < kRecordTiers) shared_.steps[thread_] = 0;
+    if (thread_ < kRecordTiers) {
+      shared_.steps[thread_] = 0;
+      for (uint32_t& rows : shared_.rows_of[thread_]) rows = 0;
+    }
     if (thread_ >= kPackRows) return;
     const bool out = left_out(thread_);
     shared_.keys[thread_] = ranks() && !out ? rank_key(score()) : 0;
@@ -192,9 +196,16 @@ class SidePacker {
     return args_.tiers.tokens(task_.stream, head_)[task_.row + thread_];
   }
 
-  // Each token's tier by the number of more salient tokens.
+  // Each token's tier, and the rows of each tier.
   ZC_BOTH void rank() const {
-    if (!ranks() || thread_ >= kPackRows || left_out(thread_)) return;
+    if (thread_ >= kPackRows || left_out(thread_)) return;
+    if (ranks()) shared_.tiers[thread_] = uint8_t(tier_by_rank());
+    const int tier = shared_.tiers[thread_];
+    if (tier < form_.n_tiers) set_bit(shared_.rows_of[tier][thread_ / 32], thread_ % 32);
+  }
+
+  // By the number of more salient tokens.
+  ZC_BOTH int tier_by_rank() const {
     const uint32_t own = shared_.keys[thread_];
     int rank = 0;
     for (int row = 0; row < kPackRows; row += 4) {
@@ -208,7 +219,19 @@ class SidePacker {
       better += task_.counts[t];
       tier += rank >= better;
     }
-    shared_.tiers[thread_] = uint8_t(tier);
+    return tier;
+  }
+
+  // Of the rows of a tier, those before `row`.
+  ZC_BOTH int rows_before(int tier, int row) const {
+    int n = 0;
+    ZC_UNROLL
+    for (int word = 0; word < kPackRows / 32; ++word) {
+      const int before = row - word * 32;
+      const uint32_t mask = before <= 0 ? 0u : before >= 32 ? ~0u : (1u << before) - 1;
+      n += ones_of(shared_.rows_of[tier][word] & mask);
+    }
+    return n;
   }
 
   // Where each token's column is: tiers one after another, filled up to whole units, tokens of each
@@ -216,23 +239,14 @@ class SidePacker {
   ZC_BOTH void sort() const {
     wait_for_copies();
     if (thread_ >= kPackRows) return;
-    const int own = shared_.tiers[thread_];
-    uint32_t all = 0;  // a count of each tier, in bytes
-    int before = 0;
-    for (int row = 0; row < kPackRows; ++row) {
-      const int tier = shared_.tiers[row];
-      if (tier < form_.n_tiers) all += 1u << 8 * tier;
-      before += tier == own && row < thread_;
-    }
     int counts[kRecordTiers], starts[kRecordTiers + 1] = {};
     ZC_UNROLL
     for (int t = 0; t < kRecordTiers; ++t) {
-      counts[t] = int(all >> 8 * t & 255);
+      counts[t] = rows_before(t, kPackRows);
       const bool held = t < form_.n_tiers && form_.holds(t);
       starts[t + 1] = starts[t] + (held ? units_of(counts[t]) * kUnitTokens : 0);
-    }
-    for (int t = 0; t < form_.n_tiers; ++t) {
-      if (t == own && form_.holds(t)) shared_.order[starts[t] + before] = uint8_t(thread_);
+      if (held && t == shared_.tiers[thread_])
+        shared_.order[starts[t] + rows_before(t, thread_)] = uint8_t(thread_);
     }
     if (thread_ == 0) lay_out(counts, starts);
   }
