@@ -30,7 +30,7 @@ TEST_P(Packed, IsTheCpusRecord) {
 
 TEST_P(Packed, WithRowsThatStressIt) {
   for (const Kind kind : {Kind::Constant, Kind::Zeros, Kind::Extreme})
-    expect_same({.policy = GetParam(), .dim = 64, .n_heads = 2, .kind = kind});
+    expect_same({.policy = GetParam(), .dim = 64, .n_heads = 2, .kind = kind, .n_sinks = 3});
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, Packed, ::testing::ValuesIn(kPackPolicies));
