@@ -1,5 +1,7 @@
 // Linked where there is no CUDA compiler: the same functions, which say so.
 #include "cuda/decode.hpp"
+#include "cuda/pack.hpp"
+#include "cuda/probe.hpp"
 
 namespace zipcache::cuda {
 namespace {
@@ -14,5 +16,7 @@ Status absent() {
 
 Result<int> decode_blocks(const DecodeArgs&) { return absent(); }
 Status decode_attention(const DecodeArgs&, cudaStream_t) { return absent(); }
+Status pack_records(const PackArgs&, cudaStream_t) { return absent(); }
+Status sum_probes(const ProbeArgs&, cudaStream_t) { return absent(); }
 
 }  // namespace zipcache::cuda

@@ -56,10 +56,6 @@ __device__ __forceinline__ void add_scaled(float4& sum, const float4& x, float w
   sum.w = fmaf(x.w, weight, sum.w);
 }
 
-__device__ __forceinline__ int units_of(int n_tokens) {
-  return (n_tokens + kUnitTokens - 1) / kUnitTokens;
-}
-
 // Hands the fragments of a unit to `use(number, x, x2, y, y2)`: pairs of 16-bit numbers, of codes
 // times 2^-24, those of y times 2^-20 where 4 bits or fewer leave them in their place.
 template <int kBits, int kDim, class Use>

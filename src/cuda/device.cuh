@@ -28,6 +28,20 @@ __device__ __forceinline__ uint32_t transposed(uint32_t x) {
   return y;
 }
 
+// Four 8 x 8 matrices of 16-bit numbers in shared memory: lane l gives the address of row l % 8 of
+// matrix l / 8, and gets of each matrix row l / 4, columns 2 (l % 4) and the next one.
+__device__ __forceinline__ void load_matrices(uint32_t row_address, uint32_t (&w)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+               : "r"(row_address));
+}
+// The same of their transposes: column l / 4, rows 2 (l % 4) and the next one.
+__device__ __forceinline__ void load_turned_matrices(uint32_t row_address, uint32_t (&w)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+               : "r"(row_address));
+}
+
 __device__ __forceinline__ uint32_t half_pair(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);

@@ -10,8 +10,6 @@ namespace {
 
 constexpr size_t kPiece = 16;  // bytes that places count
 
-int units_of(int n_tokens) { return (n_tokens + kUnitTokens - 1) / kUnitTokens; }
-
 Status refused(std::string_view what) {
   return {Code::Incompatible, fmt::format("the GPU cache found {}, expected keys with parameters "
                                           "of channels or tokens, values with "
@@ -98,21 +96,11 @@ Unit unit_of(const SideOfTier& side, int dim, int unit, const uint8_t* record) {
               size_t(unit) * size_t(unit_bytes(dim, side.bits))};
 }
 
-// A power of two that brings the largest step below 1, where 16 bits would not hold its product
-// with a query; 0 for steps of usual size.
-int8_t exponent_for(const half* steps, int n) {
+// Of `n` steps, `stride` numbers apart.
+float largest_step(const half* steps, int n, int stride) {
   float largest = 0;
-  for (int i = 0; i < n; ++i) largest = std::max(largest, to_float(steps[i]));
-  if (largest == 0 || (largest > 0x1p-8f && largest < 0x1p4f)) return 0;
-  return int8_t(std::ilogb(largest) + 1);
-}
-
-// The least n for which no step of (step, floor) pairs [n_tokens] exceeds 2^n; at least that of the
-// smallest 16-bit number.
-int8_t bound_of_steps(const half* pairs, int n_tokens) {
-  float largest = 0x1p-24f;
-  for (int i = 0; i < n_tokens; ++i) largest = std::max(largest, std::fabs(to_float(pairs[2 * i])));
-  return int8_t(std::ceil(std::log2(largest)));
+  for (int i = 0; i < n; ++i) largest = std::max(largest, to_float(steps[i * stride]));
+  return largest;
 }
 
 // Steps and floors between the tile's order, [sets] each, and the record's.
@@ -212,74 +200,29 @@ Result<RecordLayout> RecordLayout::create(const LayerShape& shape, const Policy&
   if (policy.k.channel_factors()) return refused("channel factors of keys");
   if (policy.cadence == Cadence::Prompt) return refused("cadence=prompt");
   RecordLayout layout;
-  layout.dim_ = shape.k_dim;
-  layout.n_tiers_ = int(policy.tiers.size());
-  layout.k_by_token_ = policy.k.axis == Axis::Token;
-  layout.v_factors_ = policy.v.channel_factors();
+  RecordForm& form = layout.form_;
+  form.dim = shape.k_dim;
+  form.n_tiers = int(policy.tiers.size());
+  form.k_by_token = policy.k.axis == Axis::Token;
+  form.v_factors = policy.v.channel_factors();
   const PackedLayout packed(shape, policy);
   for (size_t t = 0; t < policy.tiers.size(); ++t) {
-    layout.bits_[t] = policy.tiers[t];
-    layout.k_params_tier_[t] = layout.k_by_token_ ? int(t) : int(packed.params_tier(SideId::K, t));
+    form.k_bits[t] = uint8_t(policy.tiers[t].k_bits);
+    form.v_bits[t] = uint8_t(policy.tiers[t].v_bits);
+    form.k_params_tier[t] = uint8_t(packed.params_tier(SideId::K, t));
   }
   return layout;
 }
 
-size_t RecordLayout::place(const TierCounts& counts,
-                           std::array<TierHeader, kRecordTiers>& headers) const {
-  size_t at = size_t(n_tiers_);
-  const auto take = [&](size_t bytes) {
-    const size_t begin = at;
-    at += bytes / kPiece;
-    return uint16_t(begin);
-  };
-  const uint16_t factors = v_factors_ ? take(size_t(dim_) * sizeof(half)) : uint16_t{0};
-  const auto held = [&](int t) { return bits_[size_t(t)].evicts() ? 0 : counts[size_t(t)]; };
-  for (int t = 0; t < n_tiers_; ++t) {
-    TierHeader& tier = headers[size_t(t)];
-    tier = {};
-    tier.count = uint8_t(held(t));
-    tier.k_bits = uint8_t(bits_[size_t(t)].k_bits);
-    tier.v_bits = uint8_t(bits_[size_t(t)].v_bits);
-    tier.v_factors = factors;
-    tier.tiers_and_form = uint8_t(n_tiers_ | (k_by_token_ ? kKeysByToken : 0));
-  }
-  const size_t pair = 2 * sizeof(half);
-  std::array<bool, kRecordTiers> placed = {};
-  for (int t = 0; t < n_tiers_; ++t) {
-    TierHeader& tier = headers[size_t(t)];
-    if (tier.count == 0 || !coded(tier.k_bits)) continue;
-    const size_t owner = size_t(k_params_tier_[size_t(t)]);
-    if (k_by_token_) {
-      tier.k_params = take(size_t(units_of(tier.count)) * kUnitTokens * pair);
-    } else {
-      if (!placed[owner]) headers[owner].k_params = take(size_t(dim_) * pair);
-      placed[owner] = true;
-      tier.k_params = headers[owner].k_params;
-    }
-  }
-  for (int t = 0; t < n_tiers_; ++t) {
-    TierHeader& tier = headers[size_t(t)];
-    if (tier.count > 0 && coded(tier.v_bits))
-      tier.v_params = take(size_t(units_of(tier.count)) * kUnitTokens * pair);
-  }
-  for (int t = 0; t < n_tiers_; ++t) {
-    TierHeader& tier = headers[size_t(t)];
-    const size_t units = size_t(units_of(tier.count));
-    tier.k_codes = take(units * size_t(unit_bytes(dim_, tier.k_bits)));
-    tier.v_codes = take(units * size_t(unit_bytes(dim_, tier.v_bits)));
-  }
-  return at * kPiece;
-}
-
 std::array<TierHeader, kRecordTiers> RecordLayout::headers(const TierCounts& counts) const {
   std::array<TierHeader, kRecordTiers> headers = {};
-  place(counts, headers);
+  place_record(form_, counts.data(), headers.data());
   return headers;
 }
 
 size_t RecordLayout::bytes(const TierCounts& counts) const {
   std::array<TierHeader, kRecordTiers> headers = {};
-  return place(counts, headers);
+  return size_t(place_record(form_, counts.data(), headers.data())) * kPiece;
 }
 
 void write_record(const RecordLayout& layout, const PackedHead& head, uint8_t* record) {
@@ -289,9 +232,9 @@ void write_record(const RecordLayout& layout, const PackedHead& head, uint8_t* r
   for (int t = 0; t < layout.n_tiers(); ++t) {
     TierHeader& tier = headers[size_t(t)];
     if (tier.count > 0 && coded(tier.v_bits))
-      tier.v_exponent = bound_of_steps(halves(record, tier.v_params), tier.count);
+      tier.v_exponent = v_exponent_of(largest_step(halves(record, tier.v_params), tier.count, 2));
     if (tier.count > 0 && coded(tier.k_bits) && !layout.k_by_token())
-      tier.k_exponent = exponent_for(halves(record, tier.k_params), layout.dim());
+      tier.k_exponent = k_exponent_of(largest_step(halves(record, tier.k_params), layout.dim(), 1));
   }
   std::memcpy(record, headers.data(), size_t(layout.n_tiers()) * sizeof(TierHeader));
 }

@@ -21,21 +21,16 @@ class RecordLayout {
   std::array<TierHeader, kRecordTiers> headers(const TierCounts& counts) const;
   size_t bytes(const TierCounts& counts) const;
 
-  int dim() const { return dim_; }
-  int n_tiers() const { return n_tiers_; }
-  bool v_factors() const { return v_factors_; }
-  bool k_by_token() const { return k_by_token_; }
-  int k_bits(int tier) const { return bits_[size_t(tier)].k_bits; }
-  int v_bits(int tier) const { return bits_[size_t(tier)].v_bits; }
+  const RecordForm& form() const { return form_; }
+  int dim() const { return form_.dim; }
+  int n_tiers() const { return form_.n_tiers; }
+  bool v_factors() const { return form_.v_factors; }
+  bool k_by_token() const { return form_.k_by_token; }
 
  private:
   RecordLayout() = default;
-  size_t place(const TierCounts& counts, std::array<TierHeader, kRecordTiers>& headers) const;
 
-  int dim_ = 0, n_tiers_ = 0;
-  std::array<Tier, kRecordTiers> bits_ = {};
-  std::array<int, kRecordTiers> k_params_tier_ = {};  // whose key parameters a tier has
-  bool k_by_token_ = false, v_factors_ = false;
+  RecordForm form_;
 };
 
 // Record [layout.bytes(head.held)] of a packed head.

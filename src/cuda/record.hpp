@@ -1,7 +1,8 @@
 // How a GPU holds the tokens of one KV head of one block: a record, in the order in which matrix
 // units take their operands. It has the codes and parameters of a packed block of the CPU's layout
 // (cache/block_layout.hpp) in another order, so that one form can be made from the other and back
-// (fragments.hpp). Shared by host and device code; holds no arithmetic but that of places.
+// (fragments.hpp). Shared by host and device code; holds no arithmetic but that of places and of
+// the header's exponents.
 //
 //   header          TierHeader [n_tiers]
 //   v factors       f16 [dim], where values have factors of channels
@@ -19,6 +20,7 @@
 // their subnormals (pairs are named x, y by p = 0 and p = 4).
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -70,10 +72,6 @@ struct Place {
   int shift;
 };
 
-// Place of one code within a unit's words; for 3 bits that of the low two, `top_bit_place` has the
-// other. `channel` below dim, `token` below 16.
-ZC_BOTH constexpr Place code_place(bool is_k, int dim, int bits, int token, int channel);
-ZC_BOTH constexpr Place top_bit_place(bool is_k, int token, int channel);
 // Place of a channel's parameter among those of K, and of a channel's factor among those of V, in
 // 16-bit numbers.
 ZC_BOTH constexpr int k_param_place(int channel) {
@@ -98,37 +96,122 @@ ZC_BOTH constexpr FragmentPlace fragment_place(bool is_k, int token, int channel
           is_k ? row_half : column_half, column % 2};
 }
 
-ZC_BOTH constexpr Place code_place(bool is_k, int dim, int bits, int token, int channel) {
-  const FragmentPlace at = fragment_place(is_k, token, channel);
-  int word = 0, shift = 16 * at.odd;  // word of the lane
+// Place of a code among the words of its lane alone, in the order in which they stand; for 3 bits
+// that of the low two, `lane_top_place` has the other.
+ZC_BOTH constexpr Place lane_place(const FragmentPlace& at, int bits) {
+  const int shift = 16 * at.odd;
   switch (bits) {
     case 2:
+      return {at.fragment / 2, shift + at.fragment % 2 * 8 + at.second * 2 + at.y * 4};
     case 3:
-      word = at.fragment / 2;
-      shift += at.fragment % 2 * 8 + at.second * 2 + at.y * 4;
-      break;
+      return {at.fragment / 4 * 3 + at.fragment / 2 % 2,
+              shift + at.fragment % 2 * 8 + at.second * 2 + at.y * 4};
     case 4:
-      word = at.fragment;
-      shift += at.second * 8 + at.y * 4;
-      break;
+      return {at.fragment, shift + at.second * 8 + at.y * 4};
     case 8:
-      word = at.fragment * 2 + at.y;
-      shift += at.second * 8;
-      break;
+      return {at.fragment * 2 + at.y, shift + at.second * 8};
     default:
-      word = at.fragment * 4 + at.y * 2 + at.second;
+      return {at.fragment * 4 + at.y * 2 + at.second, shift};
   }
-  if (bits == 3) return {(at.fragment / 4 * 3 + word % 2) * kLanes + at.lane, shift};
-  const int n_words = dim * bits / 64;
-  const int wide = n_words < 4 ? n_words : 4;
-  return {(word / wide * kLanes + at.lane) * wide + word % wide, shift};
+}
+ZC_BOTH constexpr Place lane_top_place(const FragmentPlace& at) {
+  const int pair = at.fragment % 4 * 2 + at.second;
+  return {at.fragment / 4 * 3 + 2, pair % 4 + pair / 4 * 8 + at.y * 4 + at.odd * 16};
 }
 
+// Words of a lane that stand side by side, and where one of its words stands in the unit.
+ZC_BOTH constexpr int wide_words(int dim, int bits) {
+  const int n_words = dim * bits / 64;
+  return bits == 3 ? 1 : n_words < 4 ? n_words : 4;
+}
+ZC_BOTH constexpr int unit_word(int dim, int bits, int lane, int word) {
+  const int wide = wide_words(dim, bits);
+  return (word / wide * kLanes + lane) * wide + word % wide;
+}
+
+// Place of one code within a unit's words, and of the top one of its 3 bits. `channel` below dim,
+// `token` below 16.
+ZC_BOTH constexpr Place code_place(bool is_k, int dim, int bits, int token, int channel) {
+  const FragmentPlace at = fragment_place(is_k, token, channel);
+  const Place own = lane_place(at, bits);
+  return {unit_word(dim, bits, at.lane, own.word), own.shift};
+}
 ZC_BOTH constexpr Place top_bit_place(bool is_k, int token, int channel) {
   const FragmentPlace at = fragment_place(is_k, token, channel);
-  const int pair = at.fragment % 4 * 2 + at.second;
-  return {(at.fragment / 4 * 3 + 2) * kLanes + at.lane,
-          pair % 4 + pair / 4 * 8 + at.y * 4 + at.odd * 16};
+  const Place own = lane_top_place(at);
+  return {own.word * kLanes + at.lane, own.shift};
+}
+
+ZC_BOTH constexpr int units_of(int n_tokens) { return (n_tokens + kUnitTokens - 1) / kUnitTokens; }
+// Held as codes with parameters: not at 16 bits, and not evicted.
+ZC_BOTH constexpr bool in_codes(int bits) { return bits != 0 && bits != 16; }
+
+// What decides where the parts of a layer's records stand.
+struct RecordForm {
+  int dim = 0, n_tiers = 0;
+  uint8_t k_bits[kRecordTiers] = {}, v_bits[kRecordTiers] = {};  // both 0: held nowhere
+  uint8_t k_params_tier[kRecordTiers] = {};                      // whose key parameters a tier has
+  bool k_by_token = false, v_factors = false;
+
+  ZC_BOTH constexpr bool holds(int tier) const { return k_bits[tier] != 0; }
+};
+
+// Headers [kRecordTiers] of a record whose tiers have these tokens, exponents 0. Returns the
+// record's size in 16 bytes.
+ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, TierHeader* headers) {
+  const int pair = 2 * int(sizeof(uint16_t)), piece = 16;
+  int at = form.n_tiers;
+  const auto take = [&at](int bytes) {
+    const int begin = at;
+    at += bytes / piece;
+    return uint16_t(begin);
+  };
+  const uint16_t factors = form.v_factors ? take(form.dim * pair / 2) : uint16_t(0);
+  for (int t = 0; t < form.n_tiers; ++t) {
+    TierHeader& tier = headers[t];
+    tier = {};
+    tier.count = uint8_t(form.holds(t) ? counts[t] : 0);
+    tier.k_bits = form.k_bits[t];
+    tier.v_bits = form.v_bits[t];
+    tier.v_factors = factors;
+    tier.tiers_and_form = uint8_t(form.n_tiers | (form.k_by_token ? kKeysByToken : 0));
+  }
+  for (int t = 0; t < form.n_tiers; ++t) {
+    TierHeader& tier = headers[t];
+    if (tier.count == 0 || !in_codes(tier.k_bits)) continue;
+    if (form.k_by_token) {
+      tier.k_params = take(units_of(tier.count) * kUnitTokens * pair);
+    } else {
+      TierHeader& owner = headers[form.k_params_tier[t]];
+      if (owner.k_params == 0) owner.k_params = take(form.dim * pair);
+      tier.k_params = owner.k_params;
+    }
+  }
+  for (int t = 0; t < form.n_tiers; ++t) {
+    TierHeader& tier = headers[t];
+    if (tier.count > 0 && in_codes(tier.v_bits))
+      tier.v_params = take(units_of(tier.count) * kUnitTokens * pair);
+  }
+  for (int t = 0; t < form.n_tiers; ++t) {
+    TierHeader& tier = headers[t];
+    tier.k_codes = take(units_of(tier.count) * unit_bytes(form.dim, tier.k_bits));
+    tier.v_codes = take(units_of(tier.count) * unit_bytes(form.dim, tier.v_bits));
+  }
+  return at;
+}
+
+// TierHeader::k_exponent for the largest step of a tier's key channels: a power of two that brings
+// it below 1, where 16 bits would not hold its product with a query; 0 for steps of usual size.
+ZC_BOTH inline int8_t k_exponent_of(float largest_step) {
+  if (largest_step == 0 || (largest_step > 0x1p-8f && largest_step < 0x1p4f)) return 0;
+  return int8_t(ilogbf(largest_step) + 1);
+}
+// TierHeader::v_exponent for the largest step of a tier's value tokens: the least n for which
+// it is not above 2^n; at least that of the smallest 16-bit number.
+ZC_BOTH inline int8_t v_exponent_of(float largest_step) {
+  if (largest_step <= 0x1p-24f) return -24;
+  const int n = ilogbf(largest_step);
+  return int8_t(largest_step > ldexpf(1.0f, n) ? n + 1 : n);
 }
 
 }  // namespace zipcache::cuda

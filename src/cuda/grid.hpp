@@ -1,0 +1,252 @@
+// How a set of numbers becomes codes (codec/quantize.hpp), in words that host and device both
+// have. Results are the CPU's bit for bit, so products and sums must not be fused (-fmad=false),
+// and of equal numbers the first in order counts, as there: a zero keeps its sign.
+#pragma once
+
+#include "base/half.hpp"
+#include "cuda/record.hpp"
+#include "zipcache/policy.hpp"
+#ifdef __CUDACC__
+#include "cuda/device.cuh"
+#endif
+
+// Loops over what stands in registers.
+#ifdef __CUDA_ARCH__
+#define ZC_UNROLL _Pragma("unroll")
+#else
+#define ZC_UNROLL
+#endif
+
+namespace zipcache::cuda {
+
+// ---- the two machines' words for the same thing
+
+ZC_BOTH inline uint32_t bits_of(float x) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(x);
+#else
+  return std::bit_cast<uint32_t>(x);
+#endif
+}
+
+ZC_BOTH inline float float_from(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  return std::bit_cast<float>(bits);
+#endif
+}
+
+ZC_BOTH inline float float_of(uint16_t half_bits) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(half_bits));
+#else
+  return to_float(half_bits);
+#endif
+}
+
+ZC_BOTH inline uint16_t half_of(float x) {
+#ifdef __CUDA_ARCH__
+  return __half_as_ushort(__float2half_rn(x));
+#else
+  return to_half(x);
+#endif
+}
+
+// Raise a number, set a bit that threads share.
+ZC_BOTH inline void raise(uint32_t& number, uint32_t to) {
+#ifdef __CUDA_ARCH__
+  atomicMax(&number, to);
+#else
+  number = to > number ? to : number;
+#endif
+}
+
+ZC_BOTH inline void set_bit(uint32_t& word, int bit) {
+#ifdef __CUDA_ARCH__
+  atomicOr(&word, 1u << bit);
+#else
+  word |= 1u << bit;
+#endif
+}
+
+// Of whatever type: one load or store.
+struct __attribute__((may_alias, aligned(16))) SixteenBytes {
+  uint32_t word[4];
+};
+
+ZC_BOTH inline int ones_of(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __popc(bits);
+#else
+  return std::popcount(bits);
+#endif
+}
+
+// 16 bytes from device memory to shared memory; there by the next wait_for_copies().
+ZC_BOTH inline void copy_piece(void* to, const void* from) {
+#ifdef __CUDA_ARCH__
+  copy_16(to, from);
+#else
+  *static_cast<SixteenBytes*>(to) = *static_cast<const SixteenBytes*>(from);
+#endif
+}
+ZC_BOTH inline void wait_for_copies() {
+#ifdef __CUDA_ARCH__
+  commit_copies();
+  wait_copies<0>();
+#endif
+}
+
+// ---- arithmetic (codec/quantize.hpp)
+
+// Smallest and largest of numbers that come in order.
+struct Extremes {
+  float lo = INFINITY, hi = -INFINITY;
+
+  ZC_BOTH void take(float x) {
+    lo = x < lo ? x : lo;
+    hi = hi < x ? x : hi;
+  }
+  // Those of numbers that come later.
+  ZC_BOTH void take(const Extremes& later) {
+    lo = later.lo < lo ? later.lo : lo;
+    hi = hi < later.hi ? later.hi : hi;
+  }
+};
+
+// A grid of codes, ready for code_on().
+struct alignas(8) Grid {
+  float inverse = 0, floor = 0;  // 1 / step, 0 for a constant set
+};
+
+ZC_BOTH inline Grid grid_of(float step, float floor) {
+  return {step > 0 ? 1.0f / step : 0.0f, floor};
+}
+
+// A code plus 1.5 * 2^23, which leaves no room for fraction bits: the sum rounds half to even.
+// `top` is the largest code.
+constexpr float kNoFraction = 0x1.8p23f;
+ZC_BOTH inline float shifted_code(const Grid& grid, float x, float top) {
+  return fminf(fmaxf((x - grid.floor) * grid.inverse, 0.0f), top) + kNoFraction;
+}
+// The code itself stands in the lowest bits.
+ZC_BOTH inline uint32_t code_on(const Grid& grid, float x, float top) {
+  return bits_of(shifted_code(grid, x, top)) - 0x4B400000u;
+}
+
+ZC_BOTH constexpr float top_code_of(int bits) { return float((1 << bits) - 1); }
+
+// The range of a set that codes it best, of those that clip it by more and more.
+struct Search {
+  float error = INFINITY;
+  float step = 0, floor = 0;    // that code
+  float slope = 0, offset = 0;  // that decode; slope 0: none was found
+
+  ZC_BOTH void take(const Search& later) {
+    if (later.error < error) *this = later;
+  }
+};
+
+ZC_BOTH constexpr bool searches(Fit fit) { return fit == Fit::Unbiased || fit == Fit::Mse; }
+// Clipped ranges to try, the whole one among them, each 5 % shorter than the one before.
+ZC_BOTH constexpr int n_clips(int bits) {
+  return bits <= 2 ? 13 : bits == 3 ? 9 : bits == 4 ? 6 : 1;
+}
+
+// Tries clips `first` to `last` - 1 on a set of n numbers, which for_each(visit) hands over in
+// order, step by step as codec/kernels_body.inc does.
+template <class ForEach>
+ZC_BOTH Search search_clips(const Extremes& range, int n, int bits, Fit fit, int first, int last,
+                            ForEach&& for_each) {
+  const float top = top_code_of(bits), count = float(n);
+  float mean = 0, variance = 0;
+  for_each([&](float x) { mean += x; });
+  mean /= count;
+  for_each([&](float x) { variance += (x - mean) * (x - mean); });
+  const float centre = 0.5f * (range.lo + range.hi), reach = 0.5f * (range.hi - range.lo);
+  Search best;
+  for (int clip = first; clip < last; ++clip) {
+    const float factor = 1.0f - 0.05f * float(clip);
+    Search tried;
+    tried.step = 2 * reach * factor / top;
+    tried.floor = centre - reach * factor;
+    const Grid grid = grid_of(tried.step, tried.floor);
+    float u_sum = 0, uu_sum = 0, uy_sum = 0;
+    for_each([&](float x) {
+      const float u = shifted_code(grid, x, top) - kNoFraction;
+      u_sum += u;
+      uu_sum += u * u;
+      uy_sum += u * (x - mean);
+    });
+    if (!(uy_sum > 0)) continue;
+    if (fit == Fit::Mse) {
+      const float off = tried.floor - mean;
+      tried.slope = tried.step;
+      tried.offset = tried.floor;
+      tried.error =
+          count * off * off + tried.step * (2 * off * u_sum + tried.step * uu_sum - 2 * uy_sum);
+    } else {
+      const float mean_code = u_sum / count;
+      tried.slope = variance / uy_sum;
+      tried.offset = mean - tried.slope * mean_code;
+      tried.error = tried.slope * tried.slope * (uu_sum - u_sum * mean_code) - variance;
+    }
+    if (tried.slope < kHalfMax) best.take(tried);
+  }
+  return best;
+}
+
+struct FittedGrid {
+  uint16_t step = 0, floor = 0;
+  Grid grid;
+};
+
+ZC_BOTH inline uint16_t finite_half_of(float x) {
+  return half_of(fminf(fmaxf(x, -kHalfMax), kHalfMax));
+}
+
+// Codes on the numbers that decode.
+ZC_BOTH inline FittedGrid same_grid(float step, float floor) {
+  FittedGrid out;
+  out.step = finite_half_of(step);
+  out.floor = finite_half_of(floor);
+  out.grid = grid_of(float_of(out.step), float_of(out.floor));
+  return out;
+}
+
+// `found` is what a fit that searches has found.
+ZC_BOTH inline FittedGrid fit_grid(const Extremes& range, int bits, Fit fit, const Search& found) {
+  const float span = range.hi - range.lo, top = top_code_of(bits);
+  if (!(span > 0)) return same_grid(0, range.lo);
+  if (fit == Fit::Midpoint) {
+    const float step = span / (top + 1);
+    return same_grid(step, range.lo + 0.5f * step);
+  }
+  if (fit == Fit::Mse && found.slope > 0) return same_grid(found.slope, found.offset);
+  if (fit == Fit::Unbiased && found.slope > 0) {
+    FittedGrid out = same_grid(found.slope, found.offset);
+    out.grid = grid_of(found.step, found.floor);
+    return out;
+  }
+  return same_grid(span / top, range.lo);
+}
+
+struct alignas(8) Factor {
+  float value = 1, inverse = 1;
+};
+
+// x / factor to the nearest float. Of 16-bit numbers: the product with the inverse, put right by
+// what it leaves over; a test goes through all pairs of mantissas.
+template <bool kSixteenBits>
+ZC_BOTH float divided(float x, const Factor& factor) {
+  if constexpr (kSixteenBits) {
+    const float quotient = x * factor.inverse;
+    const float left = fmaf(-quotient, factor.value, x);
+    return left == 0 ? quotient : fmaf(left, factor.inverse, quotient);
+  } else {
+    return x / factor.value;
+  }
+}
+
+}  // namespace zipcache::cuda

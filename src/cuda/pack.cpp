@@ -1,0 +1,53 @@
+#include "cuda/pack.hpp"
+
+#include <fmt/format.h>
+
+#include "cuda/pack_launch.hpp"
+
+namespace zipcache::cuda {
+namespace {
+
+constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of threads, in a launch
+
+Status wrong(std::string_view what, long long found, std::string_view expected) {
+  return {Code::BadArgument,
+          fmt::format("pack_records: found {} = {}, expected {}", what, found, expected)};
+}
+
+Status check_rows(const InputRows& rows, std::string_view name) {
+  const char* fault = fault_of(rows);
+  if (!fault) return ok();
+  return {Code::BadArgument, fmt::format("pack_records: found {} rows with {}", name, fault)};
+}
+
+Status check(const PackArgs& args) {
+  const RecordForm& form = args.form.record;
+  if (form.dim != 64 && form.dim != 128 && form.dim != 256)
+    return wrong("dim", form.dim, "64, 128 or 256 (pack_form)");
+  if (form.n_tiers < 1 || form.n_tiers > kRecordTiers)
+    return wrong("n_tiers", form.n_tiers, "1 to 4 (pack_form)");
+  if (args.n_heads < 1) return wrong("n_heads", args.n_heads, "at least 1");
+  if (args.n_tasks < 1 || int64_t{args.n_tasks} * args.n_heads * 2 > kMostBlocks)
+    return wrong("n_tasks", args.n_tasks,
+                 "at least 1, and below 2^31 with both sides of all heads");
+  ZC_TRY(check_rows(args.k, "k"));
+  ZC_TRY(check_rows(args.v, "v"));
+  if (!args.tasks || !args.pool || !args.records)
+    return {Code::BadArgument, "pack_records: found a null pointer among tasks, pool and records"};
+  if (form.n_tiers > 1 && !args.tiers.data == !args.scores.data)
+    return wrong("tiers and scores given", args.tiers.data ? 2 : 0,
+                 "one of them where a policy has more than one tier");
+  return ok();
+}
+
+}  // namespace
+
+Status pack_records(const PackArgs& args, cudaStream_t stream) {
+  ZC_TRY(check(args));
+  const cudaError_t error = launch_pack(args, stream);
+  if (error == cudaSuccess) return ok();
+  return {Code::Environment, fmt::format("CUDA: launching the packing of records failed: {} ({})",
+                                         cudaGetErrorString(error), cudaGetErrorName(error))};
+}
+
+}  // namespace zipcache::cuda

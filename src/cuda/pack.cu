@@ -1,0 +1,66 @@
+// The kernels of packing: the steps of pack_block.hpp with barriers between them. Compiled without
+// fusing of products and sums.
+#include "cuda/pack_block.hpp"
+#include "cuda/pack_launch.hpp"
+
+namespace zipcache::cuda {
+namespace {
+
+template <int kDim, bool kIsK, bool kRotated>
+__device__ __forceinline__ void pack_side(const PackArgs& args, int task, int head,
+                                          uint8_t* memory) {
+  using Packer = SidePacker<kDim, kIsK, kRotated>;
+  auto& shared = *reinterpret_cast<typename Packer::Shared*>(memory);
+  const Packer packer(args, task, head, int(threadIdx.x), shared);
+#pragma unroll
+  for (int step = 0; step < Packer::kSteps; ++step) {
+    packer.step(step);
+    if (step + 1 < Packer::kSteps) __syncthreads();
+  }
+}
+
+// One block of threads for each side of each head of each task, neighbours in memory after another.
+template <int kDim, bool kKRotated, bool kVRotated>
+__global__ void __launch_bounds__(kPackThreads) pack_kernel(const __grid_constant__ PackArgs args) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  const int head = int(blockIdx.x) % args.n_heads, rest = int(blockIdx.x) / args.n_heads;
+  if (rest % 2 == 0)
+    pack_side<kDim, true, kKRotated>(args, rest / 2, head, memory);
+  else
+    pack_side<kDim, false, kVRotated>(args, rest / 2, head, memory);
+}
+
+template <int kDim, bool kKRotated, bool kVRotated>
+cudaError_t launch(const PackArgs& args, cudaStream_t stream) {
+  auto* kernel = pack_kernel<kDim, kKRotated, kVRotated>;
+  constexpr size_t kBytes = sizeof(PackShared < kDim, kKRotated || kVRotated >);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kBytes));
+  if (error != cudaSuccess) return error;
+  const unsigned n_blocks = unsigned(args.n_tasks) * unsigned(args.n_heads) * 2;
+  kernel<<<n_blocks, kPackThreads, kBytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+template <int kDim>
+cudaError_t launch_dim(const PackArgs& args, cudaStream_t stream) {
+  if (args.form.k_hadamard && args.form.v_hadamard) return launch<kDim, true, true>(args, stream);
+  if (args.form.k_hadamard) return launch<kDim, true, false>(args, stream);
+  if (args.form.v_hadamard) return launch<kDim, false, true>(args, stream);
+  return launch<kDim, false, false>(args, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_pack(const PackArgs& args, cudaStream_t stream) {
+  switch (args.form.record.dim) {
+    case 64:
+      return launch_dim<64>(args, stream);
+    case 128:
+      return launch_dim<128>(args, stream);
+    default:
+      return launch_dim<256>(args, stream);
+  }
+}
+
+}  // namespace zipcache::cuda

@@ -1,0 +1,66 @@
+// Packing on a GPU: blocks of 128 rows of 16-bit floating point numbers become records
+// (record.hpp), bit for bit those of the CPU's packing (cache/pack.hpp, fragments.hpp) of the same
+// rows. One launch reads each row once. Capturable in CUDA graphs, ordered by its stream, waits for
+// nothing on the host.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/rows.hpp"
+#include "zipcache/policy.hpp"
+#include "zipcache/status.hpp"
+
+// CUDA's name for a stream, so that this header needs no other of CUDA's.
+typedef struct CUstream_st* cudaStream_t;
+
+namespace zipcache::cuda {
+
+inline constexpr int kPackRows = 128;  // of a block
+static_assert(kPackRows == kBlockTokens);
+
+// How rows become records under a policy; made by pack_form() (pack_form.hpp).
+struct PackForm {
+  RecordForm record;
+  Fit k_fit = Fit::Endpoint, v_fit = Fit::Endpoint;
+  bool k_hadamard = false, v_hadamard = false;
+};
+
+// One block of a stream: rows `row` to `row` + 127 of the input, in each head alike.
+struct PackTask {
+  int32_t stream = 0;
+  int32_t record = 0;  // of the stream's
+  int32_t row = 0;
+  int32_t unused = 0;
+  uint32_t left_out[kPackRows / 32] = {};  // bit r % 32 of word r / 32: row r stands elsewhere
+  int32_t counts[kRecordTiers] = {};  // of the others, tokens of each tier, evicted ones among them
+};
+static_assert(sizeof(PackTask) == 48);
+
+struct PackArgs {
+  PackForm form;
+  int n_heads = 0;
+  InputRows k, v;
+  // What decides the tiers, where there is more than one: tiers themselves, or scores, of which the
+  // highest get the first tier's count and so on (zipcache::allocate: of equal ones the later token
+  // is the more salient). Scores are divided by `seen` where that is given; 0 means no score, which
+  // ranks before all others (normalized_score).
+  PerToken<const uint8_t> tiers;
+  PerToken<const float> scores;
+  PerToken<const uint32_t> seen;
+  const PackTask* tasks = nullptr;  // [n_tasks]
+  int n_tasks = 0;
+  // Where records go: behind each its row map [units of all tiers * 16], which gives the block's
+  // row of each token, kNoRow where tokens fill up.
+  uint8_t* pool = nullptr;
+  const Record* records = nullptr;  // [n_streams, n_heads, record_stride]
+  int record_stride = 0;
+  // Counts records that were not written, because what the tiers hold does not add up or makes a
+  // record of another size than its entry says.
+  uint32_t* n_wrong = nullptr;
+};
+
+// Enqueues the packing. Errors: BadArgument for what no kernel takes, Environment for what CUDA
+// reports.
+Status pack_records(const PackArgs& args, cudaStream_t stream);
+
+}  // namespace zipcache::cuda

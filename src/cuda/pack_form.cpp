@@ -1,0 +1,69 @@
+#include "cuda/pack_form.hpp"
+
+#include <fmt/format.h>
+
+#include "cuda/fragments.hpp"
+
+namespace zipcache::cuda {
+namespace {
+
+Status refused(std::string_view what) {
+  return {Code::Incompatible,
+          fmt::format("packing on the GPU found {}, expected k_round=nearest, no clip and no dual "
+                      "scaling; take such a policy (zip,k_round=nearest, zipcache, had4), or pack "
+                      "on the CPU",
+                      what)};
+}
+
+Status check_side(const Side& side, std::string_view name) {
+  if (side.clip.clips()) return refused(fmt::format("{}_clip", name));
+  if (side.dual > 0) return refused(fmt::format("{}_dual={}", name, side.dual));
+  return {};
+}
+
+}  // namespace
+
+Result<PackForm> pack_form(const LayerShape& shape, const Policy& policy) {
+  const Result<RecordLayout> layout = RecordLayout::create(shape, policy);
+  if (!layout.ok()) return layout.status();
+  if (policy.k_rounding == Rounding::Query) return refused("k_round=query");
+  ZC_TRY(check_side(policy.k, "k"));
+  ZC_TRY(check_side(policy.v, "v"));
+  PackForm form;
+  form.record = layout->form();
+  form.k_fit = policy.k.fit;
+  form.v_fit = policy.v.fit;
+  form.k_hadamard = policy.k.rotation == Rotation::Hadamard;
+  form.v_hadamard = policy.v.rotation == Rotation::Hadamard;
+  return form;
+}
+
+Status check_ranks_by_scores(const Policy& policy) {
+  const auto needs_host = [](std::string_view what) {
+    return Status(
+        Code::Incompatible,
+        fmt::format("packing on the GPU found {}, expected tiers that each head's scores of "
+                    "one block decide; give it the tiers themselves",
+                    what));
+  };
+  if (policy.fills_budget()) return needs_host("a budget of bits (alloc=knapsack)");
+  if (policy.saliency.pool_width != 1)
+    return needs_host(fmt::format("pool={}", policy.saliency.pool_width));
+  if (policy.saliency.scope == Scope::Layer) return needs_host("scope=layer");
+  if (policy.saliency.statistic == Statistic::MeanStd) return needs_host("score=mean_std");
+  return {};
+}
+
+PackTask pack_task(const Policy& policy, uint64_t block, const BlockBits& left_out, bool scored) {
+  PackTask task;
+  for (int row = 0; row < kPackRows; ++row)
+    task.left_out[row / 32] |= uint32_t(left_out.test(size_t(row))) << row % 32;
+  const int n_coded = kPackRows - int(left_out.count());
+  TierCounts counts = {n_coded};
+  if (policy.tiers.size() > 1 && scored)
+    counts = tier_counts_of_block(block, n_coded, policy.shares);
+  for (size_t t = 0; t < counts.size(); ++t) task.counts[t] = counts[t];
+  return task;
+}
+
+}  // namespace zipcache::cuda
