@@ -42,5 +42,38 @@ TEST(ScatteredCells, AreHiddenAndSeenOneByOne) {
   }
 }
 
+TEST(CellsBehindTheMask, AreSeenByNobody) {
+  constexpr int kSeen = 100;
+  const auto rows = test::random_rows(kCells, kDim, 1, 1.0f);
+  std::vector<int64_t> cells;
+  for (int cell = 0; cell < kCells; ++cell) cells.push_back(cell);
+  for (const bool masked : {true, false}) {
+    auto cache = std::move(
+        *Cache::create({1, kCells, {{1, kDim, kDim}}}, *parse_policy("zipcache,recent=200")));
+    for (const SideId side : {SideId::K, SideId::V})
+      ASSERT_TRUE(cache->write(0, 0, side, cells, rows.data(), kDim).ok());
+    // 40 rows of queries, of which some are probes; what lies behind the mask is not hidden.
+    const int n_queries = 40;
+    const std::vector<half> mask(size_t(kCells), half{0});
+    const std::vector<float> q(size_t(n_queries * kDim), 0.0f);
+    std::vector<float> out(q.size());
+    Attention step;
+    step.n_queries = n_queries, step.n_heads = 1;
+    step.q = q.data(), step.q_row_stride = step.out_row_stride = kDim, step.out = out.data();
+    step.mask = masked ? mask.data() : nullptr, step.n_cells = kSeen;
+    ASSERT_TRUE(cache->attend(step).ok());
+    for (int c = 0; c < kDim; ++c) {
+      double sum = 0;
+      for (int i = 0; i < kSeen; ++i) sum += rows[size_t(i * kDim + c)];
+      EXPECT_NEAR(out[size_t(c)], sum / kSeen, 1e-5) << masked << " " << c;
+    }
+    std::vector<float> sums(size_t(kCells), -1.0f);
+    std::vector<uint32_t> seen(size_t(kCells), 99);
+    ASSERT_TRUE(cache->read_scores(0, 0, 0, kCells, sums.data(), seen.data()).ok());
+    for (int cell = 0; cell < kCells; ++cell)
+      EXPECT_EQ(seen[size_t(cell)] > 0, cell < kSeen) << masked << " " << cell;
+  }
+}
+
 }  // namespace
 }  // namespace zipcache

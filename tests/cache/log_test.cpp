@@ -55,6 +55,18 @@ TEST(StreamLog, AllLayersAndSidesOfAStepShareTheirRows) {
   EXPECT_EQ(log.rows_dead(), 1u);
 }
 
+TEST(StreamLog, OnlySealedBlocksAreCompacted) {
+  StreamLog log(300, 1);
+  std::vector<int64_t> cells(150);
+  std::iota(cells.begin(), cells.end(), 0);
+  write_cells(log, cells);
+  log.forget(140, [](int) {});
+  EXPECT_EQ(log.most_dead(), -1);
+  log.seal(log.order()[0]);
+  log.forget(3, [](int) {});
+  EXPECT_EQ(log.most_dead(), log.order()[0]);
+}
+
 TEST(StreamLog, ABlockIsDueWhenFullAndOlderThanTheWindow) {
   StreamLog log(300, 1);
   std::vector<int64_t> cells(127);
