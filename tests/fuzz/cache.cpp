@@ -32,7 +32,9 @@ constexpr const char* kPolicies[] = {
 };
 constexpr int kStreams = 2, kCells = 300;
 constexpr int kCalls = 30;  // enough to fill, pack, move and fill again; more only take time
-const std::vector<LayerShape> kLayers = {{1, 16, 16}, {2, 16, 24}};
+// Small, since rows are what time goes to: two layers, two heads, or both.
+const std::vector<LayerShape> kModels[] = {
+    {{1, 16, 16}, {1, 16, 16}}, {{2, 16, 24}}, {{1, 16, 16}, {2, 16, 24}}};
 constexpr SideId kSides[] = {SideId::K, SideId::V};
 
 // What one side of one layer of one stream should hold, in flat tables: a fuzzer has no time for a
@@ -75,10 +77,11 @@ class Session {
   explicit Session(Input& bytes)
       : bytes_(bytes),
         policy_(*parse_policy(kPolicies[bytes.below(std::size(kPolicies))])),
-        cache_(std::move(*Cache::create({kStreams, kCells, kLayers}, policy_))),
+        layers_(kModels[bytes.below(std::size(kModels))]),
+        cache_(std::move(*Cache::create({kStreams, kCells, layers_}, policy_))),
         random_(bytes.take<uint8_t>()) {
     empty_ = cache_->stats().bytes.allocated();
-    for (int layer = 0; layer < int(kLayers.size()); ++layer) {
+    for (int layer = 0; layer < int(layers_.size()); ++layer) {
       for (int part = 0; part < 2 * kStreams; ++part)
         rows_.emplace_back(width(layer, kSides[part % 2]));
     }
@@ -86,7 +89,7 @@ class Session {
 
   void run() {
     for (int call = 0; call < kCalls && !bytes_.empty(); ++call) {
-      switch (bytes_.below(10)) {
+      switch (bytes_.below(11)) {
         case 0:
           restore();
           break;
@@ -109,7 +112,7 @@ class Session {
           attend(bytes_.below(kStreams), 1 + bytes_.below(30));
           break;
         case 7:
-          check_all();
+          check(bytes_.below(kStreams));
           break;
         default:
           step();
@@ -117,17 +120,20 @@ class Session {
       }
       check_storage();
     }
-    check_all();
+    for (int stream = 0; stream < kStreams; ++stream) check(stream);
     clear();
   }
 
  private:
+  // Mostly few; blocks of 128 are filled by those that are many.
+  int some_rows() { return 1 + bytes_.below(bytes_.below(8) < 5 ? 24 : 200); }
+
   int width(int layer, SideId side) const {
-    const LayerShape& shape = kLayers[size_t(layer)];
+    const LayerShape& shape = layers_[size_t(layer)];
     return shape.n_heads * dim(layer, side);
   }
-  static int dim(int layer, SideId side) {
-    const LayerShape& shape = kLayers[size_t(layer)];
+  int dim(int layer, SideId side) const {
+    const LayerShape& shape = layers_[size_t(layer)];
     return side == SideId::K ? shape.k_dim : shape.v_dim;
   }
   Rows& rows(int layer, int stream, SideId side) {
@@ -145,7 +151,7 @@ class Session {
 
   std::vector<int64_t> cells() {
     std::vector<int64_t> cells;
-    const int n = 1 + bytes_.below(200), first = bytes_.below(256), kind = bytes_.below(4);
+    const int n = some_rows(), first = bytes_.below(256), kind = bytes_.below(4);
     if (kind == 0) {
       for (const int cell : random_.sample(kCells, n)) cells.push_back(cell);
     } else {
@@ -170,7 +176,7 @@ class Session {
   void step() {
     const auto cells = this->cells();
     const int stream = bytes_.below(kStreams), attends = bytes_.below(8);
-    for (int layer = 0; layer < int(kLayers.size()); ++layer) {
+    for (int layer = 0; layer < int(layers_.size()); ++layer) {
       for (const SideId side : kSides) write(layer, stream, side, cells);
       if (attends > 1 && attends < 6) attend_layer(layer, stream, attends, {});
       // As a host does: a query for each cell, which is what attention spends its time on.
@@ -182,8 +188,8 @@ class Session {
   // What a step that was stopped leaves: one layer written, the others' rows of these cells open.
   void half_a_step() {
     const auto cells = this->cells();
-    const int stream = bytes_.below(kStreams), stop = bytes_.below(4);
-    for (int part = 0; part < 4; ++part) {
+    const int stream = bytes_.below(kStreams), stop = bytes_.below(2 * int(layers_.size()));
+    for (int part = 0; part < 2 * int(layers_.size()); ++part) {
       if (part <= stop) {
         write(part / 2, stream, kSides[part % 2], cells);
         continue;
@@ -196,9 +202,9 @@ class Session {
 
   // A saved state comes back: any 16-bit numbers for neighbouring cells, in all layers.
   void restore() {
-    const int stream = bytes_.below(kStreams), n = 1 + bytes_.below(200);
+    const int stream = bytes_.below(kStreams), n = some_rows();
     const int first = bytes_.below(256) % (kCells - n + 1);
-    for (int layer = 0; layer < int(kLayers.size()); ++layer) {
+    for (int layer = 0; layer < int(layers_.size()); ++layer) {
       for (const SideId side : kSides) {
         std::vector<half> values;
         for (int i = 0; i < n; ++i) {
@@ -223,9 +229,9 @@ class Session {
 
   // Rows that are read and written back change nothing.
   void write_back() {
-    const int stream = bytes_.below(kStreams), n = 1 + bytes_.below(200);
+    const int stream = bytes_.below(kStreams), n = some_rows();
     const int first = bytes_.below(256) % (kCells - n + 1);
-    for (int layer = 0; layer < int(kLayers.size()); ++layer) {
+    for (int layer = 0; layer < int(layers_.size()); ++layer) {
       for (const SideId side : kSides) {
         const auto found = read(layer, stream, side, first, n);
         const Status status = cache_->write_half(layer, stream, side, first, n, found.data());
@@ -241,7 +247,7 @@ class Session {
   // As a host copies a sequence to another stream: every row read and written there.
   void copy_stream() {
     const int from = bytes_.below(kStreams), to = 1 - from;
-    for (int layer = 0; layer < int(kLayers.size()); ++layer) {
+    for (int layer = 0; layer < int(layers_.size()); ++layer) {
       for (const SideId side : kSides) {
         const auto found = read(layer, from, side, 0, kCells);
         const Status status = cache_->write_half(layer, to, side, 0, kCells, found.data());
@@ -265,7 +271,7 @@ class Session {
     for (int cell = 0; cell < kCells; cell += every) by[size_t(cell)] = 1;
     const Status possible = cache_->check_rotation(0, stream, by);
     require(possible.ok() || policy_.cadence == Cadence::Prompt, "shift: {}", possible.message());
-    for (int layer = 0; layer < int(kLayers.size()) && possible.ok(); ++layer) {
+    for (int layer = 0; layer < int(layers_.size()) && possible.ok(); ++layer) {
       const int n = dim(layer, SideId::K);
       KeyTurn turn;
       for (int c = 0; c < n; c += 2) turn.pairs.push_back({c, c + 1, 3.14159265f});
@@ -279,7 +285,7 @@ class Session {
         const auto row = keys.written(cell);
         std::vector<float> values(row.size());
         std::transform(row.begin(), row.end(), values.begin(), to_float);
-        turn.apply(values.data(), kLayers[size_t(layer)].n_heads, n, 1);
+        turn.apply(values.data(), layers_[size_t(layer)].n_heads, n, 1);
         std::transform(values.begin(), values.end(), row.begin(), finite_half);
       }
     }
@@ -316,7 +322,7 @@ class Session {
   }
 
   void attend(int stream, int n_queries) {
-    for (int layer = 0; layer < int(kLayers.size()); ++layer)
+    for (int layer = 0; layer < int(layers_.size()); ++layer)
       attend_layer(layer, stream, n_queries, {});
   }
 
@@ -333,7 +339,7 @@ class Session {
   // sees the step's cells up to its own, which makes the first ones sinks, or any cells without
   // `own`.
   void attend_layer(int layer, int stream, int n_queries, const std::vector<int64_t>& own) {
-    const LayerShape& shape = kLayers[size_t(layer)];
+    const LayerShape& shape = layers_[size_t(layer)];
     const int n_heads = 2 * shape.n_heads;
     std::vector<float> q, out(size_t(n_queries * n_heads * shape.v_dim), NAN);
     for (int i = 0; i < n_queries * n_heads * shape.k_dim; ++i) q.push_back(2 * random_.unit() - 1);
@@ -427,20 +433,18 @@ class Session {
     return coded;
   }
 
-  void check_all() {
-    for (int stream = 0; stream < kStreams; ++stream) {
-      for (int layer = 0; layer < int(kLayers.size()); ++layer) {
-        for (const SideId side : kSides) {
-          const auto found = read(layer, stream, side, 0, kCells);
-          const size_t n = size_t(width(layer, side));
-          Rows& all = rows(layer, stream, side);
-          for (int cell = 0; cell < kCells; ++cell) {
-            const auto row = std::span(found).subspan(size_t(cell) * n, n);
-            if (all[cell].written)
-              check_row(layer, side, cell, all, row);
-            else if (!torn(stream, cell))
-              require(std::ranges::all_of(row, is_zero), "cell {} was never written", cell);
-          }
+  void check(int stream) {
+    for (int layer = 0; layer < int(layers_.size()); ++layer) {
+      for (const SideId side : kSides) {
+        const auto found = read(layer, stream, side, 0, kCells);
+        const size_t n = size_t(width(layer, side));
+        Rows& all = rows(layer, stream, side);
+        for (int cell = 0; cell < kCells; ++cell) {
+          const auto row = std::span(found).subspan(size_t(cell) * n, n);
+          if (all[cell].written)
+            check_row(layer, side, cell, all, row);
+          else if (!torn(stream, cell))
+            require(std::ranges::all_of(row, is_zero), "cell {} was never written", cell);
         }
       }
     }
@@ -450,7 +454,7 @@ class Session {
     const CacheStats stats = cache_->stats();
     const size_t slots = size_t(StreamLog::max_blocks(kCells));
     size_t most = empty_;
-    for (const LayerShape& shape : kLayers) {
+    for (const LayerShape& shape : layers_) {
       const size_t numbers = size_t(kBlockTokens * shape.n_heads * (shape.k_dim + shape.v_dim));
       most += kStreams * slots * (2 * sizeof(half) * numbers + 16 * 1024);
     }
@@ -464,6 +468,7 @@ class Session {
 
   Input& bytes_;
   const Policy policy_;
+  const std::vector<LayerShape>& layers_;
   std::unique_ptr<Cache> cache_;
   Random random_;
   std::vector<Rows> rows_;  // [layer, stream, side]
