@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <string_view>
 #include <vector>
 
 #include "ggml/cache_buffer.hpp"
@@ -50,6 +51,21 @@ bool serves_attention(const ggml_tensor* node) {
            "attention with a query or mask of an unknown type; use a tested llama.cpp");
   }
   return true;
+}
+
+// With --split-mode tensor llama.cpp makes one device of all, which asks each whether it serves an
+// operation, of weights first, and gives them pieces of tensors. It ends in an assertion of its own
+// when weights stay with the CPU, and there is no way to refuse before that.
+void tell_of_pieces(const ggml_tensor* node) {
+  static bool told = false;
+  const ggml_tensor* weight = node->src[0];
+  if (told || !weight || !weight->buffer) return;
+  told = std::string_view(ggml_backend_buffer_name(weight->buffer)).starts_with("Meta(");
+  if (told) {
+    host::log(true,
+              "--split-mode tensor cuts every layer into pieces, which are not served; start "
+              "with --split-mode layer, or use --device none");
+  }
 }
 
 // Someone else's operation on a cache tensor, as of attention that is not flash attention even
@@ -184,6 +200,7 @@ bool serves(const ggml_tensor* node) {
   if (op == ops.flash_attn_ext) return serves_attention(node);
   if (op == ops.rope || ops.is_view(op)) return locate(node).tensor != nullptr;
   refuse_reader(node);
+  tell_of_pieces(node);
   return false;
 }
 

@@ -36,7 +36,8 @@ def complete(*arguments, policy=None):
     return done
 
 
-@pytest.mark.parametrize("arguments, on_us", [(["--no-kv-offload"], 0), (["-ngl", "3"], 2), (["-ngl", "3", "-fa", "auto"], 2)])
+@pytest.mark.parametrize("arguments, on_us", [(["--no-kv-offload"], 0), (["-ngl", "3"], 2),
+                                              (["-ngl", "3", "-fa", "auto"], 2)])
 def test_layers_that_are_not_offloaded_keep_llama_cpps_cache(tmp_path, arguments, on_us):
     # llama.cpp counts the output as a layer.
     with serve(tmp_path, *arguments, cells=2048) as server:
@@ -47,6 +48,10 @@ def test_layers_that_are_not_offloaded_keep_llama_cpps_cache(tmp_path, arguments
     assert bool(llama.lines_with(log, "ZipCache KV buffer size")) == (on_us > 0)
     if on_us:
         assert llama.kv_buffer_mib(log, "ZipCache") < on_us * layer
+
+
+def test_a_device_that_is_named_twice_shares_the_layers_with_itself():
+    assert complete("--device", "ZipCache0,ZipCache0", policy="f16").stdout == complete().stdout
 
 
 @pytest.mark.parametrize("policy", ["f16", "zip"])
@@ -107,8 +112,8 @@ def test_self_extend_divides_positions_as_without_the_backend():
 
 
 def test_llama_cli_answers():
-    done = llama.run("llama-cli", "-m", llama.MODEL, "-st", "-p", "What is the capital of France?", "-n", "16", "-c", "512",
-                     "-t", llama.THREADS, "--temp", "0", "--simple-io", *llama.WITH_ZIPCACHE, policy="zip")
+    done = llama.run("llama-cli", "-m", llama.MODEL, "-st", "-p", "What is the capital of France?", "-n", "16", "-c",
+                     "512", "-t", llama.THREADS, "--temp", "0", "--simple-io", *llama.WITH_ZIPCACHE, policy="zip")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Paris" in done.stdout
 
@@ -117,8 +122,8 @@ def test_activations_can_be_watched(tmp_path):
     # llama-imatrix looks at every operation while it runs, for which llama.cpp hands over one at a time.
     def perplexity(policy):
         where = llama.PLAIN if policy is None else llama.WITH_ZIPCACHE
-        done = llama.run("llama-imatrix", "-m", llama.SMALL_MODEL, "-f", llama.LINES, "-c", "512", "-ub", "128", "--chunks", "2",
-                         "-t", llama.THREADS, "-o", tmp_path / "matrix.gguf", *where, policy=policy)
+        done = llama.run("llama-imatrix", "-m", llama.SMALL_MODEL, "-f", llama.LINES, "-c", "512", "-ub", "128",
+                         "--chunks", "2", "-t", llama.THREADS, "-o", tmp_path / "matrix.gguf", *where, policy=policy)
         assert done.returncode == 0, done.stderr[-2000:]
         return float(re.search(r"Final estimate: PPL = ([0-9.]+)", done.stdout + done.stderr)[1])
 

@@ -248,14 +248,14 @@ def shorter_then_full(it):
     whole = "".join(text(1))
     it.say(whole[:500], "a", id_slot=1)
     it.say(whole[:40] + whole[100:500], whole[500:590], id_slot=1)
-    assert it.n_read[1] < 20, "the moved words were read anew"
+    assert it.n_read[1] < 100, "the moved words were read anew"
     assert llama.lines_with(it.server.log(), "slot context shift")
     assert not llama.lines_with(it.server.log(), "sliding-window"), "caches as large as the others are no windows"
 
 
-# llama.cpp moves nothing in windows unless they are as large as the rest, and never where there are states.
+# llama.cpp moves nothing in windows unless they are as large as the rest. States stay what they are.
 MOVED = {"llama-gqa3-d64": [], "gemma3": ["--swa-full"], "gpt-oss": ["--swa-full"], "mimo2": ["--swa-full"],
-         "deepseek2-plain": [], "mpt": []}
+         "deepseek2-plain": [], "mpt": [], "jamba": [], "lfm2": []}
 
 
 @pytest.mark.parametrize("cache", ["f16", "packed"])

@@ -29,7 +29,7 @@ def test_flash_attention_off():
     check_refused(generate("-fa", "off"), "flash", "-fa on")
 
 
-@pytest.mark.parametrize("kind", ["q8_0", "f32"])
+@pytest.mark.parametrize("kind", ["q8_0", "bf16", "f32"])
 def test_a_cache_type_that_is_not_f16(kind):
     check_refused(generate("-fa", "on", "-ctk", kind, "-ctv", kind), kind, "16-bit", "-ctk")
 
@@ -45,3 +45,15 @@ def test_a_wrong_policy(policy, words):
     # The device is not offered, so llama.cpp itself says that it is invalid and stops.
     check_refused(generate("-fa", "on", policy=policy), *words)
 
+
+def test_split_mode_tensor_is_told_of_before_llama_cpp_ends():
+    result = llama.run("llama-completion", "-m", llama.SMALL_MODEL, "-p", "x", "-n", "1", *llama.WITH_ZIPCACHE, "-sm",
+                       "tensor", policy="zip", env={"GGML_NO_BACKTRACE": "1"})
+    assert result.returncode != 0
+    line, = llama.lines_with(result.stderr, "zipcache: ")
+    assert "--split-mode tensor" in line and "--device none" in line
+
+
+def test_split_mode_row_is_refused_by_llama_cpp():
+    result = llama.run("llama-server", "-m", llama.SMALL_MODEL, *llama.WITH_ZIPCACHE, "-sm", "row", policy="zip")
+    assert result.returncode == 1 and "device ZipCache0 does not support split buffers" in result.stderr
