@@ -19,8 +19,8 @@ def command(*arguments, model=llama.SMALL_MODEL):
 
 
 def load(*arguments, **options):
-    return subprocess.run(command(*arguments, **options), env=llama.environment(None), capture_output=True, text=True, timeout=120,
-                          check=False)
+    return subprocess.run(command(*arguments, **options), env=llama.environment(None), capture_output=True, text=True,
+                          timeout=120, check=False)
 
 
 def test_both_caches_stand_a_short_load(tmp_path):
@@ -43,7 +43,8 @@ def test_both_caches_stand_a_short_load(tmp_path):
 @pytest.mark.parametrize("name", ["gemma2", "jamba"])
 def test_windows_and_states_stand_a_short_load(tmp_path, name):
     # Random weights answer nonsense, some of which is no message; that is not an error of the server.
-    done = load("--minutes", "0.07", "--rounds", "1", "--caches", "zip", "--cancel", "0.3", model=models.make(name, tmp_path))
+    done = load("--minutes", "0.07", "--rounds", "1", "--caches", "zip", "--cancel", "0.3",
+                model=models.make(name, tmp_path))
     assert done.returncode == 0, done.stderr
     assert "| zip | 1 |" in done.stdout
 

@@ -22,8 +22,8 @@ PLAIN = "llama.cpp"
 # Policies. With 8 bits a row that is lost or mixed up stands out; a saved state carries blocks of 4 bits and not of 8.
 CACHES = {PLAIN: None, "f16": "f16", "packed": "zip,bits=8", "packed windows": "zip,bits=8", "4 bits": "zip,bits=4"}
 CELLS = [(kind, cache) for kind in KINDS for cache in ["f16", "packed"]] + [("windows", "packed windows")]
-# Most that a cache may be off by, in parts of what forgetting the older half of a text does. Seen: 0.023, 0.028 (packed),
-# 0.17 (4 bits).
+# Most that a cache may be off by, in parts of what forgetting the older half of a text does. Seen: 0.023, 0.028
+# (packed), 0.17 (4 bits).
 BOUNDS = {"f16": 1 / 30, "packed": 1 / 20, "packed windows": 1 / 20, "4 bits": 1 / 2}
 FIRST_BYTE = models.VOCABULARY.index("<0x00>")
 WORDS = 12
