@@ -200,24 +200,34 @@ class Session {
     note_moves();
   }
 
-  // A saved state comes back: any 16-bit numbers for neighbouring cells, in all layers.
+  // A saved state comes back: any 16-bit numbers for runs of cells, all keys and then all values.
   void restore() {
-    const int stream = bytes_.below(kStreams), n = some_rows();
-    const int first = bytes_.below(256) % (kCells - n + 1);
-    for (int layer = 0; layer < int(layers_.size()); ++layer) {
-      for (const SideId side : kSides) {
-        std::vector<half> values;
-        for (int i = 0; i < n; ++i) {
-          const auto row = rows(layer, stream, side).fresh(first + i);
-          fill(row);
-          values.insert(values.end(), row.begin(), row.end());
-        }
-        const Status status = cache_->write_half(layer, stream, side, first, n, values.data());
-        require(status.ok(), "restore: {}", status.message());
+    const int stream = bytes_.below(kStreams), n_runs = 1 + bytes_.below(3);
+    std::vector<std::pair<int, int>> runs;  // first cell, cells
+    for (int run = 0; run < n_runs; ++run) {
+      const int n = some_rows();
+      runs.push_back({bytes_.below(256) % (kCells - n + 1), n});
+    }
+    for (const SideId side : kSides) {
+      for (int layer = 0; layer < int(layers_.size()); ++layer) {
+        for (const auto& [first, n] : runs) restore_run(layer, stream, side, first, n);
       }
     }
-    for (int i = 0; i < n; ++i) torn(stream, first + i) = false;
+    for (const auto& [first, n] : runs) {
+      for (int i = 0; i < n; ++i) torn(stream, first + i) = false;
+    }
     note_moves();
+  }
+
+  void restore_run(int layer, int stream, SideId side, int first, int n) {
+    std::vector<half> values;
+    for (int i = 0; i < n; ++i) {
+      const auto row = rows(layer, stream, side).fresh(first + i);
+      fill(row);
+      values.insert(values.end(), row.begin(), row.end());
+    }
+    const Status status = cache_->write_half(layer, stream, side, first, n, values.data());
+    require(status.ok(), "restore: {}", status.message());
   }
 
   std::vector<half> read(int layer, int stream, SideId side, int first, int n) const {
