@@ -789,12 +789,18 @@ Status Engine::restore_run(const RowRun& run) {
     }
     parts.blocks.push_back({i, block->first});
     parts.tail_place = block->first + kBlockTokens;
-    parts.tail += block->tail;
     found.push_back(std::move(*block));
     i += kBlockTokens;
   }
-  return restore_parts(run, parts,
-                       [&](size_t i, const RowRun& part) { return restore_block(part, found[i]); });
+  const LayerStore& target = store(run.layer, run.stream);
+  const StreamLog& log = logs_[size_t(run.stream)];
+  return restore_parts(run, parts, [&](size_t i, const RowRun& part) {
+    ZC_TRY(restore_block(part, found[i]));
+    // A frame whose other side is damaged may have been saved as rows; its tail is not this
+    // state's.
+    if (target.block(log.find(part.first_cell).slot).packed) parts.tail += found[i].tail;
+    return ok();
+  });
 }
 
 // Rows, and blocks by put(number of the block, its part of the run).

@@ -68,7 +68,7 @@ TEST(Pack, ARefusedJobGivesItsStorageBack) {
   const Policy policy = *parse_policy("zipcache,score=random");
   LayerStore store(kShape, policy, StreamLog::max_blocks(2 * kBlockTokens));
   Arena arena;
-  const size_t raw = Arena::rounded(store.raw.bytes), some = raw / 2;
+  const size_t raw = Arena::rounded(store.raw.bytes), some = raw / 3;
   ASSERT_TRUE(arena.reserve(2 * raw + some).ok());
   for (const int slot : rig->log.order()) ASSERT_NE(store.raw_for_write(slot, arena), nullptr);
   const size_t before = arena.used();

@@ -274,6 +274,21 @@ TEST(SavedState, ABlockThatLeavesLittleRoomIsCarriedAllTheSame) {
   }
 }
 
+// A block whose keys were damaged goes on as rows, and its values still look like a frame's.
+TEST(SavedState, AFrameWithoutItsOtherSideTakesNothingFromTheOthers) {
+  const auto donor = cache_of("zip", 1, 1024), cache = cache_of("zip", 1, 1024);
+  Text(*donor, 0, 0).go_on(kTokens, 128);
+  State damaged = save(*donor, 0, 0, kTokens);
+  damaged[0][size_t(kBlockTokens) * test::width(0, SideId::K)] ^= 1;
+  restore(*cache, damaged, 0, 0);
+  ASSERT_EQ(cache->stats().blocks.packed, 1u);
+  Text(*cache, 0, 0, kTokens).go_on(3);
+  const State state = save(*cache, 0, 0, kTokens + 3);
+  const auto fresh = cache_of("zip", 1, 1024);
+  restore(*fresh, state, 0, 0);
+  EXPECT_EQ(save(*fresh, 0, 0, kTokens + 3), state);
+}
+
 TEST(SavedState, RestoringNeedsNoRawBlocks) {
   const auto cache = cache_of("zip,recent=0", 1, 4096);
   Text(*cache, 0, 0).go_on(3840, 128);
