@@ -816,7 +816,10 @@ Status Engine::restore_run(const RowRun& run) {
     ZC_TRY(restore_rows(run.part(done, i - done)));
     ZC_TRY(restore_block(part, *block));
     next = block->first + kBlockTokens;
-    tail += block->tail;
+    // A frame whose other side is damaged may have been saved as rows; its tail is none of this
+    // state's.
+    if (target.block(logs_[size_t(run.stream)].find(part.first_cell).slot).packed)
+      tail += block->tail;
     done = i += kBlockTokens;
   }
   const RowRun rest = run.part(done, run.n_cells - done);
