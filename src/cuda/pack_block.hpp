@@ -336,7 +336,9 @@ class SidePacker {
     if (!by_channel() && (kIsK || !form_.v_factors)) return;
     const int channel = thread_ % (kDim / 2) * 2, part = thread_ / (kDim / 2);
     constexpr int kRows = kPackRows / Shared::kParts;
-    Extremes found[kRecordTiers][2];
+    // A tier's two channels side by side: of an array of arrays nvcc 13.0 sets only the first array
+    // to the initial values of its class, the others to zeros.
+    Extremes found[kRecordTiers * 2];
     for (int i = 0; i < kRows; ++i) {
       const int row = part * kRows + i;
       const int owner = kIsK ? owner_of(row) : shared_.tiers[row] == kLeftOut ? -1 : 0;
@@ -346,7 +348,7 @@ class SidePacker {
         ZC_UNROLL
         for (int c = 0; c < 2; ++c) {
           const float x = number(shared_.tile[row][channel + c]);
-          found[t][c].take(kIsK ? x : fabsf(x));
+          found[t * 2 + c].take(kIsK ? x : fabsf(x));
         }
       }
     }
@@ -354,8 +356,8 @@ class SidePacker {
     for (int t = 0; t < (kIsK ? kRecordTiers : 1); ++t) {
       ZC_UNROLL
       for (int c = 0; c < 2; ++c) {
-        store(shared_.channels.lo[t][part][channel + c], found[t][c].lo);
-        store(shared_.channels.hi[t][part][channel + c], found[t][c].hi);
+        store(shared_.channels.lo[t][part][channel + c], found[t * 2 + c].lo);
+        store(shared_.channels.hi[t][part][channel + c], found[t * 2 + c].hi);
       }
     }
   }
