@@ -8,6 +8,7 @@ were read anew must be the same for all of them.
 import concurrent.futures
 import functools
 import json
+import urllib.error
 
 import numpy as np
 import pytest
@@ -164,7 +165,8 @@ def told(folder):
                     scenario(teller)
                     found[scenario] = teller
                 except Exception as error:  # pylint: disable=broad-except
-                    found[scenario] = AssertionError(f"{cache}: {error!r}\n{server.log()[-1500:]}")
+                    answer = error.read() if isinstance(error, urllib.error.HTTPError) else b""
+                    found[scenario] = AssertionError(f"{cache}: {error!r} {answer}\n{server.log()[-1500:]}")
         return found
     return tell
 
