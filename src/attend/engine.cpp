@@ -154,6 +154,7 @@ class Engine final : public Cache {
                          const half* rows) const;
   Status write_changed(const RowRun& run);
   void forget_others(const RowRun& run);
+  bool begins_step(const RowRun& run) const;
   bool place_anew(const RowRun& run, uint64_t first);
   // What stands in a run beside 16-bit rows.
   struct BlockAt {
@@ -667,20 +668,23 @@ Status Engine::save(int layer, int stream, SideId side, int first_cell, int n_ce
 // Where each sequence has a stream of its own, one that begins anew is all that its stream holds.
 void Engine::forget_others(const RowRun& run) {
   StreamLog& log = logs_[size_t(run.stream)];
-  if (shape_.n_streams == 1 || !log.first_write_of_step()) return;
+  if (shape_.n_streams == 1 || !begins_step(run) || log.continues_pieces()) return;
   for (int cell = 0; cell < shape_.n_cells; ++cell) {
     if (cell >= run.first_cell && cell < run.first_cell + run.n_cells) continue;
     log.forget(cell, [&](int slot) { free_block(run.stream, slot); });
   }
 }
 
-// Gives the cells of a run rows of their own, with nothing in them. Not once a layer was written in
-// this step: it would lose its rows.
+// The first layer's keys, with which hosts begin: no layer has rows in the step that it could lose.
+bool Engine::begins_step(const RowRun& run) const {
+  return run.layer == 0 && run.side == SideId::K && logs_[size_t(run.stream)].first_write_of_step();
+}
+
+// Gives the cells of a run rows of their own, with nothing in them.
 bool Engine::place_anew(const RowRun& run, uint64_t first) {
   StreamLog& log = logs_[size_t(run.stream)];
-  return log.first_write_of_step() &&
-         log.place_anew(run.first_cell, run.n_cells, first,
-                        [&](int slot) { free_block(run.stream, slot); });
+  return begins_step(run) && log.place_anew(run.first_cell, run.n_cells, first,
+                                            [&](int slot) { free_block(run.stream, slot); });
 }
 
 // Keys that wait in a block for values which do not come as a block's become rows.
@@ -885,8 +889,7 @@ Status Engine::restore(int layer, int stream, SideId side, int first_cell, int n
 bool Engine::restore_kept_block(const RowRun& run, const KeptBlock& block) {
   const StreamLog& log = logs_[size_t(run.stream)];
   const bool is_k = run.side == SideId::K;
-  if (!log.stands(run.first_cell, run.n_cells, block.first) &&
-      !(is_k && place_anew(run, block.first)))
+  if (!log.stands(run.first_cell, run.n_cells, block.first) && !place_anew(run, block.first))
     return false;
   if (block.holds(store(run.layer, run.stream).block(log.find(run.first_cell).slot))) return true;
   StoredBlock own = block.stored;

@@ -27,19 +27,21 @@ void StreamLog::clear() {
   for (int slot = int(blocks_.size()) - 1; slot >= 0; --slot) free_slots_.push_back(slot);
   appended_ = place_ = rows_live_ = rows_dead_ = 0;
   writer_ = Writer::Model;
-  attended_ = step_placed_ = false;
+  attended_ = step_placed_ = continues_ = false;
 }
 
 bool StreamLog::begin_write(int layer, SideId side, Writer writer) {
   uint8_t& mark = written_[2 * size_t(layer) + (side == SideId::V)];
-  const bool new_step = mark != 0 || writer != writer_ || (writer == Writer::Host && attended_);
-  writer_ = writer;
+  const bool host = writer == Writer::Host, first = layer == 0 && side == SideId::K;
+  const bool new_step = mark != 0 || writer != writer_ || (host && (attended_ || first));
   if (new_step) {
+    continues_ = host && writer == writer_ && !attended_ && mark != 0 && first_write_of_step();
     std::fill(written_.begin(), written_.end(), uint8_t{0});
     ++step_;
     attended_ = step_placed_ = false;
     step_rows_.clear();
   }
+  writer_ = writer;
   mark = 1;
   return new_step;
 }

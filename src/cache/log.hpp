@@ -50,8 +50,12 @@ class StreamLog {
   bool operator==(const StreamLog&) const = default;
 
   // Starts a write of one side of one layer; true when it begins a new step: when this side of this
-  // layer was written before, when another writer did so, and for a host after attention.
+  // layer was written before, when another writer did so, and for a host after attention or with
+  // keys of the first layer.
   bool begin_write(int layer, SideId side, Writer writer);
+  // The step begins with one more piece of the first layer's keys that a host puts back. Hosts put
+  // all pieces of a layer back, then those of the next.
+  bool continues_pieces() const { return continues_; }
   // Attention read the rows, which may have packed some.
   void note_attention() { attended_ = true; }
   // Rows for `cells` [n], which must be in range. Calls free_block(slot) for blocks that die.
@@ -122,6 +126,7 @@ class StreamLog {
   Writer writer_ = Writer::Model;  // of this step
   bool attended_ = false;          // in this step
   bool step_placed_ = false;
+  bool continues_ = false;
 };
 
 template <class FreeBlock>

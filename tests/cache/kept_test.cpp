@@ -154,6 +154,79 @@ TEST_P(KeptStateOf, TheFirstRowsOfATextKeepTheirScores) {
   EXPECT_EQ(Text(*other, 0, 0, 100).go_on(300), outputs);
 }
 
+// Cells first .. of a run, and the rows of the kept state that they get.
+struct Piece {
+  int first, from, n;
+};
+
+// As llama.cpp does it: all pieces of one layer, then those of the next.
+void restore_in_pieces(Cache& cache, int stream, const Kept& kept,
+                       std::initializer_list<Piece> pieces) {
+  for (size_t part = 0; part < kept.size(); ++part) {
+    for (const Piece& piece : pieces) {
+      const Status status = cache.restore(int(part % 2), stream, kSides[part / 2], piece.first,
+                                          piece.n, *kept[part], piece.from);
+      ASSERT_TRUE(status.ok()) << status.message();
+    }
+  }
+}
+
+// What is written after pieces is a step of its own: else its block would close between two layers,
+// and rows be lost.
+TEST(KeptState, ATextGoesOnAfterPieces) {
+  const char* policy = "uniform,bits=8,k_axis=token,v_axis=token,recent=0";
+  const auto cache = cache_of(policy, 1, 1024), other = cache_of(policy, 1, 1024);
+  Text text(*cache, 0, 0);
+  text.go_on(kTokens, 128);
+  const Kept kept = keep(*cache, 0, 0, kTokens);
+  restore_in_pieces(*other, 0, kept, {{0, 0, 300}, {300, 300, kTokens - 300}});
+  EXPECT_EQ(read(*other, 0, 0, kTokens), rows_of(kept));
+  // Fills a block, which is packed in the first layer before the second one is written.
+  constexpr int kMore = 512 - kTokens;
+  text.go_on(kMore, kMore);
+  Text(*other, 0, 0, kTokens).go_on(kMore, kMore);
+  EXPECT_EQ(read(*other, 0, kTokens, kMore), read(*cache, 0, kTokens, kMore));
+}
+
+// Where each sequence has a stream of its own, restoring one frees the stream, but not the pieces
+// that came before the one with the text's beginning.
+TEST(KeptState, PiecesMayComeInAnyOrder) {
+  const auto cache = cache_of("zip", 2, 1024);
+  Text(*cache, 0, 0).go_on(kTokens, 128);
+  Text(*cache, 1, 0).go_on(700, 128);
+  const Kept kept = keep(*cache, 0, 0, kTokens);
+  constexpr int kEnd = kTokens - 200;
+  restore_in_pieces(*cache, 1, kept, {{0, 200, kEnd}, {kEnd, 0, 200}});
+  const State all = rows_of(kept), end = read(*cache, 1, 0, kEnd),
+              start = read(*cache, 1, kEnd, 200);
+  for (size_t part = 0; part < all.size(); ++part) {
+    State::value_type found = start[part];
+    found.insert(found.end(), end[part].begin(), end[part].end());
+    EXPECT_EQ(found, all[part]) << part;
+  }
+}
+
+// A block of a later layer alone takes no place from the rows of the first.
+TEST(KeptState, LayersMayBePackedOrNot) {
+  const char* policy = "zip,recent=0,0:k=16,0:v=16";
+  const auto cache = cache_of(policy, 1, 1024), other = cache_of(policy, 1, 1024);
+  Text text(*cache, 0, 0);
+  text.go_on(kTokens, 128);
+  const Kept kept = keep(*cache, 0, 0, kTokens);
+  restore_in_pieces(*other, 0, kept, {{0, 0, 100}, {107, 100, kTokens - 100}});
+  const State all = rows_of(kept), start = read(*other, 0, 0, 100),
+              end = read(*other, 0, 107, kTokens - 100);
+  for (size_t part = 0; part < all.size(); ++part) {
+    State::value_type found = start[part];
+    found.insert(found.end(), end[part].begin(), end[part].end());
+    EXPECT_EQ(found, all[part]) << part;
+  }
+  const auto outputs = text.go_on(100);
+  const auto whole = cache_of(policy, 1, 1024);
+  restore(*whole, kept, 0, 0);
+  EXPECT_EQ(Text(*whole, 0, 0, kTokens).go_on(100), outputs);
+}
+
 TEST(KeptState, OfAnotherSidePolicyOrPlaceIsRefused) {
   const auto cache = cache_of("zip", 1, 1024), other = cache_of("zip,seed=5", 1, 1024);
   Text(*cache, 0, 0).go_on(kTokens, 128);

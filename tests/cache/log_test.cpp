@@ -67,6 +67,22 @@ TEST(StreamLog, OnlySealedBlocksAreCompacted) {
   EXPECT_EQ(log.most_dead(), log.order()[0]);
 }
 
+TEST(StreamLog, PiecesThatAHostPutsBackAreTold) {
+  StreamLog log(300, 2);
+  log.begin_write(0, SideId::K, Writer::Host);
+  EXPECT_FALSE(log.continues_pieces());
+  EXPECT_TRUE(log.begin_write(0, SideId::K, Writer::Host));
+  EXPECT_TRUE(log.continues_pieces());
+  EXPECT_FALSE(log.begin_write(1, SideId::K, Writer::Host));
+  EXPECT_TRUE(log.begin_write(1, SideId::K, Writer::Host));
+  // The next state.
+  EXPECT_TRUE(log.begin_write(0, SideId::K, Writer::Host));
+  EXPECT_FALSE(log.continues_pieces());
+  log.note_attention();
+  EXPECT_TRUE(log.begin_write(0, SideId::K, Writer::Host));
+  EXPECT_FALSE(log.continues_pieces());
+}
+
 TEST(StreamLog, ABlockIsDueWhenFullAndOlderThanTheWindow) {
   StreamLog log(300, 1);
   std::vector<int64_t> cells(127);

@@ -97,7 +97,10 @@ class Session {
           write_back();
           break;
         case 2:
-          copy_stream();
+          if (n_copies_++ % 2 == 0)
+            copy_stream();
+          else
+            keep_stream();
           break;
         case 3:
           shift();
@@ -262,13 +265,44 @@ class Session {
         const auto found = read(layer, from, side, 0, kCells);
         const Status status = cache_->write_half(layer, to, side, 0, kCells, found.data());
         require(status.ok(), "copy: {}", status.message());
-        rows(layer, to, side).clear();
-        for (int cell = 0; cell < kCells; ++cell) {
-          if (!rows(layer, from, side)[cell].written) continue;
-          const auto row = rows(layer, to, side).fresh(cell);
-          std::copy_n(&found[size_t(cell) * row.size()], row.size(), row.begin());
-        }
+        note_copy(layer, from, to, side, found);
       }
+    }
+    torn_all(to);
+    note_moves();
+  }
+
+  void note_copy(int layer, int from, int to, SideId side, const std::vector<half>& found) {
+    rows(layer, to, side).clear();
+    for (int cell = 0; cell < kCells; ++cell) {
+      if (!rows(layer, from, side)[cell].written) continue;
+      const auto row = rows(layer, to, side).fresh(cell);
+      std::copy_n(&found[size_t(cell) * row.size()], row.size(), row.begin());
+    }
+  }
+
+  // As a host keeps a sequence on the device and brings it back elsewhere, in one piece or two.
+  void keep_stream() {
+    const int from = bytes_.below(kStreams), to = 1 - from, cut = bytes_.below(256) % (kCells + 1);
+    std::vector<std::unique_ptr<KeptRows>> kept;
+    for (const SideId side : kSides) {
+      for (size_t layer = 0; layer < layers_.size(); ++layer) {
+        const KeptRows* other = side == SideId::V ? kept[layer].get() : nullptr;
+        auto rows = cache_->keep(int(layer), from, side, 0, kCells, other);
+        require(rows.ok(), "keep: {}", rows.status().message());
+        kept.push_back(std::move(*rows));
+      }
+    }
+    for (size_t part = 0; part < kept.size(); ++part) {
+      const int layer = int(part % layers_.size());
+      const SideId side = kSides[part / layers_.size()];
+      const auto found = read(layer, from, side, 0, kCells);
+      for (const auto& [first, n] : {std::pair{0, cut}, {cut, kCells - cut}}) {
+        const Status status = cache_->restore(layer, to, side, first, n, *kept[part], first);
+        require(status.ok(), "restore what was kept: {}", status.message());
+      }
+      require(read(layer, from, side, 0, kCells) == found, "keeping changed what is kept");
+      note_copy(layer, from, to, side, found);
     }
     torn_all(to);
     note_moves();
@@ -484,6 +518,7 @@ class Session {
   std::vector<Rows> rows_;  // [layer, stream, side]
   // [stream][cell], of which some side may hold anything
   std::array<std::array<bool, kCells>, kStreams> torn_ = {};
+  int n_copies_ = 0;
   uint64_t compactions_ = 0;
   size_t empty_ = 0;
 };
