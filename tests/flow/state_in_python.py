@@ -16,7 +16,7 @@ Two sequences, each in a stream of its own. Steps, done in order:
   shift=SEQ:BY     moves all tokens of a sequence by so many positions
   generate=SEQ     N_PREDICT tokens, greedy, after the text's last token; prints them
   stats            what the backend says about its cache
-  resident         bytes of memory that the process holds
+  resident         bytes of memory that the process holds, without what is free inside it
 """
 
 import ctypes
@@ -168,6 +168,7 @@ def main():
         elif name == "stats":
             results.append(session.stats())
         elif name == "resident":
+            ctypes.CDLL(None).malloc_trim(0)
             pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
             results.append(pages * resource.getpagesize())
         else:
