@@ -1,8 +1,8 @@
 // Hostile bytes as rows of a saved state. What a cache saved comes back damaged (numbers flipped,
-// rows cut off, moved, taken from other states) or forged: frames, packed blocks and tails changed
-// under right checksums. Whatever comes, the cache stays in order: outputs are finite, other
-// streams and other cells read as before, what it saves then comes back as the same bytes, and a
-// good state is restored as if nothing had been.
+// rows cut off, moved, taken from other states) or forged: frames, packed blocks, moves and tails
+// changed under right checksums. Whatever comes, the cache stays in order: outputs are finite,
+// other streams and other cells read as before, what it saves then comes back as the same bytes,
+// and a good state is restored as if nothing had been.
 #include <array>
 #include <cmath>
 #include <memory>
@@ -144,33 +144,12 @@ void step(Cache& cache, int stream, int first, int n, int reach, Random& random)
   }
 }
 
-// The state of a text of kTokens tokens. The first tokens of a crowd belong to a sequence each, so
-// that all of them are sinks.
-State make_donor(const char* policy, bool crowd) {
-  const auto cache = std::move(*Cache::create({1, kCells, kLayers}, *parse_policy(policy)));
-  Random random(7, crowd);
-  if (crowd) step(*cache, 0, 0, kCrowd, 1, random);
-  for (int first = crowd ? kCrowd : 0; first < kTokens;) {
-    const int n = std::min(100, kTokens - first);
-    step(*cache, 0, first, n, kCells, random);
-    first += n;
-  }
-  require(cache->stats().blocks.packed == 2, "a donor of '{}' has no packed blocks", policy);
-  return save(*cache, 0, 0, kTokens);
-}
-
-const State& donor(size_t policy, bool crowd) {
-  static std::array<std::optional<State>, 2 * std::size(kPolicies)> made;
-  std::optional<State>& state = made[2 * policy + crowd];
-  if (!state) state = make_donor(kPolicies[policy], crowd);
-  return *state;
-}
-
 // A frame of docs/formats.md, "Rows of a saved state".
 struct Frame {
-  static constexpr size_t kPlace = 16, kBlockSum = 24, kTotal = 32, kPartSize = 36, kTailSize = 40;
-  static constexpr size_t kHead = 68, kSum = 8;
-  std::string head, part, tail;
+  static constexpr size_t kPlace = 16, kBlockSum = 24, kTotal = 32;
+  static constexpr size_t kMovesSize = 36, kPartSize = 40, kTailSize = 44;
+  static constexpr size_t kHead = 72, kSum = 8;
+  std::string head, moves, part, tail;
 
   template <class T>
   T get(size_t at) const {
@@ -183,24 +162,75 @@ struct Frame {
     std::memcpy(&head[at], &value, sizeof value);
   }
   std::string bytes() const {
-    std::string all = head + part + tail;
+    std::string all = head + moves + part + tail;
     const uint64_t sum = XXH3_64bits(all.data(), all.size());
     return all.append(reinterpret_cast<const char*>(&sum), kSum);
   }
 };
 
 std::optional<Frame> frame_of(std::span<const half> rows) {
-  const auto head = carried(rows, "ZCBLOCK1", Frame::kHead);
+  const auto head = carried(rows, "ZCBLOCK2", Frame::kHead);
   if (!head) return {};
-  Frame frame{*head, {}, {}};
+  Frame frame{*head, {}, {}, {}};
+  const size_t n_moves = frame.get<uint32_t>(Frame::kMovesSize);
   const size_t n_part = frame.get<uint32_t>(Frame::kPartSize);
   const size_t n_tail = frame.get<uint32_t>(Frame::kTailSize);
-  if (std::max(n_part, n_tail) > rows.size() * kMostCarriedBits / 8) return {};
-  const auto all = carried(rows, *head, Frame::kHead + n_part + n_tail);
+  if (std::max({n_moves, n_part, n_tail}) > rows.size() * kMostCarriedBits / 8) return {};
+  const auto all = carried(rows, *head, Frame::kHead + n_moves + n_part + n_tail);
   if (!all) return {};
-  frame.part = all->substr(Frame::kHead, n_part);
-  frame.tail = all->substr(Frame::kHead + n_part);
+  frame.moves = all->substr(Frame::kHead, n_moves);
+  frame.part = all->substr(Frame::kHead + n_moves, n_part);
+  frame.tail = all->substr(Frame::kHead + n_moves + n_part);
   return frame;
+}
+
+// The first tokens of a crowd belong to a sequence each, so that all of them are sinks. Of what
+// moved, every third key was turned by one position and every fifth by two.
+enum class Text { Plain, Crowd, Moved };
+constexpr int kTexts = 3;
+
+void move_keys(Cache& cache) {
+  std::vector<int32_t> by(kCells);
+  for (int cell = 0; cell < kTokens; ++cell)
+    by[size_t(cell)] = cell % 3 == 0 ? 1 : cell % 5 == 0 ? 2 : 0;
+  for (size_t layer = 0; layer < kLayers.size(); ++layer) {
+    KeyTurn turn;
+    for (int c = 0; c < kLayers[layer].k_dim; c += 2) turn.pairs.push_back({c, c + 1, 0.7f});
+    const Status status = cache.rotate_keys(int(layer), 0, by, turn);
+    require(status.ok(), "rotate_keys: {}", status.message());
+  }
+}
+
+// The state of a text of kTokens tokens.
+State make_donor(const char* policy, Text text) {
+  const auto cache = std::move(*Cache::create({1, kCells, kLayers}, *parse_policy(policy)));
+  Random random(7, uint64_t(text));
+  int first = 0;
+  if (text == Text::Crowd) step(*cache, 0, 0, first = kCrowd, 1, random);
+  while (first < kTokens) {
+    const int n = std::min(100, kTokens - first);
+    step(*cache, 0, first, n, kCells, random);
+    first += n;
+  }
+  if (text == Text::Moved) move_keys(*cache);
+  require(cache->stats().blocks.packed == 2, "a donor of '{}' has no packed blocks", policy);
+  State state = save(*cache, 0, 0, kTokens);
+  for (int part = 0; part < kParts; ++part) {
+    const auto frame =
+        frame_of(std::span(state[size_t(part)]).first(kBlockTokens * width_of(part)));
+    require(frame.has_value(), "no frame is found in part {} of a good state of '{}'", part,
+            policy);
+    require(frame->moves.empty() == (text != Text::Moved || side_of(part) == SideId::V),
+            "part {} of '{}' has {} bytes of moves", part, policy, frame->moves.size());
+  }
+  return state;
+}
+
+const State& donor(size_t policy, Text text) {
+  static std::array<std::optional<State>, kTexts * std::size(kPolicies)> made;
+  std::optional<State>& state = made[kTexts * policy + size_t(text)];
+  if (!state) state = make_donor(kPolicies[policy], text);
+  return *state;
 }
 
 class Session {
@@ -212,8 +242,8 @@ class Session {
         cache_(std::move(
             *Cache::create({n_streams_, kCells, kLayers}, *parse_policy(kPolicies[policy_])))),
         random_(bytes.take<uint8_t>()),
-        state_(donor(policy_, bytes.below(2) != 0)) {
-    restore(*cache_, 0, 0, donor(policy_, false));
+        state_(donor(policy_, Text(bytes.below(kTexts)))) {
+    restore(*cache_, 0, 0, donor(policy_, Text::Plain));
     require(cache_->stats().blocks.packed == 2, "a good state has not brought its blocks");
     others_ = good_values_ = read(*cache_, 0, 0, kTokens);
     answer_ = ask();
@@ -221,7 +251,7 @@ class Session {
 
   void run() {
     for (int call = 0; call < 50 && !bytes_.empty(); ++call) {
-      switch (bytes_.below(12)) {
+      switch (bytes_.below(13)) {
         case 0:
           flip();
           break;
@@ -254,6 +284,9 @@ class Session {
           break;
         case 10:
           restore_one();
+          break;
+        case 12:
+          forge_moves();
           break;
         default:
           restore_all();
@@ -309,7 +342,7 @@ class Session {
   void splice() {
     const int part = bytes_.below(kParts), from_part = bytes_.below(kParts);
     const size_t policy = bytes_.below(2) ? policy_ : size_t(bytes_.below(std::size(kPolicies)));
-    const auto& from = donor(policy, bytes_.below(2) != 0)[size_t(from_part)];
+    const auto& from = donor(policy, Text(bytes_.below(kTexts)))[size_t(from_part)];
     auto& rows = state_[size_t(part)];
     const size_t at = place(kTokens + 1) * width_of(part), n = place(kTokens + 1) * width_of(part);
     for (size_t i = at; i < std::min({at + n, rows.size(), from.size()}); ++i) rows[i] = from[i];
@@ -423,6 +456,15 @@ class Session {
     }
     forgery->seal();
   }
+  // Which keys were turned, how far, and how positions turn them.
+  void forge_moves() {
+    auto forgery = some_frames();
+    if (!forgery) return;
+    Frame& k = forgery->sides[0];
+    for (int edits = 1 + bytes_.below(4); edits > 0; --edits) edit(k.moves);
+    k.set(Frame::kMovesSize, uint32_t(k.moves.size()));
+    forgery->seal();
+  }
   // Scores, sinks and moments of the rows behind the blocks.
   void forge_tail() {
     auto forgery = some_frames();
@@ -489,7 +531,7 @@ class Session {
     return save(*cache_, stream(), first_, n_);
   }
   void good_state_comes_back() {
-    const State& good = donor(policy_, false);
+    const State& good = donor(policy_, Text::Plain);
     restore(*cache_, stream(), 0, good);
     require(save(*cache_, stream(), 0, kTokens) == good, "afterwards a good state is another");
     require(read(*cache_, stream(), 0, kTokens) == good_values_, "afterwards it reads otherwise");
