@@ -1,5 +1,6 @@
 #include "attend/mask.hpp"
 
+#include <array>
 #include <limits>
 
 #include "base/half.hpp"
@@ -12,20 +13,32 @@ bool sees(const Attention& step, int query, int32_t cell) {
   return !step.mask || step.mask[query * step.mask_stride + cell] != kHalfNegInf;
 }
 
+namespace {
+
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+float bias_of(const half* mask, int32_t cell, int n_cells) {
+  if (cell < 0 || cell >= n_cells) return kHidden;
+  const half value = mask ? mask[cell] : half{0};
+  return value == 0 ? 0.0f : value == kHalfNegInf ? kHidden : to_float(value);
+}
+
+}  // namespace
+
 Visible mask_tile(const Attention& step, const LogBlock& block, int first_query, int n_queries,
                   const uint8_t* order, int n_columns, float* bias) {
-  constexpr float kHidden = -std::numeric_limits<float>::infinity();
+  std::array<float, 256> of_row;  // by what may stand in `order`
+  of_row[kNoRow] = kHidden;
   bool any_seen = false, any_bias = false;
   for (int q = 0; q < n_queries; ++q) {
     const half* mask = step.mask ? step.mask + (first_query + q) * step.mask_stride : nullptr;
+    for (int row = 0; row < block.n_rows; ++row)
+      of_row[size_t(row)] = bias_of(mask, block.cells[size_t(row)], step.n_cells);
     float* out = bias + q * n_columns;
     for (int i = 0; i < n_columns; ++i) {
-      const int32_t cell = order[i] == kNoRow ? -1 : block.cells[order[i]];
-      const bool covered = cell >= 0 && cell < step.n_cells;
-      const half value = !covered ? kHalfNegInf : mask ? mask[cell] : half{0};
-      out[i] = value == 0 ? 0.0f : value == kHalfNegInf ? kHidden : to_float(value);
-      any_seen |= value != kHalfNegInf;
-      any_bias |= value != 0;
+      out[i] = of_row[order[i]];
+      any_seen |= out[i] != kHidden;
+      any_bias |= out[i] != 0;
     }
   }
   return !any_seen ? Visible::None : any_bias ? Visible::Some : Visible::All;

@@ -1,6 +1,7 @@
 #include "cache/block_layout.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "policy/knapsack.hpp"
@@ -276,6 +277,27 @@ TierCounts PackedLayout::counts_of_budget(std::span<const float> weights) const 
       sack, knapsack_weights(weights, policy_.allocation == Allocation::KnapsackSquares));
 }
 
+namespace {
+
+// Bit r: row word * 64 + r is in the tier.
+uint64_t rows_of_tier(const PackedHead& head, int tier, int word) {
+  const int after = head.n_tiers - 1 - tier;
+  uint64_t rows = ~uint64_t{0};
+  for (int plane = 0; plane < tag_planes(head.n_tiers); ++plane) {
+    uint64_t bits;
+    std::memcpy(&bits, head.tags + size_t(plane) * kPlaneBytes + size_t(word) * 8, sizeof bits);
+    rows &= (after >> plane) & 1 ? bits : ~bits;
+  }
+  return rows;
+}
+
+uint64_t word_of(const BlockBits& rows, int word) {
+  constexpr BlockBits kWord(~uint64_t{0});
+  return ((rows >> size_t(word * 64)) & kWord).to_ullong();
+}
+
+}  // namespace
+
 int PackedHead::tier_of(int row) const {
   int after = 0;
   for (int plane = 0; plane < tag_planes(n_tiers); ++plane)
@@ -300,12 +322,15 @@ int tier_columns(const PackedHead& head) { return tier_places(head).back(); }
 
 void packed_order(const PackedHead& head, const BlockBits& sinks, uint8_t* order) {
   std::memset(order, kNoRow, size_t(tier_columns(head)));
-  std::array<int, kMaxTiers + 1> next = tier_places(head);
-  for (int row = 0; row < kBlockTokens; ++row) {
-    if (sinks.test(size_t(row))) continue;
-    const size_t tier = size_t(head.tier_of(row));
-    if (head.held[tier] == 0) continue;  // evicted
-    order[next[tier]++] = uint8_t(row);
+  const auto places = tier_places(head);
+  for (size_t tier = 0; tier < size_t(head.n_tiers); ++tier) {
+    if (head.held[tier] == 0) continue;  // evicted, or empty
+    uint8_t* next = order + places[tier];
+    for (int word = 0; word < kBlockTokens / 64; ++word) {
+      for (uint64_t rows = rows_of_tier(head, int(tier), word) & ~word_of(sinks, word); rows != 0;
+           rows &= rows - 1)
+        *next++ = uint8_t(word * 64 + std::countr_zero(rows));
+    }
   }
 }
 
