@@ -213,14 +213,18 @@ class Warp {
     base_ = launch.args.visible ? launch.args.visible[stream_] : 0x3FFFFFFF;
   }
 
-  // Adds one of `sharing` equal shares of a record's units.
+  // Adds one of `sharing` shares of a record's units.
   __device__ __forceinline__ void add(const uint8_t* record, const Record& entry, int share,
                                       int sharing) {
     const auto* words = reinterpret_cast<const uint4*>(record);
-    const int n_tiers = int(words[0].w >> 16) & kTierMask;
-    int n_units = 0;
-    for (int t = 0; t < n_tiers; ++t) n_units += units_of(words[t].x & 0xFF);
-    const int begin = n_units * share / sharing, end = n_units * (share + 1) / sharing;
+    const int form = int(words[0].w >> 16), n_tiers = form & kTierMask;
+    const int half = form >> kHalfShift & kHalfMask;
+    int begin = share == 0 ? 0 : half, end = share == 0 ? half : kBlockTokens;
+    if (sharing != kSharing) [[unlikely]] {
+      const int n_units = units_in(words, n_tiers);
+      begin = n_units * share / kWarps;
+      end = n_units * (share + 1) / kWarps;
+    }
     if constexpr (kFactors) part_.clear();
     TierOf tier(words[0]);
     int before = 0;  // units of the tiers before
@@ -236,6 +240,14 @@ class Warp {
 
  private:
   static constexpr int kF = kFragments<kDim>;
+
+  // Units of all tiers.
+  __device__ __noinline__ static int units_in(const uint4* words, int n_tiers) {
+    int n_units = 0;
+#pragma unroll 1
+    for (int t = 0; t < n_tiers; ++t) n_units += units_of(words[t].x & 0xFF);
+    return n_units;
+  }
 
   // The pairs of widths that policies have, each with code of its own; others take the last one.
   __device__ __forceinline__ void add_units_of(const uint8_t* record, const Record& entry,
@@ -253,8 +265,8 @@ class Warp {
     }
   }
 
-  // Widths of 0 are looked up in the tier. Full units of which every query sees every token take a
-  // short way.
+  // Widths of 0 are looked up in the tier. Units of which every query sees every token take a short
+  // way.
   template <int kK, int kV>
   __device__ __forceinline__ void add_tier(const uint8_t* record, const Record& entry,
                                            const TierOf& tier, int before, int unit, int stop) {
@@ -268,7 +280,7 @@ class Warp {
     const bool hides =
         (kMasked && launch_.masked) || raw_ || int(entry.first) + kBlockTokens > base_;
     if constexpr (kK != 0 && kK != 16) {
-      const int plain = hides || tier.k_by_token ? 0 : min(stop, tier.count / kUnitTokens);
+      const int plain = hides || tier.k_by_token ? 0 : stop;
 #pragma unroll 1
       for (; unit < plain; ++unit)
         add_unit<kK, kV, true>(record, entry, tier, before, unit, false, q, start);
@@ -289,8 +301,8 @@ class Warp {
     score<kK, kPlain>(record, tier, unit, q, start, scores);
     if constexpr (!kPlain) {
       if (hides) hide(entry, tier, unit, before + unit, scores);
-      if (tier.count < (unit + 1) * kUnitTokens) hide_filling(tier, unit, scores);
     }
+    if (tier.count < (unit + 1) * kUnitTokens) hide_filling(tier, unit, scores);
     uint32_t weights[kTiles][2];
     weigh(record, tier, unit, kV ? kV : tier.v_bits, scores, weights);
     if constexpr (kV != 0)
@@ -333,7 +345,6 @@ class Warp {
                                        uint32_t (&q)[kTiles][kF][2],
                                        float (&start)[kTiles][2]) const {
     const auto* words = reinterpret_cast<const uint4*>(queries_);
-    float sums[kTiles][4] = {};
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -344,33 +355,11 @@ class Warp {
         q[tile][s + 1][0] = w.z;
         q[tile][s + 1][1] = w.w;
       }
+      start[tile][0] = start[tile][1] = 0;
     }
     if (k_bits != 16 && !tier.k_by_token) {
-      const auto* steps = reinterpret_cast<const uint4*>(params);
-      const auto* floors = reinterpret_cast<const uint4*>(params + kDim * 2);
-#pragma unroll
-      for (int s = 0; s < kF; s += 2) {
-        const uint4 floor = floors[s / 2 * 4 + pair_];
-        uint4 step = steps[s / 2 * 4 + pair_];
-        if (tier.k_exponent != 0) [[unlikely]]
-          step = times(step, half_pair(power_of_two(-tier.k_exponent)));
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          multiply_add(sums[tile], floor.x, floor.x, floor.y, floor.y, q[tile][s][0],
-                       q[tile][s][1]);
-          multiply_add(sums[tile], floor.z, floor.z, floor.w, floor.w, q[tile][s + 1][0],
-                       q[tile][s + 1][1]);
-          q[tile][s][0] = times(q[tile][s][0], step.x);
-          q[tile][s][1] = times(q[tile][s][1], step.y);
-          q[tile][s + 1][0] = times(q[tile][s + 1][0], step.z);
-          q[tile][s + 1][1] = times(q[tile][s + 1][1], step.w);
-        }
-      }
-    }
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) start[tile][e] = sums[tile][e] * scale_;
+      multiply_floors(reinterpret_cast<const uint4*>(params + kDim * 2), q, start);
+      multiply_steps(reinterpret_cast<const uint4*>(params), tier.k_exponent, q);
     }
     if (k_bits > 4) return;
 #pragma unroll
@@ -378,6 +367,51 @@ class Warp {
 #pragma unroll
       for (int s = 0; s < kF; ++s)
         q[tile][s][1] = times(q[tile][s][1], 0x2C002C00u);  // y: 16 codes
+    }
+  }
+
+  // An operand has floors of fragment s in rows 0 to 7 and of s + 1 in rows 8 to 15, so of its
+  // products with either's queries one half is wanted.
+  __device__ __forceinline__ void multiply_floors(const uint4* floors,
+                                                  const uint32_t (&q)[kTiles][kF][2],
+                                                  float (&start)[kTiles][2]) const {
+    float even[kTiles][4] = {}, odd[kTiles][4] = {};
+#pragma unroll
+    for (int s = 0; s < kF; s += 2) {
+      const uint4 floor = floors[s / 2 * 4 + pair_];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        multiply_add(even[tile], floor.x, floor.y, floor.z, floor.w, q[tile][s][0], q[tile][s][1]);
+        multiply_add(odd[tile], floor.x, floor.y, floor.z, floor.w, q[tile][s + 1][0],
+                     q[tile][s + 1][1]);
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) start[tile][e] = (even[tile][e] + odd[tile][2 + e]) * scale_;
+    }
+  }
+
+  __device__ __forceinline__ void multiply_steps(const uint4* steps, int exponent,
+                                                 uint32_t (&q)[kTiles][kF][2]) const {
+    uint4 step[kF / 2];
+#pragma unroll
+    for (int i = 0; i < kF / 2; ++i) step[i] = steps[i * 4 + pair_];
+    if (exponent != 0) [[unlikely]] {
+      const uint32_t factor = half_pair(power_of_two(-exponent));
+#pragma unroll
+      for (int i = 0; i < kF / 2; ++i) step[i] = times(step[i], factor);
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int s = 0; s < kF; s += 2) {
+        q[tile][s][0] = times(q[tile][s][0], step[s / 2].x);
+        q[tile][s + 1][0] = times(q[tile][s + 1][0], step[s / 2].y);
+        q[tile][s][1] = times(q[tile][s][1], step[s / 2].z);
+        q[tile][s + 1][1] = times(q[tile][s + 1][1], step[s / 2].w);
+      }
     }
   }
 
@@ -609,19 +643,7 @@ class Warp {
     if (!has_factors) return;  // 16-bit rows, which went into the total
     part_.take_units(24, 20);
     total.take_units(24, 20);
-    float x_floors[kTiles][2], y_floors[kTiles][2];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float sum = floors[tile][e];
-#pragma unroll
-        for (int step = 4; step < kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-        x_floors[tile][e] = sum * 0x1p-24f;
-        y_floors[tile][e] = sum * 0x1p-20f;
-        floors[tile][e] = 0;
-      }
-    }
+    add_floors();
     const auto* factors = reinterpret_cast<const uint4*>(from);
 #pragma unroll
     for (int m = 0; m < kF; m += 4) {
@@ -636,9 +658,53 @@ class Warp {
           for (int e = 0; e < 2; ++e) {
             float& x = total.at[tile][m + i][e];
             float& y = total.at[tile][m + i][2 + e];
-            x = fmaf(factor.x, part_.at[tile][m + i][e] + x_floors[tile][e], x);
-            y = fmaf(factor.y, part_.at[tile][m + i][2 + e] + y_floors[tile][e], y);
+            x = fmaf(factor.x, part_.at[tile][m + i][e], x);
+            y = fmaf(factor.y, part_.at[tile][m + i][2 + e], y);
           }
+        }
+      }
+    }
+  }
+
+  // Adds the floors of the record's tokens to its sums: as weights of codes that are all
+  // 2^14, in two 16-bit numbers each.
+  __device__ __forceinline__ void add_floors() {
+    constexpr uint32_t kX = 0x14001400u, kY = 0x24002400u;  // 2^14 in units of x and of y
+    constexpr float kFit = 0x1p-14f;
+    bool fits = true;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+      fits = fits && fabsf(floors[tile][0]) < 0x1p29f && fabsf(floors[tile][1]) < 0x1p29f;
+    if (!__all_sync(~0u, fits)) [[unlikely]]
+      return add_large_floors();
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const uint32_t high = half_pair(floors[tile][0] * kFit, floors[tile][1] * kFit);
+      const float2 taken = pair_of(high);
+      const uint32_t low =
+          half_pair(fmaf(floors[tile][0], kFit, -taken.x), fmaf(floors[tile][1], kFit, -taken.y));
+      const uint32_t weights[2] = {transposed(high), transposed(low)};
+#pragma unroll
+      for (int m = 0; m < kF; ++m)
+        multiply_add(part_.at[tile][m], kX, kY, kX, kY, weights[0], weights[1]);
+      floors[tile][0] = floors[tile][1] = 0;
+    }
+  }
+
+  // The same for floors of any size: those of rows that are constant but for very little.
+  __device__ __forceinline__ void add_large_floors() {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float sum = floors[tile][e];
+#pragma unroll
+        for (int step = 4; step < kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+        floors[tile][e] = 0;
+#pragma unroll
+        for (int m = 0; m < kF; ++m) {
+          part_.at[tile][m][e] += sum * 0x1p-24f;
+          part_.at[tile][m][2 + e] += sum * 0x1p-20f;
         }
       }
     }

@@ -252,7 +252,7 @@ TierHeader raw_header(int dim, int n) {
   TierHeader tier = {};
   tier.count = uint8_t(n);
   tier.k_bits = tier.v_bits = 16;
-  tier.tiers_and_form = 1;
+  tier.tiers_and_form = uint8_t(1 | first_half(&tier, 1) << kHalfShift);
   tier.k_codes = 1;
   tier.v_codes = uint16_t(1 + unit * size_t(units_of(n)));
   return tier;

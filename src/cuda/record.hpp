@@ -46,10 +46,12 @@ struct TierHeader {
                       // the product is a 16-bit number
   uint16_t k_params, v_params, k_codes, v_codes;
   uint16_t v_factors;      // the same in every tier; 0 for none
-  uint8_t tiers_and_form;  // the same in every tier: kTierMask and kKeysByToken
+  uint8_t tiers_and_form;  // the same in every tier: kTierMask, kHalfShift and kKeysByToken
   int8_t v_exponent;       // of a power of two that no step of the values exceeds
 };
-inline constexpr int kTierMask = 7;       // number of tiers
+inline constexpr int kTierMask = 7;   // number of tiers
+inline constexpr int kHalfShift = 3;  // 4 bits: units of the first of two warps that share it
+inline constexpr int kHalfMask = 15;
 inline constexpr int kKeysByToken = 128;  // keys have parameters of tokens, not of channels
 static_assert(sizeof(TierHeader) == 16);
 
@@ -73,10 +75,11 @@ struct Place {
 };
 
 // Place of a channel's parameter among those of K, and of a channel's factor among those of V, in
-// 16-bit numbers.
+// 16-bit numbers. Four words of parameters are an operand whose rows 0 to 7 are of one fragment and
+// rows 8 to 15 of the next.
 ZC_BOTH constexpr int k_param_place(int channel) {
   const int step = channel / 16, pair = channel % 8 / 2, y = channel % 16 / 8, odd = channel % 2;
-  return ((step / 2 * 4 + pair) * 2 + step % 2) * 4 + y * 2 + odd;
+  return ((step / 2 * 4 + pair) * 2 + y) * 4 + step % 2 * 2 + odd;
 }
 ZC_BOTH constexpr int v_factor_place(int channel) {
   const int tile = channel / 16, row = channel % 8, y = channel % 16 / 8;
@@ -146,6 +149,20 @@ ZC_BOTH constexpr int units_of(int n_tokens) { return (n_tokens + kUnitTokens - 
 // Held as codes with parameters: not at 16 bits, and not evicted.
 ZC_BOTH constexpr bool in_codes(int bits) { return bits != 0 && bits != 16; }
 
+// Units of the first of two warps that share a record: half of them, or a whole number of tiers
+// where that is one more or less, since each tier that a warp meets costs about as much as a unit.
+ZC_BOTH constexpr int first_half(const TierHeader* headers, int n_tiers) {
+  int n_units = 0;
+  for (int t = 0; t < n_tiers; ++t) n_units += units_of(headers[t].count);
+  const int half = n_units / 2;
+  int before = 0;
+  for (int t = 0; t < n_tiers; ++t) {
+    before += units_of(headers[t].count);
+    if (before >= half - 1 && before <= half + 1 && before < n_units) return before;
+  }
+  return half;
+}
+
 // What decides where the parts of a layer's records stand.
 struct RecordForm {
   int dim = 0, n_tiers = 0;
@@ -174,8 +191,11 @@ ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, Ti
     tier.k_bits = form.k_bits[t];
     tier.v_bits = form.v_bits[t];
     tier.v_factors = factors;
-    tier.tiers_and_form = uint8_t(form.n_tiers | (form.k_by_token ? kKeysByToken : 0));
   }
+  const int half = first_half(headers, form.n_tiers);
+  for (int t = 0; t < form.n_tiers; ++t)
+    headers[t].tiers_and_form =
+        uint8_t(form.n_tiers | half << kHalfShift | (form.k_by_token ? kKeysByToken : 0));
   for (int t = 0; t < form.n_tiers; ++t) {
     TierHeader& tier = headers[t];
     if (tier.count == 0 || !in_codes(tier.k_bits)) continue;

@@ -89,6 +89,14 @@ TEST_F(Decode, ValuesOfAllSizes) {
   }
 }
 
+// Their steps are 0, so that nothing bounds weights times floors to 16 bits.
+TEST_F(Decode, ValuesThatAreFlat) {
+  for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform4"}) {
+    expect_right({.policy = policy, .flat_values = true});
+    expect_right({.policy = policy, .v_size = 100, .flat_values = true});
+  }
+}
+
 TEST_F(Decode, SharpAttention) {
   for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform2"})
     expect_right({.policy = policy, .q_size = 6}, 6e-3);

@@ -117,6 +117,22 @@ TEST(Record, NoTwoNumbersShareAPlace) {
   }
 }
 
+TEST(Record, TwoWarpsShareItByUnitsOrByTiers) {
+  const auto half_of = [](std::initializer_list<int> counts) {
+    TierHeader headers[kRecordTiers] = {};
+    int n = 0;
+    for (const int count : counts) headers[n++].count = uint8_t(count);
+    return first_half(headers, n);
+  };
+  EXPECT_EQ(half_of({128}), 4);
+  EXPECT_EQ(half_of({77, 51}), 5);  // 5 units and 4
+  EXPECT_EQ(half_of({51, 77}), 4);
+  EXPECT_EQ(half_of({20, 108}), 4);  // 2 units and 7: a tier's end is too far away
+  EXPECT_EQ(half_of({40, 40, 48}), 3);
+  EXPECT_EQ(half_of({16, 0}), 0);  // no tier's end stands between two warps
+  EXPECT_EQ(half_of({}), 0);
+}
+
 TEST(RecordLayout, SaysWhatNoRecordHolds) {
   for (const char* text : {"kivi2", "turbo-k4v4", "gear2-l", "f16", "kvarn-k4v2", "sym4"}) {
     const auto layout = RecordLayout::create({1, 128, 128}, *parse_policy(text));

@@ -39,10 +39,13 @@ Stream make_stream(const Case& test, int index) {
   const uint64_t seed = 100 + uint64_t(index) * 7;
   const int width = test.n_heads * test.dim;
   if (stream.n_tokens > 0) {
+    auto values = times(zipcache::test::random_rows(stream.n_tokens, width, seed + 1), test.v_size);
+    if (test.flat_values) {
+      for (size_t i = 0; i < values.size(); ++i) values[i] = values[i - i % size_t(test.dim)];
+    }
     stream.rig->append(
         stream.n_tokens,
-        times(zipcache::test::random_rows(stream.n_tokens, width, seed), test.k_size),
-        times(zipcache::test::random_rows(stream.n_tokens, width, seed + 1), test.v_size));
+        times(zipcache::test::random_rows(stream.n_tokens, width, seed), test.k_size), values);
   }
   if (!stream.rig->log.order().empty()) {
     const int slot = stream.rig->log.order()[0];

@@ -53,6 +53,7 @@ struct Case {
   int dim = 128, n_heads = 2, group = 4, n_queries = 1;
   std::vector<int> lengths = {700};  // tokens of each stream, those of the step included
   float k_size = 1, v_size = 1, q_size = 1;
+  bool flat_values = false;   // the same in all channels of a token
   int n_blocks = 132;         // of threads that the plan is made for
   Number type = Number::F32;  // of q and out
   int window = 0;
