@@ -255,6 +255,21 @@ TEST(Compaction, SinksStayExact) {
   EXPECT_EQ(harness.read(0, SideId::V, 0, 4), harness.written(0, SideId::V, 0, 4));
 }
 
+// Rows that a compaction moves before a step are not the step's.
+TEST(Compaction, FirstTokensOfSequencesAreSinksInTheStepBehindIt) {
+  Harness harness({1, 1024, {{1, 64, 64}}}, "uniform,bits=2,sinks=4", 1);
+  ASSERT_TRUE(harness.prompt(1024, 128).ok());
+  std::vector<int> cells;
+  for (int i = 0; i < 300; ++i) {
+    cells.push_back(100 + 3 * i);
+    ASSERT_TRUE(harness.step(0, 1 + i, 0, {cells.back()}).ok());
+  }
+  ASSERT_GT(harness.stats().compactions, 0u);
+  for (const int cell : cells) {
+    ASSERT_EQ(harness.read(0, SideId::K, cell, 1), harness.written(0, SideId::K, cell, 1)) << cell;
+  }
+}
+
 TEST(Compaction, WritingEveryCellInTheWorstOrderNeverRunsOutOfBlocks) {
   // Dead rows in every block, then one write of all cells that leaves each old block alive to the
   // end.

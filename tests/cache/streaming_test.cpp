@@ -141,17 +141,20 @@ TEST(Streaming, AStreamDoesNotDependOnTheOthers) {
 }
 
 TEST(Streaming, ClearForgetsEverythingAndTheNextRunIsTheSame) {
-  Harness harness({1, 300, kLayers}, "zipcache", 2);
-  ASSERT_TRUE(harness.prompt(300, 100).ok());
-  const auto first = harness.read(1, SideId::V);
-  const Bytes bytes = harness.stats().bytes;
-  harness.cache().clear();
-  harness.forget();
-  EXPECT_EQ(harness.stats().rows_live, 0u);
-  EXPECT_EQ(harness.stats().bytes.allocated(), harness.stats().bytes.map);
-  ASSERT_TRUE(harness.prompt(300, 100).ok());
-  EXPECT_EQ(harness.read(1, SideId::V), first);
-  EXPECT_EQ(harness.stats().bytes.allocated(), bytes.allocated());
+  for (const char* policy : {"zipcache", "uniform,k_round=query"}) {
+    Harness harness({1, 300, kLayers}, policy, 2);
+    ASSERT_TRUE(harness.prompt(300, 100).ok());
+    const auto keys = harness.read(1, SideId::K), values = harness.read(1, SideId::V);
+    const Bytes bytes = harness.stats().bytes;
+    harness.cache().clear();
+    harness.forget();
+    EXPECT_EQ(harness.stats().rows_live, 0u);
+    EXPECT_EQ(harness.stats().bytes.allocated(), harness.stats().bytes.map);
+    ASSERT_TRUE(harness.prompt(300, 100).ok());
+    EXPECT_EQ(harness.read(1, SideId::K), keys) << policy;
+    EXPECT_EQ(harness.read(1, SideId::V), values) << policy;
+    EXPECT_EQ(harness.stats().bytes.allocated(), bytes.allocated());
+  }
 }
 
 // Every step has a newest row, whatever the probes are.

@@ -145,8 +145,9 @@ TEST_P(Schedules, EveryTokenStandsWhereItIsLookedFor) {
           std::all_of(n_new.begin(), n_new.end(), [](int n) { return n <= kMostStepTokens; });
       model.step(n_new, attends);
       const int s = int(random.below(kShape.n_streams)), back = int(random.below(4));
-      if (schedule->length(s) - back >= schedule->packed_blocks(s) * kBlockTokens)
+      if (schedule->length(s) - back >= schedule->packed_blocks(s) * kBlockTokens) {
         ASSERT_TRUE(schedule->truncate(s, schedule->length(s) - back).ok());
+      }
     }
   }
 }
