@@ -1,5 +1,6 @@
 // Linked where there is no CUDA compiler: the same functions, which say so.
 #include "cuda/decode.hpp"
+#include "cuda/gpu_cache.hpp"
 #include "cuda/pack.hpp"
 #include "cuda/probe.hpp"
 
@@ -18,5 +19,9 @@ Result<int> decode_blocks(const DecodeArgs&) { return absent(); }
 Status decode_attention(const DecodeArgs&, cudaStream_t) { return absent(); }
 Status pack_records(const PackArgs&, cudaStream_t) { return absent(); }
 Status sum_probes(const ProbeArgs&, cudaStream_t) { return absent(); }
+Result<std::unique_ptr<GpuCache>> GpuCache::create(const GpuCacheShape&, const Policy&,
+                                                   cudaStream_t) {
+  return absent();
+}
 
 }  // namespace zipcache::cuda

@@ -67,6 +67,9 @@ struct DecodeArgs {
   const void* q = nullptr;       // [n_streams, n_queries, n_heads * group, dim]
   void* out = nullptr;           // the same shape
   Number q_type = Number::F16, out_type = Number::F16;
+  // [n_streams, n_queries, n_heads * group] natural logarithm of the sum that the softmax divides
+  // by, -infinity where nothing is seen; or null.
+  float* log_sums = nullptr;
   void* workspace = nullptr;     // decode_workspace() bytes, zeroed once; left zeroed where needed
   bool copy_by_threads = false;  // as cards before sm_90 do
 };

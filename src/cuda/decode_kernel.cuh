@@ -1084,15 +1084,18 @@ __device__ void store_rows(const Launch& launch, const Task& task, const float* 
     for (int i = 0; i < kOwn; ++i) x[i] = shared.rows[row][lane * kOwn + i];
     if (args.v_hadamard) rotate<kDim>(x, lane);
     const int column = task.first_column + row;
-    float mass = shared.mass[row], scale = 1;
+    float peak = shared.peak[row], mass = shared.mass[row], scale = 1;
     if (args.sinks) {
       const float sink = args.sinks[task.head * args.group + column % args.group] * kLog2E;
-      const float peak = fmaxf(shared.peak[row], sink);
-      scale = exp2f(shared.peak[row] - peak);
+      const float before = peak;
+      peak = fmaxf(peak, sink);
+      scale = exp2f(before - peak);
       mass = mass * scale + exp2f(sink - peak);
     }
-    scale = mass > 0 ? scale / mass : 0.0f;
     const size_t start = row_start(launch, task, column);
+    if (args.log_sums && lane == 0)
+      args.log_sums[start / size_t(args.dim)] = (peak + log2f(mass)) / kLog2E;
+    scale = mass > 0 ? scale / mass : 0.0f;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i)
       store_number(args.out, args.out_type, start + size_t(lane * kOwn + i),

@@ -1,0 +1,481 @@
+#include "cuda/gpu_cache.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda/device_memory.hpp"
+#include "cuda/keep_rows.hpp"
+#include "cuda/pack.hpp"
+#include "cuda/probe.hpp"
+#include "saliency/probes.hpp"
+
+namespace zipcache::cuda {
+namespace {
+
+Status wrong(std::string_view what, long long found, std::string_view expected) {
+  return {Code::BadArgument,
+          fmt::format("the GPU cache found {} = {}, expected {}", what, found, expected)};
+}
+
+// Scores that the saliency pass of a GPU makes.
+Status check_scores(const Policy& policy) {
+  const auto refused = [](std::string_view what) {
+    return Status(Code::Incompatible,
+                  fmt::format("the GPU cache found {}, expected one tier, or tiers by score=mean "
+                              "divided by the probes that saw a token; take such a policy "
+                              "(zipcache, zip,k_round=nearest, uniform4)",
+                              what));
+  };
+  if (policy.tiers.size() == 1) return ok();
+  if (policy.saliency.statistic != Statistic::Mean) return refused("another score than mean");
+  if (policy.saliency.norm == Norm::FullCausal) return refused("norm=full");
+  return ok();
+}
+
+// Data of a step on its way to the device: one copy for all of it.
+class Parcel {
+ public:
+  void clear() { host_.clear(); }
+  // Where these will be, in bytes from the parcel's begin.
+  template <class T>
+  size_t add(std::span<const T> items) {
+    const size_t at = (host_.size() + 15) / 16 * 16;
+    host_.resize(at + items.size_bytes());
+    if (!items.empty()) std::memcpy(host_.data() + at, items.data(), items.size_bytes());
+    return at;
+  }
+  // What is on the device before is read by then, in the order of the stream.
+  Status send(cudaStream_t stream) {
+    ZC_TRY(device_.grow(std::max<size_t>(host_.size(), 1), stream));
+    return from_cuda(cudaMemcpyAsync(device_.at<void>(), host_.data(), host_.size(),
+                                     cudaMemcpyHostToDevice, stream),
+                     "sending a step's plan");
+  }
+  template <class T>
+  const T* at(size_t byte) const {
+    return device_.at<const T>(byte);
+  }
+
+ private:
+  std::vector<uint8_t> host_;
+  DeviceMemory device_;
+};
+
+struct Layer {
+  DeviceMemory pool, k_ring, v_ring, sums, seen;
+};
+
+class Cache final : public GpuCache {
+ public:
+  Cache(const GpuCacheShape& shape, const Policy& policy, Schedule schedule)
+      : shape_(shape),
+        policy_(policy),
+        schedule_(std::move(schedule)),
+        layers_(size_t(shape.n_layers)) {}
+
+  Status allocate(cudaStream_t stream);
+  Status begin(std::span<const int> n_new, cudaStream_t stream) override;
+  Status decode(int layer, const DecodeStep& step, cudaStream_t stream) override;
+  Status prefill(int layer, const PromptStep& step, cudaStream_t stream) override;
+
+  int length(int stream) const override { return schedule_.length(stream); }
+  Status truncate(int stream, int length) override { return schedule_.truncate(stream, length); }
+  Status clear(int stream) override;
+  GpuCacheBytes bytes() const override;
+  Result<Image> image(int layer, cudaStream_t stream) const override;
+
+ private:
+  bool scored() const { return policy_.needs_scores(); }
+  const ScheduleSizes& sizes() const { return schedule_.sizes(); }
+  Layer& layer(int index) { return layers_[size_t(index)]; }
+  Status check_step(int layer, bool is_prompt) const;
+  Status plan(cudaStream_t stream);
+  DecodeArgs decode_args(const Layer& own) const;
+
+  PerToken<float> ring_sums(const Layer& own) const;
+  PerToken<uint32_t> ring_seen(const Layer& own) const;
+  InputRows ring_rows(const DeviceMemory& rows) const;
+  Status keep(const Layer& own, const InputRows& k, const InputRows& v, size_t rows, int most,
+              bool from_prompt, cudaStream_t stream);
+  Status pack(const Layer& own, bool own_rows, const InputRows& k, const InputRows& v,
+              cudaStream_t stream);
+  Random probe_key(int layer, uint64_t round) const {
+    return Random(policy_.seed, 0, uint64_t(layer), round);
+  }
+  std::vector<int32_t> decode_limits(int layer) const;
+  Status score_step(int layer, const DecodeStep& step, std::span<const int32_t> limits,
+                    const float* log_sums, cudaStream_t stream);
+  Status score_prompt(int layer, const PromptStep& step, cudaStream_t stream);
+
+  GpuCacheShape shape_;
+  Policy policy_;
+  Schedule schedule_;
+  std::vector<Layer> layers_;
+  DeviceMemory table_, workspace_, log_sums_;
+  DeviceMemory prompt_sums_, prompt_seen_, picked_, picked_sums_, probe_space_;
+  Parcel parcel_, probes_;
+  // Of the step at hand.
+  std::vector<int> n_new_;
+  int most_new_ = 0, most_first_ = 0, most_last_ = 0;
+  std::vector<WorkItem> items_;
+  size_t changes_at_ = 0, first_at_ = 0, last_at_ = 0, items_at_ = 0, visible_at_ = 0;
+  size_t ring_tasks_at_ = 0, own_tasks_at_ = 0;
+  int n_device_blocks_ = 0;
+};
+
+Status Cache::allocate(cudaStream_t stream) {
+  const size_t rows = size_t(shape_.n_streams) * size_t(sizes().ring);
+  const size_t heads = size_t(shape_.n_heads);
+  for (Layer& own : layers_) {
+    ZC_TRY(own.pool.allocate(sizes().pool, stream));
+    for (DeviceMemory* ring : {&own.k_ring, &own.v_ring})
+      ZC_TRY(ring->allocate(rows * heads * size_t(shape_.dim) * sizeof(uint16_t), stream));
+    if (!scored()) continue;
+    ZC_TRY(own.sums.allocate(rows * heads * sizeof(float), stream));
+    ZC_TRY(own.seen.allocate(rows * sizeof(uint32_t), stream));
+  }
+  const size_t entries = size_t(shape_.n_streams) * heads * size_t(sizes().record_stride);
+  ZC_TRY(table_.allocate(entries * sizeof(Record), stream));
+  DecodeArgs args = decode_args(layers_[0]);
+  args.n_queries = 1;
+  args.n_items = 1;
+  const Result<int> blocks = decode_blocks(args);
+  if (!blocks.ok()) return blocks.status();
+  n_device_blocks_ = *blocks;
+  return ok();
+}
+
+Status Cache::begin(std::span<const int> n_new, cudaStream_t stream) {
+  ZC_TRY(schedule_.begin(n_new));
+  n_new_.assign(n_new.begin(), n_new.end());
+  most_new_ = *std::max_element(n_new_.begin(), n_new_.end());
+  const auto most_of = [](std::span<const StreamRows> rows) {
+    int most = 0;
+    for (const StreamRows& own : rows) most = std::max({most, own.end - own.begin, own.n_sinks});
+    return most;
+  };
+  most_first_ = most_of(schedule_.first_rows());
+  most_last_ = most_of(schedule_.last_rows());
+  return plan(stream);
+}
+
+Status Cache::plan(cudaStream_t stream) {
+  items_ = plan_decode(schedule_.counts(), shape_.n_heads, n_device_blocks_);
+  std::vector<int32_t> visible;
+  for (int s = 0; s < shape_.n_streams; ++s)
+    visible.push_back(schedule_.length(s) - std::max(1, n_new_[size_t(s)]) + 1);
+  parcel_.clear();
+  changes_at_ = parcel_.add(schedule_.changes());
+  first_at_ = parcel_.add(schedule_.first_rows());
+  last_at_ = parcel_.add(schedule_.last_rows());
+  items_at_ = parcel_.add(std::span<const WorkItem>(items_));
+  visible_at_ = parcel_.add(std::span<const int32_t>(visible));
+  ring_tasks_at_ = parcel_.add(schedule_.ring_tasks());
+  own_tasks_at_ = parcel_.add(schedule_.own_tasks());
+  ZC_TRY(parcel_.send(stream));
+  ZC_TRY(change_table(parcel_.at<TableChange>(changes_at_), int(schedule_.changes().size()),
+                      table_.at<Record>(), shape_.n_heads, sizes().record_stride, stream));
+  DecodeArgs args = decode_args(layers_[0]);
+  args.n_queries = std::clamp(most_new_, 1, kMostStepTokens);
+  ZC_TRY(workspace_.grow(decode_workspace(args), stream));
+  // Where this plan has its tickets another one may have left results.
+  const size_t tickets = decode_workspace(args) - decode_part_bytes(args);
+  return from_cuda(cudaMemsetAsync(workspace_.at<void>(), 0, tickets, stream), "clearing tickets");
+}
+
+Status Cache::check_step(int layer, bool is_prompt) const {
+  if (layer < 0 || layer >= shape_.n_layers)
+    return wrong("layer", layer, fmt::format("0 to {}", shape_.n_layers - 1));
+  if (n_new_.empty()) return wrong("steps that were begun", 0, "begin() before a layer's part");
+  if (is_prompt) return ok();
+  if (most_new_ > kMostStepTokens)
+    return wrong("new tokens", most_new_,
+                 fmt::format("at most {}; longer ones are for prefill()", kMostStepTokens));
+  for (const int n : n_new_) {
+    if (n != 0 && n != most_new_)
+      return wrong("new tokens of a stream", n, fmt::format("0 or {}, as others have", most_new_));
+  }
+  return ok();
+}
+
+DecodeArgs Cache::decode_args(const Layer& own) const {
+  const PackForm& form = schedule_.form();
+  DecodeArgs args;
+  args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
+  args.pool = own.pool.at<uint8_t>();
+  args.records = table_.at<Record>();
+  args.record_stride = sizes().record_stride;
+  args.n_items = int(items_.size());
+  args.max_record_bytes = sizes().max_record;
+  args.v_factors = form.record.v_factors;
+  args.k_hadamard = form.k_hadamard, args.v_hadamard = form.v_hadamard;
+  args.workspace = workspace_.at<void>();
+  return args;
+}
+
+PerToken<float> Cache::ring_sums(const Layer& own) const {
+  const int64_t ring = sizes().ring;
+  return {own.sums.at<float>(), ring * shape_.n_heads, ring};
+}
+PerToken<uint32_t> Cache::ring_seen(const Layer& own) const {
+  return {own.seen.at<uint32_t>(), sizes().ring, 0};
+}
+InputRows Cache::ring_rows(const DeviceMemory& rows) const {
+  const int64_t token = int64_t{shape_.n_heads} * shape_.dim;
+  return {rows.at<uint16_t>(), sizes().ring * token, token, shape_.dim};
+}
+
+Status Cache::keep(const Layer& own, const InputRows& k, const InputRows& v, size_t rows, int most,
+                   bool from_prompt, cudaStream_t stream) {
+  KeepRowsArgs args;
+  args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.n_streams = shape_.n_streams;
+  args.k = k, args.v = v;
+  args.rows = parcel_.at<StreamRows>(rows);
+  args.most_rows = most;
+  args.ring = sizes().ring;
+  args.k_ring = own.k_ring.at<uint16_t>(), args.v_ring = own.v_ring.at<uint16_t>();
+  args.pool = own.pool.at<uint8_t>();
+  args.sinks_at = sizes().sinks_at, args.ring_at = sizes().ring_at;
+  args.raw = sizes().raw, args.sink_records = sizes().sink_records;
+  if (scored()) {
+    args.sums = ring_sums(own);
+    args.seen = ring_seen(own);
+  }
+  if (scored() && from_prompt) {
+    const int64_t tokens = most_new_;
+    args.from_sums = {prompt_sums_.at<const float>(), tokens * shape_.n_heads, tokens};
+    args.from_seen = {prompt_seen_.at<const uint32_t>(), tokens, 0};
+  }
+  return keep_rows(args, stream);
+}
+
+// Blocks from the ring, or from a step's own rows.
+Status Cache::pack(const Layer& own, bool own_rows, const InputRows& k, const InputRows& v,
+                   cudaStream_t stream) {
+  const auto tasks = own_rows ? schedule_.own_tasks() : schedule_.ring_tasks();
+  if (tasks.empty()) return ok();
+  PackArgs args;
+  args.form = schedule_.form();
+  args.n_heads = shape_.n_heads;
+  args.k = k, args.v = v;
+  args.tasks = parcel_.at<PackTask>(own_rows ? own_tasks_at_ : ring_tasks_at_);
+  args.n_tasks = int(tasks.size());
+  args.pool = own.pool.at<uint8_t>();
+  args.records = table_.at<Record>();
+  args.record_stride = sizes().record_stride;
+  if (scored()) {
+    const bool divided = policy_.saliency.norm == Norm::ProbeNnz;
+    const int64_t tokens = own_rows ? most_new_ : sizes().ring;
+    const DeviceMemory& sums = own_rows ? prompt_sums_ : own.sums;
+    const DeviceMemory& seen = own_rows ? prompt_seen_ : own.seen;
+    args.scores = {sums.at<const float>(), tokens * shape_.n_heads, tokens};
+    if (divided) args.seen = {seen.at<const uint32_t>(), tokens, 0};
+  }
+  return pack_records(args, stream);
+}
+
+Status Cache::decode(int index, const DecodeStep& step, cudaStream_t stream) {
+  ZC_TRY(check_step(index, false));
+  if (scored() && step.q_type != Number::F16)
+    return wrong("q_type of a policy with scores", int(step.q_type), "0 (16-bit numbers)");
+  if (most_new_ == 0) return ok();
+  const Layer& own = layer(index);
+  ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, false, stream));
+  DecodeArgs args = decode_args(own);
+  args.n_queries = most_new_;
+  args.items = parcel_.at<WorkItem>(items_at_);
+  args.visible = parcel_.at<int32_t>(visible_at_);
+  args.mask = step.mask;
+  args.sinks = step.sinks;
+  args.scale = step.scale;
+  args.q = step.q, args.out = step.out;
+  args.q_type = step.q_type, args.out_type = step.out_type;
+  args.log_sums = step.log_sums;
+  const std::vector<int32_t> limits = scored() ? decode_limits(index) : std::vector<int32_t>{};
+  if (!limits.empty() && !args.log_sums) {
+    const size_t n =
+        size_t(shape_.n_streams) * size_t(most_new_) * size_t(shape_.n_heads * shape_.group);
+    ZC_TRY(log_sums_.grow(n * sizeof(float), stream));
+    args.log_sums = log_sums_.at<float>();
+  }
+  ZC_TRY(decode_attention(args, stream));
+  if (!limits.empty()) ZC_TRY(score_step(index, step, limits, args.log_sums, stream));
+  return pack(own, false, ring_rows(own.k_ring), ring_rows(own.v_ring), stream);
+}
+
+// For each stream and new token 0, or the number of the ring's tokens where its query is a probe:
+// the newest of a step, since it sees all of them. Empty where none is.
+std::vector<int32_t> Cache::decode_limits(int index) const {
+  std::vector<int32_t> limits(size_t(shape_.n_streams) * size_t(most_new_));
+  bool any = false;
+  for (int s = 0; s < shape_.n_streams; ++s) {
+    if (n_new_[size_t(s)] == 0) continue;
+    const int place = schedule_.length(s) - 1, first = place / kBlockTokens * kBlockTokens;
+    if (!choose_decode_probes(policy_.saliency, probe_key(index, uint64_t(first)))
+             .test(size_t(place - first)))
+      continue;
+    limits[size_t((s + 1) * most_new_ - 1)] = sizes().ring;
+    any = true;
+  }
+  if (!any) limits.clear();
+  return limits;
+}
+
+Status Cache::score_step(int index, const DecodeStep& step, std::span<const int32_t> limits,
+                         const float* log_sums, cudaStream_t stream) {
+  const Layer& own = layer(index);
+  probes_.clear();
+  const size_t limits_at = probes_.add(limits);
+  ZC_TRY(probes_.send(stream));
+  const int64_t heads = int64_t{shape_.n_heads} * shape_.group;
+  ProbeArgs args;
+  args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
+  args.n_streams = shape_.n_streams, args.n_probes = most_new_;
+  args.n_tokens = sizes().ring;
+  args.q = {static_cast<const uint16_t*>(step.q), most_new_ * heads * shape_.dim,
+            heads * shape_.dim, shape_.dim};
+  args.k = ring_rows(own.k_ring);
+  args.limits = probes_.at<int32_t>(limits_at);
+  args.log_sums = log_sums;
+  args.scale = step.scale;
+  args.sums = ring_sums(own);
+  args.seen = ring_seen(own);
+  return sum_probes(args, stream);
+}
+
+Status Cache::prefill(int index, const PromptStep& step, cudaStream_t stream) {
+  ZC_TRY(check_step(index, true));
+  if (most_new_ == 0) return ok();
+  const Layer& own = layer(index);
+  if (scored()) ZC_TRY(score_prompt(index, step, stream));
+  ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, true, stream));
+  ZC_TRY(pack(own, false, ring_rows(own.k_ring), ring_rows(own.v_ring), stream));
+  ZC_TRY(pack(own, true, step.k, step.v, stream));
+  return keep(own, step.k, step.v, last_at_, most_last_, true, stream);
+}
+
+// Sums of probes' attention to the prompt's own tokens.
+Status Cache::score_prompt(int index, const PromptStep& step, cudaStream_t stream) {
+  std::vector<std::vector<int>> chosen;
+  size_t n_probes = 1;
+  for (int s = 0; s < shape_.n_streams; ++s) {
+    const int n = n_new_[size_t(s)], length = schedule_.length(s);
+    if (length > n && n > 0 && !step.log_sums)
+      return wrong("log_sums of a text that goes on", 0,
+                   "the logarithms of the softmax sums of its attention");
+    chosen.push_back(n == 0
+                         ? std::vector<int>{}
+                         : choose_probes(n, policy_.saliency, probe_key(index, uint64_t(length))));
+    n_probes = std::max(n_probes, chosen.back().size());
+  }
+  std::vector<int32_t> picked, limits;
+  for (const std::vector<int>& rows : chosen) {
+    for (size_t i = 0; i < n_probes; ++i) {
+      picked.push_back(i < rows.size() ? rows[i] : 0);
+      limits.push_back(i < rows.size() ? rows[i] + 1 : 0);
+    }
+  }
+  probes_.clear();
+  const size_t picked_at = probes_.add(std::span<const int32_t>(picked));
+  const size_t limits_at = probes_.add(std::span<const int32_t>(limits));
+  ZC_TRY(probes_.send(stream));
+
+  const size_t streams = size_t(shape_.n_streams), tokens = size_t(most_new_);
+  const size_t query_heads = size_t(shape_.n_heads * shape_.group);
+  ZC_TRY(picked_.grow(streams * n_probes * query_heads * size_t(shape_.dim) * 2, stream));
+  ZC_TRY(picked_sums_.grow(streams * n_probes * query_heads * sizeof(float), stream));
+  ZC_TRY(prompt_sums_.grow(streams * tokens * size_t(shape_.n_heads) * sizeof(float), stream));
+  ZC_TRY(prompt_seen_.grow(streams * tokens * sizeof(uint32_t), stream));
+  for (const DeviceMemory* memory : {&prompt_sums_, &prompt_seen_})
+    ZC_TRY(from_cuda(cudaMemsetAsync(memory->at<void>(), 0, memory->bytes(), stream),
+                     "clearing scores"));
+
+  const auto token = int64_t(query_heads) * shape_.dim;
+  PickArgs pick;
+  pick.dim = shape_.dim, pick.n_heads = int(query_heads), pick.n_streams = shape_.n_streams;
+  pick.n_picked = int(n_probes);
+  pick.from = step.q;
+  pick.index = probes_.at<int32_t>(picked_at);
+  pick.to = picked_.at<uint16_t>();
+  pick.from_sums = step.log_sums, pick.sums_stride = step.log_sums_stride;
+  pick.to_sums = picked_sums_.at<float>();
+  ZC_TRY(pick_rows(pick, stream));
+
+  ProbeArgs args;
+  args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
+  args.n_streams = shape_.n_streams, args.n_probes = int(n_probes), args.n_tokens = most_new_;
+  args.q = {picked_.at<uint16_t>(), int64_t(n_probes) * token, token, shape_.dim};
+  args.k = step.k;
+  args.limits = probes_.at<int32_t>(limits_at);
+  if (step.log_sums) args.log_sums = picked_sums_.at<float>();
+  ZC_TRY(probe_space_.grow(probe_workspace(args), stream));
+  args.workspace = probe_space_.at<float>();
+  args.scale = step.scale;
+  args.sums = {prompt_sums_.at<float>(), int64_t(tokens) * shape_.n_heads, int64_t(tokens)};
+  args.seen = {prompt_seen_.at<uint32_t>(), int64_t(tokens), 0};
+  return sum_probes(args, stream);
+}
+
+Status Cache::clear(int stream) {
+  if (stream < 0 || stream >= shape_.n_streams)
+    return wrong("stream", stream, fmt::format("0 to {}", shape_.n_streams - 1));
+  schedule_.clear(stream);
+  return ok();
+}
+
+GpuCacheBytes Cache::bytes() const {
+  GpuCacheBytes bytes;
+  for (int s = 0; s < shape_.n_streams; ++s)
+    bytes.records += size_t(schedule_.packed_blocks(s)) * size_t(sizes().block);
+  bytes.records *= size_t(shape_.n_heads) * size_t(shape_.n_layers);
+  for (const Layer& own : layers_)
+    bytes.capacity += own.pool.bytes() + own.k_ring.bytes() + own.v_ring.bytes() +
+                      own.sums.bytes() + own.seen.bytes();
+  for (const DeviceMemory* memory : {&table_, &workspace_, &log_sums_, &prompt_sums_, &prompt_seen_,
+                                     &picked_, &picked_sums_, &probe_space_})
+    bytes.shared += memory->bytes();
+  return bytes;
+}
+
+Result<GpuCache::Image> Cache::image(int index, cudaStream_t stream) const {
+  ZC_TRY(check_step(index, true));
+  const Layer& own = layers_[size_t(index)];
+  Image image;
+  image.stride = sizes().record_stride;
+  image.counts.assign(schedule_.counts().begin(), schedule_.counts().end());
+  image.table.resize(table_.bytes() / sizeof(Record));
+  image.pool.resize(own.pool.bytes());
+  const auto copy = [&](void* to, const DeviceMemory& from) {
+    return from_cuda(
+        cudaMemcpyAsync(to, from.at<void>(), from.bytes(), cudaMemcpyDeviceToHost, stream),
+        "copying records to the host");
+  };
+  ZC_TRY(copy(image.table.data(), table_));
+  ZC_TRY(copy(image.pool.data(), own.pool));
+  ZC_TRY(from_cuda(cudaStreamSynchronize(stream), "waiting for records"));
+  return image;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<GpuCache>> GpuCache::create(const GpuCacheShape& shape, const Policy& policy,
+                                                   cudaStream_t stream) {
+  if (shape.n_layers < 1) return wrong("n_layers", shape.n_layers, "at least 1");
+  if (shape.group < 1 || shape.group > 64)
+    return wrong("group", shape.group, "1 to 64 query heads of a KV head");
+  ZC_TRY(check_scores(policy));
+  ScheduleShape plan;
+  plan.n_heads = shape.n_heads, plan.dim = shape.dim;
+  plan.n_streams = shape.n_streams, plan.max_tokens = shape.max_tokens;
+  plan.n_blocks =
+      shape.n_blocks > 0 ? shape.n_blocks : shape.n_streams * (shape.max_tokens / kBlockTokens);
+  Result<Schedule> schedule = Schedule::create(plan, policy);
+  if (!schedule.ok()) return schedule.status();
+  auto cache = std::make_unique<Cache>(shape, policy, std::move(*schedule));
+  ZC_TRY(cache->allocate(stream));
+  return std::unique_ptr<GpuCache>(std::move(cache));
+}
+
+}  // namespace zipcache::cuda

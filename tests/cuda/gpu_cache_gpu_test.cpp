@@ -1,0 +1,222 @@
+// The cache of a GPU beside the CPU's: the same tokens, the same answers.
+#include "cuda/gpu_cache.hpp"
+
+#include <numeric>
+
+#include "base/half.hpp"
+#include "cuda/fragments.hpp"
+#include "cuda/gpu.hpp"
+#include "support/random_rows.hpp"
+#include "zipcache/cache.hpp"
+
+namespace zipcache::cuda::test {
+namespace {
+
+struct Model {
+  const char* policy = "uniform4";
+  int dim = 128, n_heads = 2, group = 4, n_layers = 2;
+  std::vector<int> prompts = {300, 170};
+  int n_steps = 150, n_new = 1;
+};
+
+std::vector<half> rounded(const std::vector<float>& x) {
+  std::vector<half> out(x.size());
+  std::transform(x.begin(), x.end(), out.begin(), to_half);
+  return out;
+}
+std::vector<float> widened(const std::vector<half>& x) {
+  std::vector<float> out(x.size());
+  std::transform(x.begin(), x.end(), out.begin(), [](half value) { return to_float(value); });
+  return out;
+}
+
+// Rows of one layer's step: [stream, token, head, dim].
+struct Rows {
+  std::vector<half> k, v, q;
+};
+
+class Pair {
+ public:
+  explicit Pair(const Model& model) : model_(model), n_streams_(int(model.prompts.size())) {
+    // The CPU's kernels as exact as the GPU's.
+    const std::string text = std::string(model.policy) + ",precision=exact";
+    const Result<Policy> policy = parse_policy(text);
+    if (!policy.ok()) throw std::runtime_error(policy.status().message());
+    GpuCacheShape shape;
+    shape.n_layers = model.n_layers, shape.n_heads = model.n_heads, shape.group = model.group;
+    shape.dim = model.dim, shape.n_streams = n_streams_, shape.max_tokens = 2048;
+    auto gpu = GpuCache::create(shape, *policy, nullptr);
+    if (!gpu.ok()) throw std::runtime_error(gpu.status().message());
+    gpu_ = std::move(*gpu);
+    const LayerShape layer{model.n_heads, model.dim, model.dim};
+    auto cpu = zipcache::Cache::create(
+        {n_streams_, 2048, std::vector<LayerShape>(size_t(model.n_layers), layer)}, *policy);
+    if (!cpu.ok()) throw std::runtime_error(cpu.status().message());
+    cpu_ = std::move(*cpu);
+  }
+
+  void prompt() {
+    must(gpu_->begin(model_.prompts, nullptr));
+    const int most = *std::max_element(model_.prompts.begin(), model_.prompts.end());
+    for (int layer = 0; layer < model_.n_layers; ++layer) {
+      const Rows rows = make_rows(most);
+      const Buffer<half> k(rows.k), v(rows.v), q(rows.q);
+      PromptStep step;
+      step.k = input(k.get(), most, model_.n_heads);
+      step.v = input(v.get(), most, model_.n_heads);
+      step.q = input(q.get(), most, model_.n_heads * model_.group);
+      step.scale = scale();
+      must(gpu_->prefill(layer, step, nullptr));
+      cuda_done();
+      for (int s = 0; s < n_streams_; ++s)
+        step_cpu(layer, s, rows, most, model_.prompts[size_t(s)]);
+    }
+    lengths_ = model_.prompts;
+  }
+
+  // Largest distance of a stream's outputs from the CPU's, relative to these.
+  double decode() {
+    const int n = model_.n_new, heads = model_.n_heads * model_.group;
+    must(gpu_->begin(std::vector<int>(size_t(n_streams_), n), nullptr));
+    double worst = 0;
+    for (int layer = 0; layer < model_.n_layers; ++layer) {
+      const Rows rows = make_rows(n);
+      const Buffer<half> k(rows.k), v(rows.v), q(rows.q);
+      const Buffer<float> out(rows.q.size());
+      DecodeStep step;
+      step.k = input(k.get(), n, model_.n_heads);
+      step.v = input(v.get(), n, model_.n_heads);
+      step.q = q.get(), step.out = out.get();
+      step.out_type = Number::F32;
+      step.scale = scale();
+      must(gpu_->decode(layer, step, nullptr));
+      cuda_done();
+      const std::vector<float> found = out.read();
+      const size_t size = size_t(n * heads * model_.dim);
+      for (int s = 0; s < n_streams_; ++s) {
+        const std::vector<float> expected = step_cpu(layer, s, rows, n, n);
+        double distance = 0, norm = 0;
+        for (size_t i = 0; i < size; ++i) {
+          const double gap = double(found[size_t(s) * size + i]) - double(expected[i]);
+          distance += gap * gap;
+          norm += double(expected[i]) * double(expected[i]);
+        }
+        worst = std::max(worst, std::sqrt(distance / norm));
+      }
+    }
+    for (int& length : lengths_) length += n;
+    return worst;
+  }
+
+  GpuCache& gpu() { return *gpu_; }
+
+ private:
+  static void must(const Status& status) {
+    if (!status.ok()) throw std::runtime_error(status.message());
+  }
+  static void cuda_done() { zipcache::cuda::test::must(cudaDeviceSynchronize()); }
+  float scale() const { return 1 / std::sqrt(float(model_.dim)); }
+
+  InputRows input(const half* data, int n_tokens, int n_heads) const {
+    const int64_t token = int64_t{n_heads} * model_.dim;
+    return {data, n_tokens * token, token, model_.dim};
+  }
+
+  Rows make_rows(int n) {
+    const auto of = [&](int heads) {
+      return rounded(zipcache::test::random_rows(n_streams_ * n, heads * model_.dim, seed_++));
+    };
+    return {of(model_.n_heads), of(model_.n_heads), of(model_.n_heads * model_.group)};
+  }
+
+  // Writes the n tokens of a stream, of `stride`, and attends to them: the outputs.
+  std::vector<float> step_cpu(int layer, int s, const Rows& rows, int stride, int n) {
+    const int width = model_.n_heads * model_.dim, q_width = width * model_.group;
+    const int first = lengths_.empty() ? 0 : lengths_[size_t(s)];
+    std::vector<int64_t> cells(size_t(n), 0);
+    std::iota(cells.begin(), cells.end(), int64_t{first});
+    const auto part = [&](const std::vector<half>& all, int of_token) {
+      const auto begin = all.begin() + ptrdiff_t(s) * stride * of_token;
+      return widened(std::vector<half>(begin, begin + ptrdiff_t(n) * of_token));
+    };
+    must(cpu_->write(layer, s, SideId::K, cells, part(rows.k, width).data(), width));
+    must(cpu_->write(layer, s, SideId::V, cells, part(rows.v, width).data(), width));
+    const std::vector<float> q = part(rows.q, q_width);
+    std::vector<float> out(q.size());
+    const int n_cells = first + n;
+    std::vector<half> mask(size_t(n) * size_t(n_cells), kHalfNegInf);
+    for (int i = 0; i < n; ++i)
+      std::fill_n(mask.begin() + ptrdiff_t(i) * n_cells, first + i + 1, half{0});
+    Attention step;
+    step.layer = layer, step.stream = s, step.n_queries = n;
+    step.n_heads = model_.n_heads * model_.group;
+    step.q = q.data(), step.q_head_stride = model_.dim, step.q_row_stride = q_width;
+    step.mask = mask.data(), step.mask_stride = step.n_cells = n_cells;
+    step.scale = scale();
+    step.out = out.data(), step.out_head_stride = model_.dim, step.out_row_stride = q_width;
+    must(cpu_->attend(step));
+    return out;
+  }
+
+  Model model_;
+  int n_streams_;
+  std::unique_ptr<GpuCache> gpu_;
+  std::unique_ptr<zipcache::Cache> cpu_;
+  std::vector<int> lengths_;
+  uint64_t seed_ = 1;
+};
+
+class GpuCaches : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
+  }
+  static void expect_equal(const Model& model, double bound) {
+    try {
+      Pair pair(model);
+      pair.prompt();
+      for (int step = 0; step < model.n_steps; ++step) {
+        const double error = pair.decode();
+        ASSERT_LT(error, bound) << model.policy << ", dim " << model.dim << ", step " << step;
+      }
+    } catch (const std::exception& thrown) {
+      ADD_FAILURE() << model.policy << ": " << thrown.what();
+      cudaGetLastError();
+    }
+  }
+};
+
+// Without scores both have the same codes.
+TEST_F(GpuCaches, PoliciesWithoutScoresAnswerAsTheCpu) {
+  for (const char* policy :
+       {"uniform4", "uniform2,recent=0", "had4", "uniform4,sinks=5,recent=40"}) {
+    for (const int dim : {64, 128}) expect_equal({.policy = policy, .dim = dim}, 3e-3);
+  }
+}
+
+// Scores differ in their last digits, so that now and then two tokens near each other in rank have
+// each other's tier.
+TEST_F(GpuCaches, PoliciesWithScoresAnswerNearlyAsTheCpu) {
+  for (const char* policy : {"zipcache", "zip,k_round=nearest"})
+    expect_equal({.policy = policy}, 3e-2);
+}
+
+TEST_F(GpuCaches, DraftedTokens) {
+  expect_equal({.n_steps = 40, .n_new = 4}, 3e-3);
+  expect_equal({.policy = "uniform4,recent=100", .n_steps = 10, .n_new = 40}, 3e-3);
+}
+
+TEST_F(GpuCaches, RefusalsChangeNothing) {
+  Pair pair({});
+  EXPECT_EQ(pair.gpu().decode(0, {}, nullptr).code(), Code::BadArgument);  // before a step
+  EXPECT_EQ(pair.gpu().begin(std::vector{1}, nullptr).code(), Code::BadArgument);
+  EXPECT_EQ(pair.gpu().begin(std::vector{3000, 0}, nullptr).code(), Code::OverLimit);
+  pair.prompt();
+  EXPECT_LT(pair.decode(), 3e-3);
+  EXPECT_EQ(pair.gpu().decode(7, {}, nullptr).code(), Code::BadArgument);
+  EXPECT_EQ(pair.gpu().truncate(0, 10).code(), Code::Incompatible);
+  EXPECT_LT(pair.decode(), 3e-3);
+}
+
+}  // namespace
+}  // namespace zipcache::cuda::test
