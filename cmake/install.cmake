@@ -5,10 +5,11 @@ include(CMakePackageConfigHelpers)
 
 set(zipcache_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/zipcache)
 
-install(TARGETS zipcache_shared EXPORT zipcache-targets
+install(TARGETS zipcache_shared zipcache_cuda_shared EXPORT zipcache-targets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 # The C interface is what the library exports; the C++ headers describe symbols that it keeps hidden.
 install(FILES ${PROJECT_SOURCE_DIR}/include/zipcache/zipcache.h
+  ${PROJECT_SOURCE_DIR}/include/zipcache/zipcache_cuda.h
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/zipcache)
 
 # Beside the library, so that one folder holds all that GGML_BACKEND_PATH may have to name.

@@ -1,13 +1,10 @@
 // The C interface; see zipcache/zipcache.h. Every function turns exceptions, which only the
 // system's allocator can raise here, into a code.
 #include <algorithm>
-#include <new>
 #include <string>
-#include <string_view>
 
-#include "base/text.hpp"
+#include "capi/report.hpp"
 #include "zipcache/cache.hpp"
-#include "zipcache/zipcache.h"
 
 struct zipcache_policy {
   zipcache::Policy policy;
@@ -20,36 +17,9 @@ struct zipcache_cache {
 namespace {
 
 using zipcache::Code;
+using zipcache::guarded;
+using zipcache::null_argument;
 using zipcache::Status;
-
-static_assert(ZC_INTERNAL == static_cast<int>(Code::Internal));
-
-// Takes no memory, so that it can say that there is none.
-zipcache_code report(Code code, std::string_view message, zipcache_error* error) {
-  const auto out = static_cast<zipcache_code>(code);
-  if (error) {
-    error->code = out;
-    zipcache::copy_text(message, error->message, sizeof(error->message));
-  }
-  return out;
-}
-
-Status null_argument(const char* call) {
-  return {Code::BadArgument, std::string(call) + ": a pointer is null"};
-}
-
-// Runs `body`, which returns a Status, and reports it; running out of memory is a code too.
-template <class Body>
-zipcache_code guarded(zipcache_error* error, Body&& body) {
-  try {
-    const Status status = body();
-    return report(status.code(), status.message(), error);
-  } catch (const std::bad_alloc&) {
-    return report(Code::OverLimit, "out of memory; use a shorter context", error);
-  } catch (const std::exception& e) {
-    return report(Code::Internal, e.what(), error);
-  }
-}
 
 // The length of a policy's text, 0 when there is no memory to write it.
 template <class Write>
