@@ -211,6 +211,23 @@ TEST(Rewrite, PackedRowsThatAreCountedAreLive) {
   EXPECT_LE(stats.coded_elements, stats.elements);
 }
 
+TEST(Rewrite, RowsWrittenAgainHaveNoScores) {
+  Harness harness({1, 300, {{2, 64, 64}}}, "zip,recent=256", 1);
+  ASSERT_TRUE(harness.feed(100).ok());
+  std::vector<float> sums(2 * 20);
+  std::vector<uint32_t> seen(20);
+  ASSERT_TRUE(harness.cache().read_scores(0, 0, 10, 20, sums.data(), seen.data()).ok());
+  EXPECT_GT(*std::min_element(sums.begin(), sums.end()), 0.0f);
+  EXPECT_GT(*std::min_element(seen.begin(), seen.end()), 0u);
+  const auto rows = test::random_rows(20, 2 * 64, 5);
+  for (const SideId side : kSides) {
+    ASSERT_TRUE(harness.cache().write(0, 0, side, cells_from(10, 20), rows.data(), 2 * 64).ok());
+  }
+  ASSERT_TRUE(harness.cache().read_scores(0, 0, 10, 20, sums.data(), seen.data()).ok());
+  EXPECT_EQ(sums, std::vector<float>(sums.size()));
+  EXPECT_EQ(seen, std::vector<uint32_t>(seen.size()));
+}
+
 TEST(Compaction, DeadRowsStayBoundedAndValuesWithinTwoCodings) {
   Harness harness({1, 1024, {{1, 64, 64}}}, "uniform,bits=8,k_axis=token,v_axis=token", 1);
   ASSERT_TRUE(harness.prompt(1024, 128).ok());

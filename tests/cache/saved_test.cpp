@@ -6,6 +6,9 @@
 
 #include "base/random.hpp"
 #include "cache/carried_bits.hpp"
+#include "cache/saved_blocks.hpp"
+#include "support/block_rig.hpp"
+#include "support/random_rows.hpp"
 #include "support/text.hpp"
 
 namespace zipcache {
@@ -243,6 +246,33 @@ TEST_P(SavedStateOf, HalfAStateLeavesTheCacheInOrder) {
   }
   restore(*cache, expected.state, 0, 100);
   expect_same(Text(*cache, 0, 100, kTokens).go_on(300), expected.outputs);
+}
+
+// Its head, the block's part and what it says of the rows behind it.
+TEST(SavedState, AFrameWithOneWrongBitIsNoFrame) {
+  constexpr int kDim = 64, kCells = kBlockTokens + 40;
+  test::BlockRig rig({1, kDim, kDim}, *parse_policy("zipcache"), kCells);
+  rig.append(kCells, test::random_rows(kCells, kDim, 1), test::random_rows(kCells, kDim, 2));
+  rig.pack();
+  const uint64_t identity = saved_identity(rig.store);
+  for (const SideId side : kSides) {
+    std::vector<half> rows(size_t(kCells) * kDim);
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = to_half(1 + float(i % 97) / 97);
+    put_blocks(rig.log, rig.store, side, 0, kCells, rows.data());
+    const auto own = std::span(rows).first(size_t(kBlockTokens) * kDim);
+    const auto found = find_block(own, side, identity);
+    ASSERT_TRUE(found.has_value());
+    EXPECT_EQ(found->tail.empty(), side == SideId::K);
+    const size_t n_bits = (72 + found->part.size() + found->tail.size() + 8) * 8;
+    const size_t per_number = (n_bits + own.size() - 1) / own.size();
+    for (size_t bit = 0; bit < n_bits; bit += 5) {
+      half& number = own[bit / per_number];
+      const half before = number;
+      number ^= half(1 << (bit % per_number));
+      EXPECT_FALSE(find_block(own, side, identity).has_value()) << "bit " << bit;
+      number = before;
+    }
+  }
 }
 
 TEST(SavedState, OfAnotherPolicyShapeOrRotationIsTakenAsRows) {
