@@ -141,10 +141,12 @@ int main(int argc, char** argv) {
   must(zipcache_gpu_memory(cache, &bytes, &error), error);
   std::printf(
       "{\"policy\": \"%s\", \"tokens\": %d, \"streams\": %d, \"prompt_ms\": %.2f, "
-      "\"step_ms_median\": %.3f, \"step_ms_p95\": %.3f, \"records_mib\": %zu, "
+      "\"step_ms_median\": %.3f, \"step_ms_p95\": %.3f, \"records_mib\": %zu, \"capacity_mib\": "
+      "%zu, "
       "\"fp16_mib\": %zu}\n",
       policy, n_tokens, n_streams, double(prompt_ms), double(times[times.size() / 2]),
       double(times[times.size() * 95 / 100]), bytes.records >> 20,
+      (bytes.capacity + bytes.shared) >> 20,
       (size_t(n_streams) * size_t(n_tokens) * kLayers * kHeads * kDim * 4) >> 20);
   zipcache_gpu_free(cache);
   return 0;
