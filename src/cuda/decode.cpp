@@ -52,12 +52,12 @@ int tiles_of(const DecodeArgs& args) {
   return two ? 2 : 1;
 }
 
-// The ring, which later holds what warps merge, and then the weights of parts beside sums.
+// The ring, which later holds what warps merge, and then weights and masses of parts beside sums.
 int dynamic_bytes(const DecodeArgs& args) {
   const int rows = tiles_of(args) * kColumns;
   const int ring = kStages * kWarps / kSharing * args.max_record_bytes;
   const int warps = (kWarps + 1) * rows * args.dim * int(sizeof(float));
-  const int merge = rows * ((kWarps + 1) * args.dim + args.n_items) * int(sizeof(float));
+  const int merge = rows * ((kWarps + 1) * args.dim + 2 * args.n_items) * int(sizeof(float));
   return std::max({ring, warps, merge});
 }
 

@@ -1027,24 +1027,33 @@ __device__ float* part_of(const Launch& launch, int item, int head, int column) 
 }
 
 // Merges the results of all items of the stream into shared.rows (of packed records) and `raw`.
+// `weights` has room for two numbers of each part and row.
 template <int kDim, int kTiles>
 __device__ void merge_parts(const Launch& launch, const Task& task, float* raw, float* weights,
                             Shared<kDim, kTiles>& shared) {
   const int first = task.item.part_first, n = task.item.part_count;
-  for (int row = int(threadIdx.x) / kLanes; row < task.n_columns; row += kWarps) {
-    const int lane = int(threadIdx.x) % kLanes;
+  const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
+  float* masses = weights + n * task.n_columns;
+  for (int i = int(threadIdx.x); i < n * task.n_columns; i += kThreads) {
+    const int part = first + i / task.n_columns, column = task.first_column + i % task.n_columns;
+    const float2 own =
+        __ldcg(reinterpret_cast<const float2*>(part_of<kDim>(launch, part, task.head, column)));
+    weights[i] = own.x;
+    masses[i] = own.y;
+  }
+  __syncthreads();
+  for (int row = warp; row < task.n_columns; row += kWarps) {
     float peak = kLowest, mass = 0;
-    for (int i = lane; i < n; i += kLanes)
-      peak =
-          fmaxf(peak, __ldcg(part_of<kDim>(launch, first + i, task.head, task.first_column + row)));
+    for (int i = lane; i < n; i += kLanes) peak = fmaxf(peak, weights[i * task.n_columns + row]);
+#pragma unroll
     for (int step = 1; step < kLanes; step *= 2)
       peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, step));
     for (int i = lane; i < n; i += kLanes) {
-      const float* part = part_of<kDim>(launch, first + i, task.head, task.first_column + row);
-      const float weight = fast_exp2(__ldcg(part) - peak);
-      weights[i * task.n_columns + row] = weight;
-      mass = fmaf(__ldcg(part + 1), weight, mass);
+      float& own = weights[i * task.n_columns + row];
+      own = fast_exp2(own - peak);
+      mass = fmaf(masses[i * task.n_columns + row], own, mass);
     }
+#pragma unroll
     for (int step = 1; step < kLanes; step *= 2) mass += __shfl_xor_sync(~0u, mass, step);
     if (lane == 0) {
       shared.peak[row] = peak;
@@ -1056,7 +1065,7 @@ __device__ void merge_parts(const Launch& launch, const Task& task, float* raw, 
     const int row = i / (kDim / 4), at = i % (kDim / 4) * 4;
     const auto sum_of = [&](int begin, int end) {
       float4 sum = {};
-#pragma unroll 8
+#pragma unroll 16
       for (int p = begin; p < end; ++p) {
         const float* part = part_of<kDim>(launch, first + p, task.head, task.first_column + row);
         add_scaled(sum, __ldcg(reinterpret_cast<const float4*>(part + kRowFloats + at)),
