@@ -415,7 +415,8 @@ class Session {
             lo = std::min(lo, x), hi = std::max(hi, x);
           }
         }
-        const double room = 0.02 * std::max(hi, -lo);  // probabilities of 8 bits, rows of 16
+        // Probabilities of 8 bits; rows are read at 16 bits, where the smallest are 0.
+        const double room = 0.02 * std::max(hi, -lo) + 0x1p-25;
         for (int i = 0; i < n_queries * 2; ++i) {
           const int query = i / 2, of = head * 2 + i % 2;
           const float x = out[size_t((query * n_heads + of) * shape.v_dim + c)];
