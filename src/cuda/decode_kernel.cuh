@@ -919,10 +919,8 @@ class Ring {
   }
 
   __device__ bool last_reader(int stage) const {
-    __threadfence_block();
-    const bool last = atomicAdd(&shared_.readers[stage], 1) % sharing_ == sharing_ - 1;
-    __threadfence_block();
-    return last;
+    // Of a power of two of warps.
+    return (add_in_order(&shared_.readers[stage], 1) & (sharing_ - 1)) == sharing_ - 1;
   }
 
   const DecodeArgs& args_;

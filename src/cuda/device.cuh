@@ -85,6 +85,17 @@ __device__ __forceinline__ void load_words(const uint8_t* from, uint32_t (&w)[4]
   }
 }
 
+// Adds to a number in shared memory, after all that this thread read and before what it does next;
+// returns what was there.
+__device__ __forceinline__ int add_in_order(int* number, int by) {
+  int before;
+  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "r"(shared_address(number)), "r"(by)
+               : "memory");
+  return before;
+}
+
 // Barrier of the first `n_threads` threads of a block.
 __device__ __forceinline__ void barrier(int n_threads) {
   asm volatile("bar.sync 1, %0;" ::"r"(n_threads) : "memory");
