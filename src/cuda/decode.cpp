@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cuda/decode_launch.hpp"
+#include "cuda/device_memory.hpp"
 
 namespace zipcache::cuda {
 namespace {
@@ -14,12 +15,6 @@ constexpr int kFixedShared = 8 * 1024;  // at most, beside the dynamic part
 Status wrong(std::string_view what, long long found, std::string_view expected) {
   return {Code::BadArgument,
           fmt::format("decode_attention: found {} = {}, expected {}", what, found, expected)};
-}
-
-Status from_cuda(cudaError_t error, std::string_view what) {
-  if (error == cudaSuccess) return ok();
-  return {Code::Environment, fmt::format("CUDA: {} failed: {} ({})", what,
-                                         cudaGetErrorString(error), cudaGetErrorName(error))};
 }
 
 bool masks(const MaskArgs& mask) {

@@ -6,9 +6,8 @@ namespace zipcache::cuda {
 
 Status from_cuda(cudaError_t error, std::string_view what) {
   if (error == cudaSuccess) return ok();
-  const Code code = error == cudaErrorMemoryAllocation ? Code::OverLimit : Code::Environment;
-  return {code, fmt::format("CUDA: {} failed: {} ({})", what, cudaGetErrorString(error),
-                            cudaGetErrorName(error))};
+  return {Code::Environment, fmt::format("CUDA: {} failed: {} ({})", what,
+                                         cudaGetErrorString(error), cudaGetErrorName(error))};
 }
 
 Status DeviceMemory::allocate(size_t bytes, cudaStream_t stream) {
@@ -17,7 +16,9 @@ Status DeviceMemory::allocate(size_t bytes, cudaStream_t stream) {
   if (const cudaError_t error = cudaMalloc(&data_, bytes); error != cudaSuccess) {
     data_ = nullptr;
     cudaGetLastError();  // so that the next call does not report it again
-    return from_cuda(error, fmt::format("taking {} MiB", bytes >> 20));
+    const Status status = from_cuda(error, fmt::format("taking {} MiB", bytes >> 20));
+    const bool full = error == cudaErrorMemoryAllocation;
+    return full ? Status(Code::OverLimit, status.message()) : status;
   }
   bytes_ = bytes;
   return from_cuda(cudaMemsetAsync(data_, 0, bytes, stream), "clearing memory");

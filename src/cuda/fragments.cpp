@@ -245,28 +245,13 @@ void read_record(const RecordLayout& layout, const uint8_t* record, const Packed
   move_head(Direction::FromRecord, layout, headers, head, record);
 }
 
-namespace {
-
-TierHeader raw_header(int dim, int n) {
-  const size_t unit = size_t(unit_bytes(dim, 16)) / kPiece;
-  TierHeader tier = {};
-  tier.count = uint8_t(n);
-  tier.k_bits = tier.v_bits = 16;
-  tier.tiers_and_form = uint8_t(1 | first_half(&tier, 1) << kHalfShift);
-  tier.k_codes = 1;
-  tier.v_codes = uint16_t(1 + unit * size_t(units_of(n)));
-  return tier;
-}
-
-}  // namespace
-
 size_t raw_record_bytes(int dim, int n) {
   return kPiece + 2 * size_t(units_of(n)) * size_t(unit_bytes(dim, 16));
 }
 
 void write_raw_record(int dim, int n, const half* k, const half* v, uint8_t* record) {
   std::memset(record, 0, raw_record_bytes(dim, n));
-  const TierHeader tier = raw_header(dim, n);
+  const TierHeader tier = raw_header(dim, n, n);
   std::memcpy(record, &tier, sizeof tier);
   for_tokens(n, [&](int unit, int in_unit, int token) {
     const auto [k_side, v_side] = sides(tier);

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/device_memory.hpp"
 #include "cuda/keep_rows.hpp"
 
 namespace zipcache::cuda {
@@ -23,18 +24,16 @@ __device__ void store_piece(uint16_t* to, const Piece& piece) {
   *reinterpret_cast<uint4*>(to) = reinterpret_cast<const uint4&>(piece);
 }
 
-// A record of 16-bit rows (write_raw_record) that has room for kRawRecordTokens.
+// A record of 16-bit rows that has room for kRawRecordTokens.
 struct RawRecord {
   uint8_t* bytes;
   int dim;
 
-  __device__ int k_codes() const { return 1; }
-  __device__ int v_codes() const {
-    return 1 + units_of(kRawRecordTokens) * unit_bytes(dim, 16) / 16;
-  }
+  __device__ TierHeader header(int count) const { return raw_header(dim, count, kRawRecordTokens); }
   __device__ void put(bool is_k, int token, int channel, const Piece& piece) const {
+    const TierHeader tier = header(0);
     const int unit = token / kUnitTokens;
-    auto* to = reinterpret_cast<uint16_t*>(bytes + (is_k ? k_codes() : v_codes()) * 16 +
+    auto* to = reinterpret_cast<uint16_t*>(bytes + (is_k ? tier.k_codes : tier.v_codes) * 16 +
                                            unit * unit_bytes(dim, 16));
 #pragma unroll
     for (int i = 0; i < kPieceNumbers; ++i) {
@@ -43,13 +42,7 @@ struct RawRecord {
     }
   }
   __device__ void put_header(int count) const {
-    TierHeader tier = {};
-    tier.count = uint8_t(count);
-    tier.k_bits = tier.v_bits = 16;
-    tier.tiers_and_form = uint8_t(1 | first_half(&tier, 1) << kHalfShift);
-    tier.k_codes = uint16_t(k_codes());
-    tier.v_codes = uint16_t(v_codes());
-    *reinterpret_cast<TierHeader*>(bytes) = tier;
+    *reinterpret_cast<TierHeader*>(bytes) = header(count);
   }
 };
 
@@ -155,13 +148,6 @@ Status wrong(const char* what, const char* found) {
   return {Code::BadArgument, std::string(what) + ": found " + found};
 }
 
-Status launched(const char* what) {
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return ok();
-  return {Code::Environment, std::string("CUDA: launching ") + what + " failed: " +
-                                 cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")"};
-}
-
 }  // namespace
 
 Status keep_rows(const KeepRowsArgs& args, cudaStream_t stream) {
@@ -177,7 +163,7 @@ Status keep_rows(const KeepRowsArgs& args, cudaStream_t stream) {
   const dim3 grid(unsigned(slices < kMostSlices ? slices : kMostSlices), unsigned(args.n_heads),
                   unsigned(args.n_streams));
   keep_kernel<<<grid, kThreads, 0, stream>>>(args);
-  return launched("the rows that stay");
+  return from_cuda(cudaGetLastError(), "launching the rows that stay");
 }
 
 Status change_table(const TableChange* changes, int n, Record* table, int n_heads, int stride,
@@ -186,14 +172,14 @@ Status change_table(const TableChange* changes, int n, Record* table, int n_head
   const int64_t n_threads = int64_t{n} * n_heads;
   table_kernel<<<unsigned((n_threads + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
       changes, n, table, n_heads, stride);
-  return launched("changes of the block table");
+  return from_cuda(cudaGetLastError(), "launching changes of the block table");
 }
 
 Status pick_rows(const PickArgs& args, cudaStream_t stream) {
   if (const char* fault = fault_of(args.from)) return wrong("pick_rows", fault);
   const dim3 grid(1, unsigned(args.n_picked), unsigned(args.n_streams));
   pick_kernel<<<grid, kThreads, 0, stream>>>(args);
-  return launched("the picking of rows");
+  return from_cuda(cudaGetLastError(), "launching the picking of rows");
 }
 
 }  // namespace zipcache::cuda

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "cuda/device_memory.hpp"
 #include "cuda/pack_launch.hpp"
 
 namespace zipcache::cuda {
@@ -44,10 +45,7 @@ Status check(const PackArgs& args) {
 
 Status pack_records(const PackArgs& args, cudaStream_t stream) {
   ZC_TRY(check(args));
-  const cudaError_t error = launch_pack(args, stream);
-  if (error == cudaSuccess) return ok();
-  return {Code::Environment, fmt::format("CUDA: launching the packing of records failed: {} ({})",
-                                         cudaGetErrorString(error), cudaGetErrorName(error))};
+  return from_cuda(launch_pack(args, stream), "launching the packing of records");
 }
 
 }  // namespace zipcache::cuda

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "cuda/device_memory.hpp"
 #include "cuda/probe_launch.hpp"
 
 namespace zipcache::cuda {
@@ -38,11 +39,7 @@ Status check(const ProbeArgs& args) {
   return ok();
 }
 
-Status from_cuda(cudaError_t error) {
-  if (error == cudaSuccess) return ok();
-  return {Code::Environment, fmt::format("CUDA: launching the saliency pass failed: {} ({})",
-                                         cudaGetErrorString(error), cudaGetErrorName(error))};
-}
+Status launched(cudaError_t error) { return from_cuda(error, "launching the saliency pass"); }
 
 }  // namespace
 
@@ -56,10 +53,10 @@ Status sum_probes(const ProbeArgs& args, cudaStream_t stream) {
   ZC_TRY(check(args));
   ProbeArgs complete = args;
   if (!args.log_sums) {
-    ZC_TRY(from_cuda(launch_log_sums(args, args.workspace, stream)));
+    ZC_TRY(launched(launch_log_sums(args, args.workspace, stream)));
     complete.log_sums = args.workspace;
   }
-  return from_cuda(launch_probe_sums(complete, stream));
+  return launched(launch_probe_sums(complete, stream));
 }
 
 }  // namespace zipcache::cuda

@@ -163,6 +163,17 @@ ZC_BOTH constexpr int first_half(const TierHeader* headers, int n_tiers) {
   return half;
 }
 
+// Header of a record of `count` 16-bit rows that has room for `room`.
+ZC_BOTH constexpr TierHeader raw_header(int dim, int count, int room) {
+  TierHeader tier = {};
+  tier.count = uint8_t(count);
+  tier.k_bits = tier.v_bits = 16;
+  tier.tiers_and_form = uint8_t(1 | first_half(&tier, 1) << kHalfShift);
+  tier.k_codes = 1;
+  tier.v_codes = uint16_t(1 + units_of(room) * unit_bytes(dim, 16) / 16);
+  return tier;
+}
+
 // What decides where the parts of a layer's records stand.
 struct RecordForm {
   int dim = 0, n_tiers = 0;

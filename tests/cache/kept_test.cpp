@@ -171,6 +171,16 @@ void restore_in_pieces(Cache& cache, int stream, const Kept& kept,
   }
 }
 
+// The rows of two pieces are those of the kept state.
+void expect_pieces(const Kept& kept, const State& start, const State& end) {
+  const State all = rows_of(kept);
+  for (size_t part = 0; part < all.size(); ++part) {
+    State::value_type found = start[part];
+    found.insert(found.end(), end[part].begin(), end[part].end());
+    EXPECT_EQ(found, all[part]) << part;
+  }
+}
+
 // What is written after pieces is a step of its own: else its block would close between two layers,
 // and rows be lost.
 TEST(KeptState, ATextGoesOnAfterPieces) {
@@ -197,13 +207,7 @@ TEST(KeptState, PiecesMayComeInAnyOrder) {
   const Kept kept = keep(*cache, 0, 0, kTokens);
   constexpr int kEnd = kTokens - 200;
   restore_in_pieces(*cache, 1, kept, {{0, 200, kEnd}, {kEnd, 0, 200}});
-  const State all = rows_of(kept), end = read(*cache, 1, 0, kEnd),
-              start = read(*cache, 1, kEnd, 200);
-  for (size_t part = 0; part < all.size(); ++part) {
-    State::value_type found = start[part];
-    found.insert(found.end(), end[part].begin(), end[part].end());
-    EXPECT_EQ(found, all[part]) << part;
-  }
+  expect_pieces(kept, read(*cache, 1, kEnd, 200), read(*cache, 1, 0, kEnd));
 }
 
 // A block of a later layer alone takes no place from the rows of the first.
@@ -214,13 +218,7 @@ TEST(KeptState, LayersMayBePackedOrNot) {
   text.go_on(kTokens, 128);
   const Kept kept = keep(*cache, 0, 0, kTokens);
   restore_in_pieces(*other, 0, kept, {{0, 0, 100}, {107, 100, kTokens - 100}});
-  const State all = rows_of(kept), start = read(*other, 0, 0, 100),
-              end = read(*other, 0, 107, kTokens - 100);
-  for (size_t part = 0; part < all.size(); ++part) {
-    State::value_type found = start[part];
-    found.insert(found.end(), end[part].begin(), end[part].end());
-    EXPECT_EQ(found, all[part]) << part;
-  }
+  expect_pieces(kept, read(*other, 0, 0, 100), read(*other, 0, 107, kTokens - 100));
   const auto outputs = text.go_on(100);
   const auto whole = cache_of(policy, 1, 1024);
   restore(*whole, kept, 0, 0);
