@@ -103,10 +103,13 @@ Result<Pattern> make_pattern(const Policy& asked, const GpuShape& shape) {
   }
   const int n_raw_tokens = policy.window.recent + policy.window.sinks;
   Pattern pattern{RecordSet(shape.d_head, 1, 1, kPatternBlocks + 1),
-                  (n_raw_tokens + 31) / cuda::kRawRecordTokens, 0};
-  std::vector<half> k(size_t(cuda::kRawRecordTokens * shape.d_head)), v(k.size());
-  std::transform(keys.begin(), keys.begin() + ptrdiff_t(k.size()), k.begin(), to_half);
-  std::transform(values.begin(), values.begin() + ptrdiff_t(v.size()), v.begin(), to_half);
+                  (n_raw_tokens + cuda::kRawRecordTokens - 1) / cuda::kRawRecordTokens, 0};
+  const auto raw_rows = [&](const Side& side, const std::vector<float>& rows) {
+    std::vector<half> out(size_t(cuda::kRawRecordTokens * shape.d_head));
+    std::transform(rows.begin(), rows.begin() + ptrdiff_t(out.size()), out.begin(), to_half);
+    return cuda::rows_for_record(side, shape.d_head, cuda::kRawRecordTokens, out.data());
+  };
+  const std::vector<half> k = raw_rows(policy.k, keys), v = raw_rows(policy.v, values);
   for (const int slot : log.order()) {
     const int due[] = {slot};
     const auto packed = pack_blocks({0, due, false, {}, 1}, log, store, arena);
@@ -207,7 +210,7 @@ struct Decoded {
       values.emplace_back();
       cuda::decode_record(dim, pattern.set.bytes(pattern.set.record(0, 0, i)), keys.back(),
                           values.back());
-      if (i < kPatternBlocks && policy.v.rotation == Rotation::Hadamard)
+      if (policy.v.rotation == Rotation::Hadamard)
         hadamard(values.back().data(), int(values.back().size()) / dim, dim, dim);
     }
   }
@@ -391,14 +394,12 @@ class Bench final : public GpuBench {
         out[c] = to_float(found[size_t(head) * dim + c]);
       }
       const size_t list = size_t(head / (shape.n_head / shape.n_head_kv));
-      std::vector<float> turned = own;
       if (policy.k.rotation == Rotation::Hadamard)
-        hadamard(turned.data(), 1, shape.d_head, shape.d_head);
+        hadamard(own.data(), 1, shape.d_head, shape.d_head);
       ExactHead exact(dim);
       for (int i = 0; i < caches.n_records(); ++i) {
         const size_t at = size_t(caches.pattern_index(list, i));
-        exact.add(i < caches.n_packed() ? turned : own, scale(shape), decoded.keys[at],
-                  decoded.values[at]);
+        exact.add(own, scale(shape), decoded.keys[at], decoded.values[at]);
       }
       const double error = worst_head_error(out, exact.result(), shape.d_head);
       if (!(error <= worst)) worst = error;  // NaN too

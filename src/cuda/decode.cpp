@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "cuda/decode_launch.hpp"
 #include "cuda/device_memory.hpp"
@@ -10,7 +11,7 @@
 namespace zipcache::cuda {
 namespace {
 
-constexpr int kFixedShared = 8 * 1024;  // at most, beside the dynamic part
+constexpr int kFixedShared = 4 * 1024;  // at most, beside the dynamic part
 
 Status wrong(std::string_view what, long long found, std::string_view expected) {
   return {Code::BadArgument,
@@ -23,7 +24,8 @@ bool masks(const MaskArgs& mask) {
 
 // What the current device can do.
 struct Device {
-  int processors = 0, shared_bytes = 0;  // shared memory of one block of threads
+  int processors = 0;
+  int block_bytes = 0, processor_bytes = 0;  // shared memory, at most
   bool bulk_copies = false;
 };
 
@@ -35,7 +37,8 @@ Result<Device> current_device() {
     return from_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
   };
   ZC_TRY(ask(found.processors, cudaDevAttrMultiProcessorCount));
-  ZC_TRY(ask(found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  ZC_TRY(ask(found.block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  ZC_TRY(ask(found.processor_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor));
   ZC_TRY(ask(major, cudaDevAttrComputeCapabilityMajor));
   found.bulk_copies = major >= 9;
   return found;
@@ -47,13 +50,20 @@ int tiles_of(const DecodeArgs& args) {
   return two ? 2 : 1;
 }
 
-// The ring, which later holds what warps merge, and then weights and masses of parts beside sums.
-int dynamic_bytes(const DecodeArgs& args) {
-  const int rows = tiles_of(args) * kColumns;
-  const int ring = kStages * kWarps / kSharing * args.max_record_bytes;
-  const int warps = (kWarps + 1) * rows * args.dim * int(sizeof(float));
-  const int merge = rows * ((kWarps + 1) * args.dim + 2 * args.n_items) * int(sizeof(float));
-  return std::max({ring, warps, merge});
+// Slots for records: one for each warp and some for those on their way. More of these made it
+// slower by a few hundredths (H100: docs/gpu.md), although they fit.
+int slots_of(const DecodeArgs& args, const Device& device) {
+  constexpr int kOnTheirWay = 12 * 1024;
+  const int wanted = kWarps + (kOnTheirWay + args.max_record_bytes - 1) / args.max_record_bytes;
+  const auto fitting = [&](int bytes) { return (bytes - kFixedShared) / args.max_record_bytes; };
+  const int n = fitting(device.processor_bytes / kBlocks);
+  return std::min({n >= kWarps ? n : fitting(device.block_bytes), wanted, kMostSlots});
+}
+
+// The slots, which later hold what warps merge.
+int dynamic_bytes(const DecodeArgs& args, int n_slots) {
+  const int sums = kWarps * tiles_of(args) * kColumns * args.dim * int(sizeof(float));
+  return std::max(n_slots * args.max_record_bytes, sums);
 }
 
 Status check(const DecodeArgs& args) {
@@ -74,14 +84,15 @@ Status check(const DecodeArgs& args) {
 Result<Launch> launch_of(DecodeArgs args, const Device& device) {
   ZC_TRY(check(args));
   args.copy_by_threads = args.copy_by_threads || !device.bulk_copies;
-  if (dynamic_bytes(args) + kFixedShared > device.shared_bytes)
-    return wrong("shared memory", dynamic_bytes(args),
-                 fmt::format("at most {} on this GPU: smaller records or fewer items",
-                             device.shared_bytes - kFixedShared));
+  const int n_slots = slots_of(args, device);
+  if (n_slots < 2)
+    return wrong("max_record_bytes", args.max_record_bytes,
+                 fmt::format("at most {} on this GPU", (device.block_bytes - kFixedShared) / 2));
   Launch launch = {};
   launch.args = args;
-  launch.stage_bytes = args.max_record_bytes;
-  launch.dynamic_bytes = dynamic_bytes(args);
+  launch.n_slots = n_slots;
+  launch.slot_bytes = args.max_record_bytes;
+  launch.dynamic_bytes = dynamic_bytes(args, n_slots);
   launch.n_columns = args.group * args.n_queries;
   launch.tiles = tiles_of(args);
   launch.masked = masks(args.mask);
@@ -120,6 +131,10 @@ Status decode_attention(const DecodeArgs& args, cudaStream_t stream) {
     return {
         Code::BadArgument,
         "decode_attention: found a null pointer among pool, records, items, q, out and workspace"};
+  if (!(args.scale > 0) || std::isinf(args.scale))
+    return {
+        Code::BadArgument,
+        fmt::format("decode_attention: found scale = {}, expected a number above 0", args.scale)};
   const Result<Device> device = current_device();
   if (!device.ok()) return device.status();
   const Result<Launch> launch = launch_of(args, *device);

@@ -30,12 +30,10 @@ enum class Number : uint8_t { F16, BF16, F32 };
 struct WorkItem {
   int32_t stream = -1;                     // -1 for an item that is left out
   int32_t first = 0, count = 0;            // of the stream's records
-  int32_t raw = 0;                         // records of 16-bit rows, whose queries are not rotated
   int32_t part_first = 0, part_count = 0;  // items of the stream, whose results are merged
-  int32_t part_packed = 0;                 // of these the first, of packed records
-  int32_t unused = 0;
+  int32_t sharing = 1;                     // warps that share a record: 1, 2 or 4
 };
-static_assert(sizeof(WorkItem) == 32);
+static_assert(sizeof(WorkItem) == 24);
 
 // Everything that may hide a token from a query, or change its score; all of it optional. What is
 // not null or 0 here takes a slower kernel that looks at the place of every token.
@@ -57,13 +55,13 @@ struct DecodeArgs {
   int n_items = 0;
   int max_record_bytes = 0;                     // of all records
   bool v_factors = false;                       // records have factors of channels of values
-  bool k_hadamard = false, v_hadamard = false;  // packed records hold rotated rows
+  bool k_hadamard = false, v_hadamard = false;  // records hold rotated rows, those of 16 bits too
   // Places below visible[s] are seen by the first query of stream s, one more by each further one;
   // null: all.
   const int32_t* visible = nullptr;
   MaskArgs mask;
   const float* sinks = nullptr;  // [query heads] logits that take part in the softmax, or null
-  float scale = 0;               // of the scores
+  float scale = 0;               // of the scores, above 0
   const void* q = nullptr;       // [n_streams, n_queries, n_heads * group, dim]
   void* out = nullptr;           // the same shape
   Number q_type = Number::F16, out_type = Number::F16;
@@ -79,6 +77,8 @@ struct DecodeArgs {
 // records. Pure.
 struct StreamRecords {
   int packed = 0, raw = 0;
+
+  int all() const { return packed + raw; }
 };
 std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_heads,
                                   int n_blocks);

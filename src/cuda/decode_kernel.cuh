@@ -23,7 +23,7 @@ constexpr int kBlockTokens = 128;  // at most, of one record
 struct TierOf {
   int count, k_bits, v_bits, k_exponent, v_exponent;
   int k_params, v_params, k_codes, v_codes, v_factors;  // in bytes from the record's first
-  bool k_by_token;
+  bool k_by_token, is_raw;  // is_raw: 16-bit rows in the order of tokens
 
   // `words` are a TierHeader.
   __device__ __forceinline__ explicit TierOf(uint4 words)
@@ -37,7 +37,8 @@ struct TierOf {
         k_codes((words.z & 0xFFFF) * 16),
         v_codes((words.z >> 16) * 16),
         v_factors((words.w & 0xFFFF) * 16),
-        k_by_token((words.w >> 16 & kKeysByToken) != 0) {}
+        k_by_token((words.w >> 16 & kKeysByToken) != 0),
+        is_raw((words.w >> 16 & kTierMask) == 1 && k_bits == 16 && v_bits == 16) {}
 };
 
 // What a block of threads works on.
@@ -191,7 +192,6 @@ class Warp {
   __device__ Warp(const Launch& launch, const Task& task, const uint8_t* queries,
                   const float* q_sums, float score_scale)
       : launch_(launch),
-        raw_(task.item.raw != 0),
         stream_(task.item.stream),
         head_(task.head),
         first_column_(task.first_column),
@@ -218,12 +218,15 @@ class Warp {
                                       int sharing) {
     const auto* words = reinterpret_cast<const uint4*>(record);
     const int form = int(words[0].w >> 16), n_tiers = form & kTierMask;
-    const int half = form >> kHalfShift & kHalfMask;
-    int begin = share == 0 ? 0 : half, end = share == 0 ? half : kBlockTokens;
-    if (sharing != kSharing) [[unlikely]] {
+    int begin = 0, end = kBlockTokens;
+    if (sharing == 2) {
+      const int half = form >> kHalfShift & kHalfMask;
+      begin = share == 0 ? 0 : half;
+      end = share == 0 ? half : kBlockTokens;
+    } else if (sharing > 2) {
       const int n_units = units_in(words, n_tiers);
-      begin = n_units * share / kWarps;
-      end = n_units * (share + 1) / kWarps;
+      begin = n_units * share / sharing;
+      end = n_units * (share + 1) / sharing;
     }
     if constexpr (kFactors) part_.clear();
     TierOf tier(words[0]);
@@ -232,7 +235,7 @@ class Warp {
       tier = TierOf(words[t]);
       const int after = before + units_of(tier.count);
       const int from = max(begin, before), to = min(end, after);
-      if (from < to) add_units_of(record, entry, tier, before, from - before, to - before);
+      if (from < to) add_tier(record, entry, tier, before, from - before, to - before);
       before = after;
     }
     if constexpr (kFactors) add_with_factors(record + tier.v_factors, tier.v_factors != 0);
@@ -249,67 +252,111 @@ class Warp {
     return n_units;
   }
 
+  __device__ __forceinline__ void add_tier(const uint8_t* record, const Record& entry,
+                                           const TierOf& tier, int before, int unit, int stop) {
+    uint32_t q[kTiles][kF][2];
+    float start[kTiles][4];
+    fold(record + tier.k_params, tier, q, start);
+    if (kFactors && tier.v_bits != 16)
+      part_.take_units(tier.v_bits);
+    else
+      total.take_units(tier.v_bits);
+    const bool hides = (kMasked && launch_.masked) || int(entry.first) + kBlockTokens > base_;
+    // Peaks are raised here, and not where scores are made, because that is seldom and much code.
+    for (;;) {
+      unit = add_until(record, entry, tier, before, unit, stop, hides, q, start);
+      if (unit >= stop) [[likely]]
+        return;
+      raise_peaks();
+    }
+  }
+
   // The pairs of widths that policies have, each with code of its own; others take the last one.
-  __device__ __forceinline__ void add_units_of(const uint8_t* record, const Record& entry,
-                                               const TierOf& tier, int before, int unit, int stop) {
+  // Adds units up to `stop` or one whose scores are too far above the peaks; returns it.
+  __device__ __forceinline__ int add_until(const uint8_t* record, const Record& entry,
+                                           const TierOf& tier, int before, int unit, int stop,
+                                           bool hides, const uint32_t (&q)[kTiles][kF][2],
+                                           const float (&start)[kTiles][4]) {
     switch (tier.k_bits * 32 + tier.v_bits) {
       case 4 * 32 + 4:
-        return add_tier<4, 4>(record, entry, tier, before, unit, stop);
+        return add_run<4, 4>(record, entry, tier, before, unit, stop, hides, q, start);
       case 2 * 32 + 2:
-        return add_tier<2, 2>(record, entry, tier, before, unit, stop);
+        return add_run<2, 2>(record, entry, tier, before, unit, stop, hides, q, start);
       case 4 * 32 + 2:
-        return add_tier<4, 2>(record, entry, tier, before, unit, stop);
+        return add_run<4, 2>(record, entry, tier, before, unit, stop, hides, q, start);
       case 16 * 32 + 16:
-        return add_tier<16, 16>(record, entry, tier, before, unit, stop);
-        [[unlikely]] default : return add_tier<0, 0>(record, entry, tier, before, unit, stop);
+        return add_run<16, 16>(record, entry, tier, before, unit, stop, hides, q, start);
+        [[unlikely]] default
+            : return add_run<0, 0>(record, entry, tier, before, unit, stop, hides, q, start);
     }
   }
 
   // Widths of 0 are looked up in the tier. Units of which every query sees every token take a short
   // way.
   template <int kK, int kV>
-  __device__ __forceinline__ void add_tier(const uint8_t* record, const Record& entry,
-                                           const TierOf& tier, int before, int unit, int stop) {
-    uint32_t q[kTiles][kF][2];
-    float start[kTiles][2];
-    fold(record + tier.k_params, tier, kK ? kK : tier.k_bits, q, start);
-    if (kFactors && tier.v_bits != 16)
-      part_.take_units(tier.v_bits);
-    else
-      total.take_units(tier.v_bits);
-    const bool hides =
-        (kMasked && launch_.masked) || raw_ || int(entry.first) + kBlockTokens > base_;
+  __device__ __forceinline__ int add_run(const uint8_t* record, const Record& entry,
+                                         const TierOf& tier, int before, int unit, int stop,
+                                         bool hides, const uint32_t (&q)[kTiles][kF][2],
+                                         const float (&start)[kTiles][4]) {
     if constexpr (kK != 0 && kK != 16) {
       const int plain = hides || tier.k_by_token ? 0 : stop;
+      if constexpr (kTiles == 1) {
 #pragma unroll 1
-      for (; unit < plain; ++unit)
-        add_unit<kK, kV, true>(record, entry, tier, before, unit, false, q, start);
+        for (; unit + 1 < plain; unit += 2) {
+          if (!add_units<kK, kV, true, 2>(record, entry, tier, before, unit, false, q, start))
+            return unit;
+        }
+      }
+#pragma unroll 1
+      for (; unit < plain; ++unit) {
+        if (!add_units<kK, kV, true, 1>(record, entry, tier, before, unit, false, q, start))
+          return unit;
+      }
     }
-    if (unit >= stop) [[likely]]
-      return;
 #pragma unroll 1
-    for (; unit < stop; ++unit)
-      add_unit<kK, kV, false>(record, entry, tier, before, unit, hides, q, start);
+    for (; unit < stop; ++unit) {
+      if (!add_units<kK, kV, false, 1>(record, entry, tier, before, unit, hides, q, start))
+        return unit;
+    }
+    return unit;
   }
 
-  template <int kK, int kV, bool kPlain>
-  __device__ __forceinline__ void add_unit(const uint8_t* record, const Record& entry,
-                                           const TierOf& tier, int before, int unit, bool hides,
-                                           const uint32_t (&q)[kTiles][kF][2],
-                                           const float (&start)[kTiles][2]) {
-    float scores[kTiles][4];
-    score<kK, kPlain>(record, tier, unit, q, start, scores);
-    if constexpr (!kPlain) {
-      if (hides) hide(entry, tier, unit, before + unit, scores);
+  // kUnits neighbours at once, so that a warp has work while products are on their way. False, and
+  // nothing added, if peaks have to be raised before.
+  template <int kK, int kV, bool kPlain, int kUnits>
+  __device__ __forceinline__ bool add_units(const uint8_t* record, const Record& entry,
+                                            const TierOf& tier, int before, int unit, bool hides,
+                                            const uint32_t (&q)[kTiles][kF][2],
+                                            const float (&start)[kTiles][4]) {
+    // What scores are multiplied with to be logarithms to the base 2.
+    const float units = kPlain ? scale_ * power_of_two(24 + tier.k_exponent) : 1.0f;
+    float scores[kUnits][kTiles][4];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      score<kK, kPlain>(record, tier, unit + u, q, start, scores[u]);
+      if constexpr (!kPlain) {
+        if (hides) hide(entry, tier, unit + u, before + unit + u, scores[u]);
+      }
     }
-    if (tier.count < (unit + 1) * kUnitTokens) hide_filling(tier, unit, scores);
-    uint32_t weights[kTiles][2];
-    weigh(record, tier, unit, kV ? kV : tier.v_bits, scores, weights);
-    if constexpr (kV != 0)
-      sum_values<kV>(record, tier, unit, weights);
-    else
-      with_bits(tier.v_bits,
-                [&](auto bits) { sum_values<decltype(bits)::value>(record, tier, unit, weights); });
+    // Of neighbours, only the last has filling.
+    if (tier.count < (unit + kUnits) * kUnitTokens)
+      hide_filling(tier, unit + kUnits - 1, scores[kUnits - 1]);
+    if (too_high(float(tier.v_exponent), units, scores)) [[unlikely]]
+      return false;
+    uint32_t weights[kUnits][kTiles][2];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+      weigh(record, tier, unit + u, kV ? kV : tier.v_bits, units, scores[u], weights[u]);
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      if constexpr (kV != 0)
+        sum_values<kV>(record, tier, unit + u, weights[u]);
+      else
+        with_bits(tier.v_bits, [&](auto bits) {
+          sum_values<decltype(bits)::value>(record, tier, unit + u, weights[u]);
+        });
+    }
+    return true;
   }
 
   // Where values of a width are summed: 16-bit rows have no factors.
@@ -337,13 +384,13 @@ class Warp {
     }
   }
 
-  // ---- scores, in units of log2
+  // ---- scores: sums of codes times folded queries; times `units` logarithms to the base 2
 
-  // Queries times the steps of keys' channels, and in `start` their scaled products with the
-  // floors.
-  __device__ __forceinline__ void fold(const uint8_t* params, const TierOf& tier, int k_bits,
+  // Queries times the steps of keys' channels, and in `start` their products with the floors, in
+  // units of sums of codes.
+  __device__ __forceinline__ void fold(const uint8_t* params, const TierOf& tier,
                                        uint32_t (&q)[kTiles][kF][2],
-                                       float (&start)[kTiles][2]) const {
+                                       float (&start)[kTiles][4]) const {
     const auto* words = reinterpret_cast<const uint4*>(queries_);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -355,13 +402,15 @@ class Warp {
         q[tile][s + 1][0] = w.z;
         q[tile][s + 1][1] = w.w;
       }
-      start[tile][0] = start[tile][1] = 0;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) start[tile][e] = 0;
     }
-    if (k_bits != 16 && !tier.k_by_token) {
-      multiply_floors(reinterpret_cast<const uint4*>(params + kDim * 2), q, start);
+    if (tier.k_bits != 16 && !tier.k_by_token) {
+      multiply_floors(reinterpret_cast<const uint4*>(params + kDim * 2),
+                      power_of_two(-24 - tier.k_exponent), q, start);
       multiply_steps(reinterpret_cast<const uint4*>(params), tier.k_exponent, q);
     }
-    if (k_bits > 4) return;
+    if (tier.k_bits > 4) return;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -372,9 +421,9 @@ class Warp {
 
   // An operand has floors of fragment s in rows 0 to 7 and of s + 1 in rows 8 to 15, so of its
   // products with either's queries one half is wanted.
-  __device__ __forceinline__ void multiply_floors(const uint4* floors,
+  __device__ __forceinline__ void multiply_floors(const uint4* floors, float factor,
                                                   const uint32_t (&q)[kTiles][kF][2],
-                                                  float (&start)[kTiles][2]) const {
+                                                  float (&start)[kTiles][4]) const {
     float even[kTiles][4] = {}, odd[kTiles][4] = {};
 #pragma unroll
     for (int s = 0; s < kF; s += 2) {
@@ -389,7 +438,8 @@ class Warp {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) start[tile][e] = (even[tile][e] + odd[tile][2 + e]) * scale_;
+      for (int e = 0; e < 2; ++e)
+        start[tile][e] = start[tile][2 + e] = (even[tile][e] + odd[tile][2 + e]) * factor;
     }
   }
 
@@ -418,44 +468,44 @@ class Warp {
   template <int kK, bool kPlain>
   __device__ __forceinline__ void score(const uint8_t* record, const TierOf& tier, int unit,
                                         const uint32_t (&q)[kTiles][kF][2],
-                                        const float (&start)[kTiles][2],
+                                        const float (&start)[kTiles][4],
                                         float (&scores)[kTiles][4]) const {
     if constexpr (kK != 0)
-      multiply_keys<kK>(record + tier.k_codes, unit, q, scores);
+      multiply_keys<kK>(record + tier.k_codes, unit, q, start, scores);
     else
       with_bits(tier.k_bits, [&](auto bits) {
-        multiply_keys<decltype(bits)::value>(record + tier.k_codes, unit, q, scores);
+        multiply_keys<decltype(bits)::value>(record + tier.k_codes, unit, q, start, scores);
       });
+    if constexpr (kPlain) return;
     const bool codes = kK ? kK != 16 : tier.k_bits != 16;
-    if (!kPlain && codes && tier.k_by_token)
-      return take_token_params(record + tier.k_params, unit, scores);
+    if (codes && tier.k_by_token) return take_token_params(record + tier.k_params, unit, scores);
     const float units = codes ? scale_ * power_of_two(24 + tier.k_exponent) : scale_;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        scores[tile][e] = fmaf(scores[tile][e], units, start[tile][e % 2]);
+      for (int e = 0; e < 4; ++e) scores[tile][e] *= units;
     }
   }
 
-  // Two sums side by side, since each product waits for the one before it.
+  // Adds to `start`, in two sums side by side, since each product waits for the one before it.
   template <int kBits>
   __device__ __forceinline__ void multiply_keys(const uint8_t* codes, int unit,
                                                 const uint32_t (&q)[kTiles][kF][2],
+                                                const float (&start)[kTiles][4],
                                                 float (&scores)[kTiles][4]) const {
     float odd[kTiles][4] = {};
+    for_fragments<kBits, kDim>(
+        codes + unit * unit_bytes(kDim, kBits), lane_,
+        [&](int s, uint32_t x, uint32_t x2, uint32_t y, uint32_t y2) {
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) scores[tile][e] = 0;
-    }
-    for_fragments<kBits, kDim>(codes + unit * unit_bytes(kDim, kBits), lane_,
-                               [&](int s, uint32_t x, uint32_t x2, uint32_t y, uint32_t y2) {
-#pragma unroll
-                                 for (int tile = 0; tile < kTiles; ++tile)
-                                   multiply_add(s % 2 ? odd[tile] : scores[tile], x, x2, y, y2,
-                                                q[tile][s][0], q[tile][s][1]);
-                               });
+          for (int tile = 0; tile < kTiles; ++tile) {
+            const auto& own = q[tile][s];
+            if (s == 0)
+              multiply_add(scores[tile], start[tile], x, x2, y, y2, own[0], own[1]);
+            else
+              multiply_add(s % 2 ? odd[tile] : scores[tile], x, x2, y, y2, own[0], own[1]);
+          }
+        });
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -498,20 +548,28 @@ class Warp {
   }
 
   // Place of a token of the record in the stream.
-  __device__ __forceinline__ int place_of(const Record& entry, int in_tier, int in_record) const {
-    const uint8_t* rows = launch_.args.pool + (size_t(entry.at) + entry.size) * 16;
-    return int(entry.first) + (raw_ ? in_tier : int(rows[in_record]));
+  __device__ __forceinline__ int place_of(const Record& entry, const TierOf& tier, int in_tier,
+                                          int in_record) const {
+    const uint8_t* rows = rows_of(entry, tier);
+    return int(entry.first) + (rows ? int(rows[in_record]) : in_tier);
+  }
+
+  // Places of the record's tokens behind its first one, in the order of tiers; null for 16-bit
+  // rows, which follow each other.
+  __device__ __forceinline__ const uint8_t* rows_of(const Record& entry, const TierOf& tier) const {
+    if (tier.is_raw) return nullptr;
+    return launch_.args.pool + (size_t(entry.at) + entry.size) * 16;
   }
 
   __device__ __forceinline__ void hide(const Record& entry, const TierOf& tier, int unit,
                                        int unit_of_record, float (&scores)[kTiles][4]) const {
-    if (kMasked && !raw_ && !launch_.masked && int(entry.first) + kBlockTokens <= base_) return;
+    if (kMasked && !launch_.masked && int(entry.first) + kBlockTokens <= base_) return;
     if constexpr (kMasked) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int token = row_ + 8 * r, in_tier = unit * kUnitTokens + token;
         if (in_tier >= tier.count) continue;
-        const int place = place_of(entry, in_tier, unit_of_record * kUnitTokens + token);
+        const int place = place_of(entry, tier, in_tier, unit_of_record * kUnitTokens + token);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -519,11 +577,10 @@ class Warp {
         }
       }
     } else {
-      const uint8_t* rows = raw_ ? nullptr
-                                 : launch_.args.pool + (size_t(entry.at) + entry.size) * 16 +
-                                       unit_of_record * kUnitTokens;
+      const uint8_t* rows = rows_of(entry, tier);
       const uint32_t hidden = later_than_queries(
-          rows, int(entry.first) - base_ + (raw_ ? unit * kUnitTokens : 0),
+          rows ? rows + unit_of_record * kUnitTokens : nullptr,
+          int(entry.first) - base_ + (rows ? 0 : unit * kUnitTokens),
           tier.count - unit * kUnitTokens, first_column_, launch_.args.group, kTiles * 4);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
@@ -562,7 +619,7 @@ class Warp {
   // Scores become weights exp2(score - peak) times the step of their token, as operands of the
   // next product.
   __device__ __forceinline__ void weigh(const uint8_t* record, const TierOf& tier, int unit,
-                                        int v_bits, const float (&scores)[kTiles][4],
+                                        int v_bits, float units, const float (&scores)[kTiles][4],
                                         uint32_t (&weights)[kTiles][2]) {
     float2 params[2] = {{1, 0}, {1, 0}};  // step and floor of this lane's tokens
     if (v_bits != 16) {
@@ -571,13 +628,12 @@ class Warp {
       params[0] = __half22float2(pairs[0]);
       params[1] = __half22float2(pairs[8]);
     }
-    raise_peaks(float(tier.v_exponent), scores);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       float w[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float p = fast_exp2(scores[tile][e] - peak[tile][e % 2]);
+        const float p = fast_exp2(fmaf(scores[tile][e], units, -peak[tile][e % 2]));
         mass[tile][e % 2] += p;
         floors[tile][e % 2] = fmaf(p, params[e / 2].y, floors[tile][e % 2]);
         w[e] = p * params[e / 2].x;
@@ -587,28 +643,36 @@ class Warp {
     }
   }
 
-  // Peaks are of scores plus log2 of a bound of the tokens' steps, so that weights times steps stay
-  // 16-bit numbers whatever the values' size.
-  __device__ __forceinline__ void raise_peaks(float step_exponent,
-                                              const float (&scores)[kTiles][4]) {
-    float top[kTiles][2];
+  // Whether scores exceed peaks by too much; `top_` are the largest of this lane. Peaks are of
+  // scores plus log2 of a bound of the tokens' steps, so that weights times steps stay 16-bit
+  // numbers whatever the values' size.
+  template <int kUnits>
+  __device__ __forceinline__ bool too_high(float step_exponent, float units,
+                                           const float (&scores)[kUnits][kTiles][4]) {
     bool above = false;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        top[tile][e] = fmaxf(scores[tile][e], scores[tile][2 + e]) + step_exponent;
-        above = above || top[tile][e] > peak[tile][e] + (kHeadroom + kSlack);
+        float best = fmaxf(scores[0][tile][e], scores[0][tile][2 + e]);
+#pragma unroll
+        for (int u = 1; u < kUnits; ++u)
+          best = fmaxf(best, fmaxf(scores[u][tile][e], scores[u][tile][2 + e]));
+        top_[tile][e] = fmaf(best, units, step_exponent);
+        above = above || top_[tile][e] > peak[tile][e] + (kHeadroom + kSlack);
       }
     }
-    if (!__any_sync(~0u, above)) [[likely]]
-      return;
+    return __any_sync(~0u, above);
+  }
+
+  // Above all of `top_` less kHeadroom, and what was summed in units of the new peaks.
+  __device__ __forceinline__ void raise_peaks() {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       float shrink[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        float best = top[tile][e];
+        float best = top_[tile][e];
 #pragma unroll
         for (int step = 4; step < kLanes; step *= 2)
           best = fmaxf(best, __shfl_xor_sync(~0u, best, step));
@@ -711,13 +775,13 @@ class Warp {
   }
 
   const Launch& launch_;
-  const bool raw_;
   const int stream_, head_, first_column_;
   const uint8_t* queries_;
   const float* q_sums_;
   const float scale_;
   const int lane_, row_, pair_;
   int base_;
+  float top_[kTiles][2];      // of the scores that were last too high
   Total<kDim, kTiles> part_;  // of the record at hand, where values have factors of channels
 };
 
@@ -738,7 +802,7 @@ __device__ __forceinline__ void rotate(float (&x)[kDim / kLanes], int lane) {
       x[i + width] = a - b;
     }
   }
-#pragma unroll
+#pragma unroll 1
   for (int step = 1; step < kLanes; step *= 2) {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
@@ -751,14 +815,19 @@ __device__ __forceinline__ void rotate(float (&x)[kDim / kLanes], int lane) {
   for (int i = 0; i < kOwn; ++i) x[i] *= norm;
 }
 
-__device__ __forceinline__ float number_at(const void* numbers, Number type, size_t i) {
+// A number's bits, which turn into it later: so nothing waits for them here.
+__device__ __forceinline__ uint32_t bits_at(const void* numbers, Number type, size_t i) {
+  return type == Number::F32 ? static_cast<const uint32_t*>(numbers)[i]
+                             : static_cast<const uint16_t*>(numbers)[i];
+}
+__device__ __forceinline__ float number_of(uint32_t bits, Number type) {
   switch (type) {
     case Number::F16:
-      return __half2float(static_cast<const __half*>(numbers)[i]);
+      return __half2float(__ushort_as_half(uint16_t(bits)));
     case Number::BF16:
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(numbers)[i]);
+      return __uint_as_float(bits << 16);
     default:
-      return static_cast<const float*>(numbers)[i];
+      return __uint_as_float(bits);
   }
 }
 
@@ -789,35 +858,52 @@ template <int kDim, int kTiles>
 struct Shared {
   static constexpr int kRows = kTiles * kColumns;
   uint4 queries[kTiles * kFragments<kDim> / 2 * kLanes];  // operands of products with keys
-  float (*rows)[kDim];                                    // results, in dynamic memory
   float q_sums[kRows];
   float largest[kWarps];
   float peaks[kWarps][kRows], masses[kWarps][kRows];
-  float mass[kRows], peak[kRows];
-  uint64_t full[kStages * kWarps / kSharing];
-  alignas(16) Record entries[kStages * kWarps / kSharing];
-  int readers[kStages * kWarps / kSharing];
+  uint64_t full[kMostSlots];
+  alignas(16) Record entries[kMostSlots];
+  int readers[kMostSlots];
   int last;
 };
 
-// Queries as operands, multiplied with a power of two that brings the largest to 32 or above and
-// below 64. Returns what scores have to be multiplied with, in units of log2.
+// Query rows of which a warp has each kWarps-th one, and a lane kDim / 32 neighbours of it.
 template <int kDim, int kTiles>
-__device__ float load_queries(const Launch& launch, const Task& task,
-                              Shared<kDim, kTiles>& shared) {
-  constexpr int kOwn = kDim / kLanes, kRows = kTiles * kColumns, kOwnRows = kRows / kWarps;
+struct Queries {
+  static constexpr int kOwn = kDim / kLanes, kRows = kTiles * kColumns, kOwnRows = kRows / kWarps;
+  uint32_t bits[kOwnRows][kOwn] = {};
+
+  __device__ __forceinline__ Queries(const Launch& launch, const Task& task) {
+    const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
+#pragma unroll
+    for (int i = 0; i < kOwnRows; ++i) {
+      const int row = warp + i * kWarps;
+      if (row >= task.n_columns) continue;
+      const size_t start = row_start(launch, task, task.first_column + row) + size_t(lane * kOwn);
+#pragma unroll
+      for (int c = 0; c < kOwn; ++c)
+        bits[i][c] = bits_at(launch.args.q, launch.args.q_type, start + size_t(c));
+    }
+  }
+};
+
+// Queries become operands, multiplied with a power of two that brings the largest to 32 or above
+// and below 64. Returns what scores have to be multiplied with, in units of log2.
+template <int kDim, int kTiles>
+__device__ float share_queries(const Launch& launch, const Task& task,
+                               const Queries<kDim, kTiles>& queries, Shared<kDim, kTiles>& shared) {
+  using Rows = Queries<kDim, kTiles>;
+  constexpr int kOwn = Rows::kOwn, kOwnRows = Rows::kOwnRows;
   const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
-  float x[kOwnRows][kOwn] = {};
+  float x[kOwnRows][kOwn];
   float largest = 0;
 #pragma unroll
   for (int i = 0; i < kOwnRows; ++i) {
     const int row = warp + i * kWarps;
-    if (row >= task.n_columns) continue;
-    const size_t start = row_start(launch, task, task.first_column + row) + size_t(lane * kOwn);
 #pragma unroll
-    for (int c = 0; c < kOwn; ++c)
-      x[i][c] = number_at(launch.args.q, launch.args.q_type, start + size_t(c));
-    if (launch.args.k_hadamard && !task.item.raw) rotate<kDim>(x[i], lane);
+    for (int c = 0; c < kOwn; ++c) x[i][c] = number_of(queries.bits[i][c], launch.args.q_type);
+    if (row >= task.n_columns) continue;
+    if (launch.args.k_hadamard) rotate<kDim>(x[i], lane);
 #pragma unroll
     for (int c = 0; c < kOwn; ++c) largest = fmaxf(largest, fabsf(x[i][c]));
   }
@@ -853,119 +939,183 @@ __device__ float load_queries(const Launch& launch, const Task& task,
 
 // ---- records on their way to shared memory
 
-// Groups of warps share records, each with a ring of its own; the last warp that has read a record
-// asks for the one that takes its place.
+// Record i of the item stands in slot i modulo their number, and is asked for when the one before
+// it in the slot was read. Groups of warps that share records take these in turn.
 template <int kDim, int kTiles>
 class Ring {
  public:
-  __device__ Ring(const DecodeArgs& args, const Record* records, int count, uint8_t* memory,
-                  int stage_bytes, Shared<kDim, kTiles>& shared)
-      : args_(args),
-        records_(records),
-        count_(count),
-        stage_bytes_(stage_bytes),
+  __device__ Ring(const Launch& launch, const Task& task, const Record* records, uint8_t* memory,
+                  Shared<kDim, kTiles>& shared)
+      : launch_(launch),
+        records_(reinterpret_cast<const uint4*>(records)),
+        count_(task.item.count),
+        sharing_(task.item.sharing),
+        memory_(memory),
         shared_(shared),
         warp_(int(threadIdx.x) / kLanes),
-        lane_(int(threadIdx.x) % kLanes),
-        sharing_(count == 1 ? kWarps : kSharing),
-        memory_(memory + warp_ / sharing_ * kStages * stage_bytes),
-        stages_(warp_ / sharing_ * kStages) {}
+        lane_(int(threadIdx.x) % kLanes) {}
 
-  // By all threads of the block.
+  // Asks for the first records; others than the asking warp may wait for these after a barrier of
+  // the block.
   __device__ void begin() const {
-    if (threadIdx.x == 0) {
-      for (int stage = 0; stage < kStages * kGroups; ++stage) {
-        open_barrier(&shared_.full[stage], 1);
-        shared_.readers[stage] = 0;
-      }
-      fence_barriers();
-    }
-    __syncthreads();
-    if (warp_ % sharing_ != 0 || lane_ != 0) return;
-    for (int i = 0; i < kStages; ++i) {
-      if (number_of(i) < count_) ask(i, reinterpret_cast<const uint4*>(records_)[number_of(i)]);
-    }
+    if (warp_ != 0 || lane_ >= launch_.n_slots) return;
+    uint4 entry = {};
+    if (lane_ < count_) entry = records_[lane_];
+    open_barrier(&shared_.full[lane_], 1);
+    shared_.readers[lane_] = 0;
+    fence_barriers();
+    if (lane_ < count_) ask(lane_, lane_, entry);
   }
 
   template <class Work>
   __device__ void run(Work& work) const {
-    for (int i = 0; number_of(i) < count_; ++i) {
+    const int shift = __ffs(sharing_) - 1;  // of a power of two
+    const int group = warp_ >> shift, n_groups = kWarps >> shift;
+    int slot = 0, parity = 0;
+    const auto forward = [&](int n) {
+      slot += n;
+      while (slot >= launch_.n_slots) {
+        slot -= launch_.n_slots;
+        parity ^= 1;
+      }
+    };
+    forward(group);
+    for (int i = group; i < count_; i += n_groups) {
       uint4 next = {};  // a Record, on its way while this one is worked on
-      const bool more = number_of(i + kStages) < count_;
-      if (more && lane_ == 0)
-        next = reinterpret_cast<const uint4*>(records_)[number_of(i + kStages)];
-      const int stage = i % kStages;
-      wait_phase(&shared_.full[stages_ + stage], i / kStages % 2);
-      work.add(memory_ + stage * stage_bytes_, shared_.entries[stages_ + stage], warp_ % sharing_,
+      const bool more = i + launch_.n_slots < count_;
+      if (more && lane_ == 0) next = records_[i + launch_.n_slots];
+      wait_for(i, slot, parity);
+      work.add(memory_ + slot * launch_.slot_bytes, shared_.entries[slot], warp_ & (sharing_ - 1),
                sharing_);
       __syncwarp();
-      if (more && lane_ == 0 && last_reader(stages_ + stage)) ask(i + kStages, next);
+      if (more && lane_ == 0 && last_reader(slot)) ask(i + launch_.n_slots, slot, next);
+      forward(n_groups);
     }
   }
 
  private:
-  static constexpr int kGroups = kWarps / kSharing;
-
-  // The i-th record of this group.
-  __device__ int number_of(int i) const { return warp_ / sharing_ + i * (kWarps / sharing_); }
-
-  __device__ void ask(int i, uint4 entry) const {
-    const int stage = i % kStages;
+  // Record i, into a slot that nothing reads any more.
+  __device__ void ask(int i, int slot, uint4 entry) const {
     const uint32_t bytes = (entry.y & 0xFFFF) * 16;
-    *reinterpret_cast<uint4*>(&shared_.entries[stages_ + stage]) = entry;
-    arrive_expecting(&shared_.full[stages_ + stage], bytes);
-    copy_bulk(memory_ + stage * stage_bytes_, args_.pool + size_t(entry.x) * 16, bytes,
-              &shared_.full[stages_ + stage]);
+    entry.y = uint32_t(i) << 16 | (entry.y & 0xFFFF);
+    *reinterpret_cast<uint4*>(&shared_.entries[slot]) = entry;
+    arrive_expecting(&shared_.full[slot], bytes);
+    copy_bulk(memory_ + slot * launch_.slot_bytes, launch_.args.pool + size_t(entry.x) * 16, bytes,
+              &shared_.full[slot]);
   }
 
-  __device__ bool last_reader(int stage) const {
-    // Of a power of two of warps.
-    return (add_in_order(&shared_.readers[stage], 1) & (sharing_ - 1)) == sharing_ - 1;
+  // A barrier tells two neighbouring phases apart, no more; so record i has to be asked for before
+  // its phase is waited for, since whoever reads the one before it in the slot may be late.
+  __device__ void wait_for(int i, int slot, int parity) const {
+    const volatile uint16_t& asked = shared_.entries[slot].number;
+    while (asked != uint16_t(i)) __nanosleep(20);
+    wait_phase(&shared_.full[slot], parity);
   }
 
-  const DecodeArgs& args_;
-  const Record* records_;
-  const int count_, stage_bytes_;
-  Shared<kDim, kTiles>& shared_;
-  const int warp_, lane_, sharing_;
+  __device__ bool last_reader(int slot) const {
+    return sharing_ == 1 ||
+           (add_in_order(&shared_.readers[slot], 1) & (sharing_ - 1)) == sharing_ - 1;
+  }
+
+  const Launch& launch_;
+  const uint4* records_;
+  const int count_, sharing_;
   uint8_t* memory_;
-  const int stages_;
+  Shared<kDim, kTiles>& shared_;
+  const int warp_, lane_;
 };
 
-// The way of cards without bulk copies: the computing threads copy too.
+// The way of cards without bulk copies: the computing threads copy too, as many records at once as
+// half of the slots hold.
 template <int kDim, bool kFactors, int kTiles, bool kMasked>
-__device__ void copy_and_compute(Warp<kDim, kFactors, kTiles, kMasked>& work,
-                                 const DecodeArgs& args, const Record* records, int count,
-                                 uint8_t* memory, int stage_bytes) {
-  constexpr int kAtOnce = kWarps / kSharing;
-  const auto place = [&](int r) { return memory + r % (kStages * kAtOnce) * stage_bytes; };
+__device__ void copy_and_compute(Warp<kDim, kFactors, kTiles, kMasked>& work, const Launch& launch,
+                                 const Task& task, const Record* records, uint8_t* memory) {
+  const int count = task.item.count;
+  const int at_once = launch.n_slots >= 2 * kWarps ? kWarps : launch.n_slots >= kWarps ? 2 : 1;
+  const int sharing = kWarps / at_once;
+  const auto place = [&](int r) { return memory + r % (2 * at_once) * launch.slot_bytes; };
   const auto issue = [&](int r) {
     if (r < count) {
       const Record entry = records[r];
-      const uint8_t* from = args.pool + size_t(entry.at) * 16;
+      const uint8_t* from = launch.args.pool + size_t(entry.at) * 16;
       for (int i = int(threadIdx.x); i < entry.size; i += kThreads)
         copy_16(place(r) + i * 16, from + i * 16);
     }
     commit_copies();
   };
   const int warp = int(threadIdx.x) / kLanes;
-  for (int r = 0; r < kAtOnce; ++r) issue(r);
-  for (int r = 0; r < count; r += kAtOnce) {
+  for (int r = 0; r < at_once; ++r) issue(r);
+  for (int r = 0; r < count; r += at_once) {
     wait_copies<0>();
     __syncthreads();
-    for (int i = 0; i < kAtOnce; ++i) issue(r + kAtOnce + i);
-    const int own = r + warp / kSharing;
-    if (own < count) work.add(place(own), records[own], warp % kSharing, kSharing);
+    for (int i = 0; i < at_once; ++i) issue(r + at_once + i);
+    const int own = r + warp / sharing;
+    if (own < count) work.add(place(own), records[own], warp % sharing, sharing);
   }
   wait_copies<0>();
 }
 
 // ---- results
 
-// Sums of all warps of a block of threads into shared.rows, peak and mass. `space` [kWarps, rows,
-// kDim] may be the ring.
+template <int kOwn>
+__device__ __forceinline__ void load_floats(const float* from, float (&x)[kOwn]) {
+  if constexpr (kOwn == 2) {
+    const float2 both = __ldcg(reinterpret_cast<const float2*>(from));
+    x[0] = both.x;
+    x[1] = both.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kOwn; i += 4) {
+      const float4 four = __ldcg(reinterpret_cast<const float4*>(from + i));
+      x[i] = four.x;
+      x[i + 1] = four.y;
+      x[i + 2] = four.z;
+      x[i + 3] = four.w;
+    }
+  }
+}
+
+// What a warp merges of one query row: a lane has kDim / 32 neighbouring channels of the sums.
+template <int kDim>
+struct Row {
+  static constexpr int kOwn = kDim / kLanes;
+  float sums[kOwn] = {};
+  float peak = kLowest, mass = 0;
+
+  // Adds n partial results; `load(i, peak, mass, x)` gets one.
+  template <int kAtOnce, class Load>
+  __device__ __forceinline__ void add(int n, Load&& load) {
+#pragma unroll 1
+    for (int first = 0; first < n; first += kAtOnce) {
+      float peaks[kAtOnce], masses[kAtOnce], x[kAtOnce][kOwn] = {};
+      float best = peak;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        peaks[i] = kLowest;
+        masses[i] = 0;
+        if (first + i < n) load(first + i, peaks[i], masses[i], x[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) best = fmaxf(best, peaks[i]);
+      const float shrink = fast_exp2(peak - best);
+      peak = best;
+      mass *= shrink;
+#pragma unroll
+      for (int c = 0; c < kOwn; ++c) sums[c] *= shrink;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float weight = fast_exp2(peaks[i] - best);
+        mass = fmaf(masses[i], weight, mass);
+#pragma unroll
+        for (int c = 0; c < kOwn; ++c) sums[c] = fmaf(x[i][c], weight, sums[c]);
+      }
+    }
+  }
+};
+
+// Sums of all warps into `space` [kWarps, rows, kDim] and shared peaks and masses.
 template <int kDim, int kTiles, class Work>
-__device__ void merge_warps(Work& work, int n_rows, float* space, Shared<kDim, kTiles>& shared) {
+__device__ void share_sums(Work& work, int n_rows, float* space, Shared<kDim, kTiles>& shared) {
   constexpr int kRows = kTiles * kColumns;
   const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
   const float x = power_of_two(work.total.x_exponent), y = power_of_two(work.total.y_exponent);
@@ -994,26 +1144,6 @@ __device__ void merge_warps(Work& work, int n_rows, float* space, Shared<kDim, k
     }
   }
   __syncthreads();
-  for (int i = int(threadIdx.x); i < n_rows * kDim / 4; i += kThreads) {
-    const int row = i / (kDim / 4), at = i % (kDim / 4) * 4;
-    float peak = kLowest, mass = 0;
-    float4 sum = {};
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) peak = fmaxf(peak, shared.peaks[w][row]);
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const float weight = fast_exp2(shared.peaks[w][row] - peak);
-      mass = fmaf(shared.masses[w][row], weight, mass);
-      add_scaled(sum, *reinterpret_cast<const float4*>(space + (w * kRows + row) * kDim + at),
-                 weight);
-    }
-    *reinterpret_cast<float4*>(&shared.rows[row][at]) = sum;
-    if (at == 0) {
-      shared.peak[row] = peak;
-      shared.mass[row] = mass;
-    }
-  }
-  __syncthreads();
 }
 
 template <int kDim>
@@ -1024,132 +1154,93 @@ __device__ float* part_of(const Launch& launch, int item, int head, int column) 
   return launch.parts + row * (kRowFloats + kDim);
 }
 
-// Merges the results of all items of the stream into shared.rows (of packed records) and `raw`.
-// `weights` has room for two numbers of each part and row.
-template <int kDim, int kTiles>
-__device__ void merge_parts(const Launch& launch, const Task& task, float* raw, float* weights,
-                            Shared<kDim, kTiles>& shared) {
-  const int first = task.item.part_first, n = task.item.part_count;
-  const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
-  float* masses = weights + n * task.n_columns;
-  for (int i = int(threadIdx.x); i < n * task.n_columns; i += kThreads) {
-    const int part = first + i / task.n_columns, column = task.first_column + i % task.n_columns;
-    const float2 own =
-        __ldcg(reinterpret_cast<const float2*>(part_of<kDim>(launch, part, task.head, column)));
-    weights[i] = own.x;
-    masses[i] = own.y;
-  }
-  __syncthreads();
-  for (int row = warp; row < task.n_columns; row += kWarps) {
-    float peak = kLowest, mass = 0;
-    for (int i = lane; i < n; i += kLanes) peak = fmaxf(peak, weights[i * task.n_columns + row]);
-#pragma unroll
-    for (int step = 1; step < kLanes; step *= 2)
-      peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, step));
-    for (int i = lane; i < n; i += kLanes) {
-      float& own = weights[i * task.n_columns + row];
-      own = fast_exp2(own - peak);
-      mass = fmaf(masses[i * task.n_columns + row], own, mass);
-    }
-#pragma unroll
-    for (int step = 1; step < kLanes; step *= 2) mass += __shfl_xor_sync(~0u, mass, step);
-    if (lane == 0) {
-      shared.peak[row] = peak;
-      shared.mass[row] = mass;
-    }
-  }
-  __syncthreads();
-  for (int i = int(threadIdx.x); i < task.n_columns * kDim / 4; i += kThreads) {
-    const int row = i / (kDim / 4), at = i % (kDim / 4) * 4;
-    const auto sum_of = [&](int begin, int end) {
-      float4 sum = {};
-#pragma unroll 16
-      for (int p = begin; p < end; ++p) {
-        const float* part = part_of<kDim>(launch, first + p, task.head, task.first_column + row);
-        add_scaled(sum, __ldcg(reinterpret_cast<const float4*>(part + kRowFloats + at)),
-                   weights[p * task.n_columns + row]);
-      }
-      return sum;
-    };
-    const float4 packed = sum_of(0, task.item.part_packed), own = sum_of(task.item.part_packed, n);
-    *reinterpret_cast<float4*>(&shared.rows[row][at]) = packed;
-    *reinterpret_cast<float4*>(raw + row * kDim + at) = own;
-  }
-  __syncthreads();
-}
-
-// Turns sums over packed values back, adds those over raw ones and stores the quotient.
-template <int kDim, int kTiles>
-__device__ void store_rows(const Launch& launch, const Task& task, const float* raw,
-                           Shared<kDim, kTiles>& shared) {
-  constexpr int kOwn = kDim / kLanes;
+// Turns sums back, divides them and stores them.
+template <int kDim>
+__device__ __forceinline__ void store_row(const Launch& launch, const Task& task, int column,
+                                          Row<kDim>& row) {
+  constexpr int kOwn = Row<kDim>::kOwn;
   const DecodeArgs& args = launch.args;
-  const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
-  for (int row = warp; row < task.n_columns; row += kWarps) {
-    float x[kOwn];
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) x[i] = shared.rows[row][lane * kOwn + i];
-    if (args.v_hadamard) rotate<kDim>(x, lane);
-    const int column = task.first_column + row;
-    float peak = shared.peak[row], mass = shared.mass[row], scale = 1;
-    if (args.sinks) {
-      const float sink = args.sinks[task.head * args.group + column % args.group] * kLog2E;
-      const float before = peak;
-      peak = fmaxf(peak, sink);
-      scale = exp2f(before - peak);
-      mass = mass * scale + exp2f(sink - peak);
-    }
-    const size_t start = row_start(launch, task, column);
-    if (args.log_sums && lane == 0)
-      args.log_sums[start / size_t(args.dim)] = (peak + log2f(mass)) / kLog2E;
-    scale = mass > 0 ? scale / mass : 0.0f;
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i)
-      store_number(args.out, args.out_type, start + size_t(lane * kOwn + i),
-                   (x[i] + raw[row * kDim + lane * kOwn + i]) * scale);
+  const int lane = int(threadIdx.x) % kLanes;
+  if (args.v_hadamard) rotate<kDim>(row.sums, lane);
+  float peak = row.peak, mass = row.mass, scale = 1;
+  if (args.sinks) {
+    const float sink = args.sinks[task.head * args.group + column % args.group] * kLog2E;
+    peak = fmaxf(row.peak, sink);
+    scale = exp2f(row.peak - peak);
+    mass = mass * scale + exp2f(sink - peak);
   }
+  const size_t start = row_start(launch, task, column);
+  if (args.log_sums && lane == 0)
+    args.log_sums[start / size_t(args.dim)] = (peak + log2f(mass)) / kLog2E;
+  scale = mass > 0 ? scale / mass : 0.0f;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i)
+    store_number(args.out, args.out_type, start + size_t(lane * kOwn + i), row.sums[i] * scale);
 }
 
-template <int kDim, int kTiles>
-__device__ void finish(const Launch& launch, const Task& task, float* space,
-                       Shared<kDim, kTiles>& shared) {
-  constexpr int kRows = kTiles * kColumns;
-  float* raw = space;  // [kRows, kDim]
-  if (task.item.part_count <= 1) {
-    for (int i = int(threadIdx.x); i < task.n_columns * kDim; i += kThreads) {
-      float& sum = shared.rows[i / kDim][i % kDim];
-      raw[i] = task.item.raw ? sum : 0.0f;
-      if (task.item.raw) sum = 0;
-    }
-    __syncthreads();
-    return store_rows<kDim>(launch, task, raw, shared);
+// Stores a block's results as a part, and says whether it was the stream's and head's last one.
+template <int kDim, int kTiles, class Merged>
+__device__ __forceinline__ bool last_part(const Launch& launch, const Task& task, Merged&& merged,
+                                          Shared<kDim, kTiles>& shared) {
+  constexpr int kOwn = Row<kDim>::kOwn;
+  const WorkItem& item = task.item;
+  const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
+  for (int r = warp; r < task.n_columns; r += kWarps) {
+    const Row<kDim> row = merged(r);
+    float* part = part_of<kDim>(launch, int(blockIdx.x), task.head, task.first_column + r);
+    if (lane == 0) __stcg(reinterpret_cast<float2*>(part), float2{row.peak, row.mass});
+#pragma unroll
+    for (int c = 0; c < kOwn; ++c) __stcg(part + kRowFloats + lane * kOwn + c, row.sums[c]);
   }
-  for (int i = int(threadIdx.x); i < task.n_columns * kDim / 4; i += kThreads) {
-    const int row = i / (kDim / 4), at = i % (kDim / 4) * 4;
-    float* part = part_of<kDim>(launch, int(blockIdx.x), task.head, task.first_column + row);
-    __stcg(reinterpret_cast<float4*>(part + kRowFloats + at),
-           *reinterpret_cast<const float4*>(&shared.rows[row][at]));
-    if (at == 0)
-      __stcg(reinterpret_cast<float2*>(part), float2{shared.peak[row], shared.mass[row]});
-  }
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    int* ticket = launch.tickets +
-                  (task.item.stream * launch.args.n_heads + task.head) * int(gridDim.z) +
-                  int(blockIdx.z);
-    shared.last = atomicAdd(ticket, 1) == task.item.part_count - 1;
+    const int number = item.stream * launch.args.n_heads + task.head;
+    int* ticket = launch.tickets + number * int(gridDim.z) + int(blockIdx.z);
+    shared.last = add_in_order_of_device(ticket, 1) == item.part_count - 1;
     if (shared.last) *ticket = 0;  // for the next launch
-    __threadfence();
   }
   __syncthreads();
-  if (!shared.last) return;
-  merge_parts<kDim>(launch, task, raw, space + (kWarps + 1) * kRows * kDim, shared);
-  store_rows<kDim>(launch, task, raw, shared);
+  return shared.last;
+}
+
+template <int kDim, int kTiles>
+__device__ void finish(const Launch& launch, const Task& task, const float* space,
+                       Shared<kDim, kTiles>& shared) {
+  constexpr int kRows = kTiles * kColumns, kOwn = Row<kDim>::kOwn;
+  const WorkItem& item = task.item;
+  const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
+  const auto of_warps = [&](int r) {
+    Row<kDim> row;
+    row.template add<kWarps>(kWarps, [&](int w, float& peak, float& mass, float(&x)[kOwn]) {
+      peak = shared.peaks[w][r];
+      mass = shared.masses[w][r];
+#pragma unroll
+      for (int c = 0; c < kOwn; ++c) x[c] = space[(w * kRows + r) * kDim + lane * kOwn + c];
+    });
+    return row;
+  };
+  const auto of_parts = [&](int r) {
+    Row<kDim> row;
+    row.template add<8>(item.part_count, [&](int p, float& peak, float& mass, float(&x)[kOwn]) {
+      const float* part =
+          part_of<kDim>(launch, item.part_first + p, task.head, task.first_column + r);
+      const float2 own = __ldcg(reinterpret_cast<const float2*>(part));
+      peak = own.x;
+      mass = own.y;
+      load_floats(part + kRowFloats + lane * kOwn, x);
+    });
+    return row;
+  };
+  const bool parts = item.part_count > 1;
+  if (parts && !last_part<kDim, kTiles>(launch, task, of_warps, shared)) return;
+  for (int r = warp; r < task.n_columns; r += kWarps) {
+    Row<kDim> row = parts ? of_parts(r) : of_warps(r);
+    store_row<kDim>(launch, task, task.first_column + r, row);
+  }
 }
 
 template <int kDim, bool kFactors, int kTiles, bool kMasked, bool kBulk>
-__global__ void __launch_bounds__(kThreads, kDim* kTiles <= 128 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     decode_kernel(const __grid_constant__ Launch launch) {
   extern __shared__ __align__(128) uint8_t dynamic[];
   __shared__ Shared<kDim, kTiles> shared;
@@ -1164,21 +1255,20 @@ __global__ void __launch_bounds__(kThreads, kDim* kTiles <= 128 ? 3 : 2)
       args.records +
       size_t(task.item.stream * args.n_heads + task.head) * size_t(args.record_stride) +
       task.item.first;
-  const Ring<kDim, kTiles> ring(args, records, task.item.count, dynamic, launch.stage_bytes,
-                                shared);
+  // Before records, which would be in their way.
+  Queries<kDim, kTiles> queries(launch, task);
+  const Ring<kDim, kTiles> ring(launch, task, records, dynamic, shared);
   if constexpr (kBulk) ring.begin();
-  const float scale = load_queries<kDim, kTiles>(launch, task, shared);
+  const float scale = share_queries<kDim, kTiles>(launch, task, queries, shared);
   Warp<kDim, kFactors, kTiles, kMasked> work(
       launch, task, reinterpret_cast<const uint8_t*>(shared.queries), shared.q_sums, scale);
   if constexpr (kBulk)
     ring.run(work);
   else
-    copy_and_compute(work, args, records, task.item.count, dynamic, launch.stage_bytes);
+    copy_and_compute(work, launch, task, records, dynamic);
   __syncthreads();
   auto* space = reinterpret_cast<float*>(dynamic);
-  if (threadIdx.x == 0)
-    shared.rows = reinterpret_cast<float(*)[kDim]>(space + kWarps * kTiles * kColumns * kDim);
-  merge_warps<kDim, kTiles>(work, task.n_columns, space, shared);
+  share_sums<kDim, kTiles>(work, task.n_columns, space, shared);
   finish<kDim, kTiles>(launch, task, space, shared);
 }
 

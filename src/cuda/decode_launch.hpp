@@ -9,12 +9,12 @@ namespace zipcache::cuda {
 
 inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * kLanes;
-inline constexpr int kSharing = 2;  // warps that share a record
-inline constexpr int kStages = 2;   // records in flight for each of these groups
+inline constexpr int kBlocks = 2;      // of threads that a processor runs at once
+inline constexpr int kMostSlots = 16;  // for records in shared memory, of a block
 
 struct Launch {
   DecodeArgs args;
-  int stage_bytes, dynamic_bytes;
+  int n_slots, slot_bytes, dynamic_bytes;
   int n_columns;  // query rows of a KV head
   int tiles;      // matrix instructions side by side: 8 or 16 query rows share a read
   bool masked;    // places are looked at

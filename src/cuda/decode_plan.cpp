@@ -1,29 +1,42 @@
 #include <algorithm>
+#include <climits>
 
 #include "cuda/decode.hpp"
 
 namespace zipcache::cuda {
 namespace {
 
+// Warps that share the records of an item. Of a record on its own a warp has some 16 parts of work,
+// of a half 9 and of a quarter 6: its parameters cost as much whatever the share.
+int sharing_of(int count) {
+  constexpr int kCost[][2] = {{1, 16}, {2, 9}, {4, 6}}, kWarps = 4;
+  int best = 1, least = INT_MAX;
+  for (const auto& [sharing, cost] : kCost) {
+    const int n_groups = kWarps / sharing, all = (count + n_groups - 1) / n_groups * cost;
+    if (all >= least) continue;
+    best = sharing;
+    least = all;
+  }
+  return best;
+}
+
 // Records of an item where `per_item` at most are wanted: equal shares.
-void add_items(int stream, bool raw, int first, int count, int per_item,
-               std::vector<WorkItem>& items) {
+void add_items(int stream, int count, int per_item, std::vector<WorkItem>& items) {
   const int n = (count + per_item - 1) / per_item;
   for (int i = 0; i < n; ++i) {
     WorkItem item;
     item.stream = stream;
-    item.raw = raw;
-    item.first = first + int(int64_t(count) * i / n);
-    item.count = first + int(int64_t(count) * (i + 1) / n) - item.first;
+    item.first = int(int64_t(count) * i / n);
+    item.count = int(int64_t(count) * (i + 1) / n) - item.first;
+    item.sharing = sharing_of(item.count);
     items.push_back(item);
   }
 }
 
 int items_of(std::span<const StreamRecords> streams, int per_item) {
-  const auto parts = [&](int count) { return (count + per_item - 1) / per_item; };
   int n = 0;
   for (const StreamRecords& stream : streams)
-    n += std::max(1, parts(stream.packed) + parts(stream.raw));
+    n += std::max(1, (stream.all() + per_item - 1) / per_item);
   return n;
 }
 
@@ -32,7 +45,7 @@ int items_of(std::span<const StreamRecords> streams, int per_item) {
 std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_heads,
                                   int n_blocks) {
   int most = 1;
-  for (const StreamRecords& stream : streams) most = std::max({most, stream.packed, stream.raw});
+  for (const StreamRecords& stream : streams) most = std::max(most, stream.all());
   // The smallest share with which all items run at once; two records at least, since a block of
   // threads works on two side by side, and fewer parts are merged sooner.
   int low = std::min(2, most), high = most;
@@ -46,14 +59,11 @@ std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_
   std::vector<WorkItem> items;
   for (size_t s = 0; s < streams.size(); ++s) {
     const size_t begin = items.size();
-    add_items(int(s), false, 0, streams[s].packed, low, items);
-    const size_t raw_begin = items.size();
-    add_items(int(s), true, streams[s].packed, streams[s].raw, low, items);
+    add_items(int(s), streams[s].all(), low, items);
     if (items.size() == begin) items.push_back({.stream = int(s)});
     for (size_t i = begin; i < items.size(); ++i) {
       items[i].part_first = int(begin);
       items[i].part_count = int(items.size() - begin);
-      items[i].part_packed = int(raw_begin - begin);
     }
   }
   return items;

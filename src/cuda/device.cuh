@@ -11,7 +11,16 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// d += a [16, 16] times b [16, 8], 16-bit operands and 32-bit sums (mma.m16n8k16).
+// d = c + a [16, 16] times b [16, 8], 16-bit operands and 32-bit sums (mma.m16n8k16).
+__device__ __forceinline__ void multiply_add(float (&d)[4], const float (&c)[4], uint32_t a0,
+                                             uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                             uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+        "f"(c[3]));
+}
 __device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                              uint32_t a3, uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
@@ -92,6 +101,16 @@ __device__ __forceinline__ int add_in_order(int* number, int by) {
   asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;"
                : "=r"(before)
                : "r"(shared_address(number)), "r"(by)
+               : "memory");
+  return before;
+}
+
+// The same of a number in the device's memory, for all threads that met at a barrier with this one.
+__device__ __forceinline__ int add_in_order_of_device(int* number, int by) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(number), "r"(by)
                : "memory");
   return before;
 }

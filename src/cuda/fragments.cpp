@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+
+#include "transform/hadamard.hpp"
 
 namespace zipcache::cuda {
 namespace {
@@ -260,6 +263,16 @@ void write_raw_record(int dim, int n, const half* k, const half* v, uint8_t* rec
       unit_of(v_side, dim, unit, record).write(in_unit, c, v[token * dim + c]);
     }
   });
+}
+
+std::vector<half> rows_for_record(const Side& side, int dim, int n, const half* rows) {
+  std::vector<half> out(rows, rows + ptrdiff_t{n} * dim);
+  if (side.rotation != Rotation::Hadamard) return out;
+  std::vector<float> turned(out.size());
+  std::transform(out.begin(), out.end(), turned.begin(), to_float);
+  hadamard(turned.data(), n, dim, dim);
+  std::transform(turned.begin(), turned.end(), out.begin(), to_half);
+  return out;
 }
 
 namespace {

@@ -39,9 +39,12 @@ void write_record(const RecordLayout& layout, const PackedHead& head, uint8_t* r
 // beside them (tags, sinks) is left alone. The codes' memory must hold zeros.
 void read_record(const RecordLayout& layout, const uint8_t* record, const PackedHead& head);
 
-// Record of rows [n, dim] of 16 bits, n <= kRawRecordTokens.
+// Record of rows [n, dim] of 16 bits, n <= kRawRecordTokens, which are rotated like the packed
+// ones.
 size_t raw_record_bytes(int dim, int n);
 void write_raw_record(int dim, int n, const half* k, const half* v, uint8_t* record);
+// Rows [n, dim] as records of 16-bit rows of a side hold them.
+std::vector<half> rows_for_record(const Side& side, int dim, int n, const half* rows);
 
 // What a record's tokens decode to, tier after tier: [tokens, dim]. For tests and checks.
 void decode_record(int dim, const uint8_t* record, std::vector<float>& k, std::vector<float>& v);

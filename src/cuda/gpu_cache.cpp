@@ -239,6 +239,8 @@ Status Cache::keep(const Layer& own, const InputRows& k, const InputRows& v, siz
   args.pool = own.pool.at<uint8_t>();
   args.sinks_at = sizes().sinks_at, args.ring_at = sizes().ring_at;
   args.raw = sizes().raw, args.sink_records = sizes().sink_records;
+  args.k_hadamard = policy_.k.rotation == Rotation::Hadamard;
+  args.v_hadamard = policy_.v.rotation == Rotation::Hadamard;
   if (scored()) {
     args.sums = ring_sums(own);
     args.seen = ring_seen(own);

@@ -1,3 +1,4 @@
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <string>
@@ -22,6 +23,39 @@ __device__ Piece load_piece(const uint16_t* from) {
 }
 __device__ void store_piece(uint16_t* to, const Piece& piece) {
   *reinterpret_cast<uint4*>(to) = reinterpret_cast<const uint4&>(piece);
+}
+
+// The piece at `channel` of the row rotated by Hadamard's matrix (transform/hadamard.hpp); the
+// neighbouring lanes hold the row's other pieces, and all of these come here.
+__device__ Piece rotated(const Piece& piece, int dim, int channel) {
+  const int lanes = dim / kPieceNumbers, lane = int(threadIdx.x) % kLanes;
+  const unsigned row = lanes == kLanes ? ~0u : ((1u << lanes) - 1) << (lane / lanes * lanes);
+  float x[kPieceNumbers];
+#pragma unroll
+  for (int i = 0; i < kPieceNumbers; ++i) x[i] = __half2float(__ushort_as_half(piece.numbers[i]));
+#pragma unroll
+  for (int width = 1; width < kPieceNumbers; width *= 2) {
+#pragma unroll
+    for (int i = 0; i < kPieceNumbers; ++i) {
+      if (i & width) continue;
+      const float a = x[i], b = x[i + width];
+      x[i] = a + b;
+      x[i + width] = a - b;
+    }
+  }
+  for (int width = kPieceNumbers; width < dim; width *= 2) {
+#pragma unroll
+    for (int i = 0; i < kPieceNumbers; ++i) {
+      const float other = __shfl_xor_sync(row, x[i], width / kPieceNumbers);
+      x[i] = channel & width ? other - x[i] : x[i] + other;
+    }
+  }
+  const float norm = rsqrtf(float(dim));
+  Piece out;
+#pragma unroll
+  for (int i = 0; i < kPieceNumbers; ++i)
+    out.numbers[i] = __half_as_ushort(__float2half_rn(x[i] * norm));
+  return out;
 }
 
 // A record of 16-bit rows that has room for kRawRecordTokens.
@@ -76,8 +110,12 @@ class Keeper {
 
   __device__ void put(const RawRecord& to, int token, int channel) const {
     const int place = (rows_.place + token) % kRawRecordTokens;
-    to.put(true, place, channel, load_piece(args_.k.row(stream_, token, head_) + channel));
-    to.put(false, place, channel, load_piece(args_.v.row(stream_, token, head_) + channel));
+    const auto piece = [&](const InputRows& rows, bool hadamard) {
+      const Piece own = load_piece(rows.row(stream_, token, head_) + channel);
+      return hadamard ? rotated(own, args_.dim, channel) : own;
+    };
+    to.put(true, place, channel, piece(args_.k, args_.k_hadamard));
+    to.put(false, place, channel, piece(args_.v, args_.v_hadamard));
   }
 
   __device__ void keep(int token, int channel) const {

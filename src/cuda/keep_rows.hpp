@@ -16,6 +16,7 @@ struct KeepRowsArgs {
   int most_rows = 0;                              // no stream keeps more of the step's
   int ring = 0;                                   // ScheduleSizes
   uint16_t *k_ring = nullptr, *v_ring = nullptr;  // [n_streams, ring, n_heads, dim]
+  bool k_hadamard = false, v_hadamard = false;    // rows are rotated in records
   uint8_t* pool = nullptr;
   size_t sinks_at = 0, ring_at = 0;
   int raw = 0, sink_records = 0;

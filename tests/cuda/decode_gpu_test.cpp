@@ -74,6 +74,14 @@ TEST_F(Decode, StreamsOfDifferentLengths) {
   }
 }
 
+// Warps that take turns with many more records than there are slots for.
+TEST_F(Decode, ManyRecordsOfABlock) {
+  for (const char* policy : {"zipcache,score=random", "uniform4", "uniform2"}) {
+    for (const int length : {2048, 10000})
+      expect_right({.policy = policy, .lengths = {length}, .n_blocks = 1, .repeats = 50});
+  }
+}
+
 TEST_F(Decode, TypesOfNumbers) {
   expect_right({.type = Number::F16});
   expect_right({.type = Number::BF16}, 6e-3);
