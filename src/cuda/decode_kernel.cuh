@@ -50,15 +50,16 @@ struct Task {
 template <int kDim>
 constexpr int kFragments = kDim / 16;
 
-__device__ __forceinline__ void add_scaled(float4& sum, const float4& x, float weight) {
-  sum.x = fmaf(x.x, weight, sum.x);
-  sum.y = fmaf(x.y, weight, sum.y);
-  sum.z = fmaf(x.z, weight, sum.z);
-  sum.w = fmaf(x.w, weight, sum.w);
+// What codes of the second pair (rows 8 to 15 of keys, tokens 8 to 15 of values) are multiplied
+// with, because they stay in their place.
+__device__ __forceinline__ float second_factor(int bits) { return bits == 2 ? 4.0f : 1.0f; }
+__device__ __forceinline__ float without_second_factor(int bits) {
+  return bits == 2 ? 0.25f : 1.0f;
 }
 
 // Hands the fragments of a unit to `use(number, x, x2, y, y2)`: pairs of 16-bit numbers, of codes
-// times 2^-24, those of y times 2^-20 where 4 bits or fewer leave them in their place.
+// times 2^-24, those of y times 2^-20 where 4 bits or fewer leave them in their place, those of x2
+// and y2 times second_factor() as well.
 template <int kBits, int kDim, class Use>
 __device__ __forceinline__ void for_fragments(const uint8_t* unit, int lane, Use&& use) {
   constexpr int kWords = kDim * kBits / 64;  // of a lane
@@ -88,9 +89,9 @@ __device__ __forceinline__ void for_fragments(const uint8_t* unit, int lane, Use
       if constexpr (kBits == 2) {
 #pragma unroll
         for (int i = 0; i < kWide * 2; ++i) {
-          const uint32_t low = w[i / 2] >> (i % 2 * 8), second = w[i / 2] >> (i % 2 * 8 + 2);
-          use(v * kWide * 2 + i, low & 0x00030003u, second & 0x00030003u, low & 0x00300030u,
-              second & 0x00300030u);
+          const uint32_t own = w[i / 2] >> (i % 2 * 8);
+          use(v * kWide * 2 + i, own & 0x00030003u, own & 0x000C000Cu, own & 0x00300030u,
+              own & 0x00C000C0u);
         }
       } else if constexpr (kBits == 4) {
 #pragma unroll
@@ -328,8 +329,9 @@ class Warp {
                                             const TierOf& tier, int before, int unit, bool hides,
                                             const uint32_t (&q)[kTiles][kF][2],
                                             const float (&start)[kTiles][4]) {
-    // What scores are multiplied with to be logarithms to the base 2.
-    const float units = kPlain ? scale_ * power_of_two(24 + tier.k_exponent) : 1.0f;
+    // What scores are multiplied with to be logarithms to the base 2, those of rows 8 to 15 too.
+    const float first = kPlain ? scale_ * power_of_two(24 + tier.k_exponent) : 1.0f;
+    const float units[2] = {first, kPlain ? first * without_second_factor(kK) : 1.0f};
     float scores[kUnits][kTiles][4];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
@@ -407,7 +409,7 @@ class Warp {
     }
     if (tier.k_bits != 16 && !tier.k_by_token) {
       multiply_floors(reinterpret_cast<const uint4*>(params + kDim * 2),
-                      power_of_two(-24 - tier.k_exponent), q, start);
+                      power_of_two(-24 - tier.k_exponent), second_factor(tier.k_bits), q, start);
       multiply_steps(reinterpret_cast<const uint4*>(params), tier.k_exponent, q);
     }
     if (tier.k_bits > 4) return;
@@ -421,7 +423,7 @@ class Warp {
 
   // An operand has floors of fragment s in rows 0 to 7 and of s + 1 in rows 8 to 15, so of its
   // products with either's queries one half is wanted.
-  __device__ __forceinline__ void multiply_floors(const uint4* floors, float factor,
+  __device__ __forceinline__ void multiply_floors(const uint4* floors, float factor, float second,
                                                   const uint32_t (&q)[kTiles][kF][2],
                                                   float (&start)[kTiles][4]) const {
     float even[kTiles][4] = {}, odd[kTiles][4] = {};
@@ -438,8 +440,10 @@ class Warp {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        start[tile][e] = start[tile][2 + e] = (even[tile][e] + odd[tile][2 + e]) * factor;
+      for (int e = 0; e < 2; ++e) {
+        start[tile][e] = (even[tile][e] + odd[tile][2 + e]) * factor;
+        start[tile][2 + e] = start[tile][e] * second;
+      }
     }
   }
 
@@ -477,13 +481,15 @@ class Warp {
         multiply_keys<decltype(bits)::value>(record + tier.k_codes, unit, q, start, scores);
       });
     if constexpr (kPlain) return;
-    const bool codes = kK ? kK != 16 : tier.k_bits != 16;
-    if (codes && tier.k_by_token) return take_token_params(record + tier.k_params, unit, scores);
-    const float units = codes ? scale_ * power_of_two(24 + tier.k_exponent) : scale_;
+    const int bits = kK ? kK : tier.k_bits;
+    const float second = without_second_factor(bits);
+    if (bits != 16 && tier.k_by_token)
+      return take_token_params(record + tier.k_params, unit, second, scores);
+    const float units = bits != 16 ? scale_ * power_of_two(24 + tier.k_exponent) : scale_;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[tile][e] *= units;
+      for (int e = 0; e < 4; ++e) scores[tile][e] *= e < 2 ? units : units * second;
     }
   }
 
@@ -515,7 +521,7 @@ class Warp {
 
   // Keys whose parameters belong to tokens: step times the product, plus floor times the query's
   // sum.
-  __device__ __forceinline__ void take_token_params(const uint8_t* params, int unit,
+  __device__ __forceinline__ void take_token_params(const uint8_t* params, int unit, float second,
                                                     float (&scores)[kTiles][4]) const {
     const auto* pairs = reinterpret_cast<const __half2*>(params) + unit * kUnitTokens;
 #pragma unroll
@@ -527,7 +533,7 @@ class Warp {
         for (int e = 0; e < 2; ++e) {
           const float sum = q_sums_[tile * kColumns + 2 * pair_ + e] * scale_;
           float& score = scores[tile][2 * r + e];
-          score = fmaf(score, scale_ * 0x1p24f * own.x, sum * own.y);
+          score = fmaf(score, scale_ * (r == 0 ? 0x1p24f : 0x1p24f * second) * own.x, sum * own.y);
         }
       }
     }
@@ -619,7 +625,8 @@ class Warp {
   // Scores become weights exp2(score - peak) times the step of their token, as operands of the
   // next product.
   __device__ __forceinline__ void weigh(const uint8_t* record, const TierOf& tier, int unit,
-                                        int v_bits, float units, const float (&scores)[kTiles][4],
+                                        int v_bits, const float (&units)[2],
+                                        const float (&scores)[kTiles][4],
                                         uint32_t (&weights)[kTiles][2]) {
     float2 params[2] = {{1, 0}, {1, 0}};  // step and floor of this lane's tokens
     if (v_bits != 16) {
@@ -628,12 +635,13 @@ class Warp {
       params[0] = __half22float2(pairs[0]);
       params[1] = __half22float2(pairs[8]);
     }
+    params[1].x *= without_second_factor(v_bits);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       float w[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float p = fast_exp2(fmaf(scores[tile][e], units, -peak[tile][e % 2]));
+        const float p = fast_exp2(fmaf(scores[tile][e], units[e / 2], -peak[tile][e % 2]));
         mass[tile][e % 2] += p;
         floors[tile][e % 2] = fmaf(p, params[e / 2].y, floors[tile][e % 2]);
         w[e] = p * params[e / 2].x;
@@ -647,18 +655,21 @@ class Warp {
   // scores plus log2 of a bound of the tokens' steps, so that weights times steps stay 16-bit
   // numbers whatever the values' size.
   template <int kUnits>
-  __device__ __forceinline__ bool too_high(float step_exponent, float units,
+  __device__ __forceinline__ bool too_high(float step_exponent, const float (&units)[2],
                                            const float (&scores)[kUnits][kTiles][4]) {
     bool above = false;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        float best = fmaxf(scores[0][tile][e], scores[0][tile][2 + e]);
+        float first = scores[0][tile][e], second = scores[0][tile][2 + e];
 #pragma unroll
-        for (int u = 1; u < kUnits; ++u)
-          best = fmaxf(best, fmaxf(scores[u][tile][e], scores[u][tile][2 + e]));
-        top_[tile][e] = fmaf(best, units, step_exponent);
+        for (int u = 1; u < kUnits; ++u) {
+          first = fmaxf(first, scores[u][tile][e]);
+          second = fmaxf(second, scores[u][tile][2 + e]);
+        }
+        top_[tile][e] =
+            fmaxf(fmaf(first, units[0], step_exponent), fmaf(second, units[1], step_exponent));
         above = above || top_[tile][e] > peak[tile][e] + (kHeadroom + kSlack);
       }
     }
