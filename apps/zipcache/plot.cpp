@@ -103,6 +103,14 @@ Status plot_speed(const FileOptions& options) {
   return draw_all(*plots, options.folder);
 }
 
+Status plot_roofline(const FileOptions& options) {
+  const Result<std::vector<Json>> rows = read_all_rows(options.paths);
+  if (!rows.ok()) return rows.status();
+  const Result<std::vector<Plot>> plots = roofline_plots(*rows);
+  if (!plots.ok()) return plots.status();
+  return draw_all(*plots, options.folder);
+}
+
 Status plot_sensitivity(const FileOptions& options) {
   std::vector<Plot> plots;
   for (const std::string& path : options.paths) {
@@ -161,6 +169,23 @@ void add_speed(CLI::App& plot, Action& action) {
   command->callback([options, &action] { action = [options] { return plot_speed(*options); }; });
 }
 
+void add_roofline(CLI::App& plot, Action& action) {
+  auto options = std::make_shared<FileOptions>();
+  CLI::App* command =
+      plot.add_subcommand("roofline",
+                          "Attention on a GPU beside what its memory allows, from rows of "
+                          "`zipcache bench cuda -o jsonl`\n"
+                          "or bench/cuda_peers.py: one picture for each GPU and shape of heads.");
+  command->footer(
+      "Example:\n"
+      "  zipcache bench cuda --depth 4096,32768 --batch 1,8 -o jsonl > rows.jsonl\n"
+      "  zipcache plot roofline rows.jsonl -o pictures");
+  command->add_option("paths", options->paths, "files of rows, or folders of files *.jsonl")
+      ->required();
+  add_folder(*command, options->folder);
+  command->callback([options, &action] { action = [options] { return plot_roofline(*options); }; });
+}
+
 void add_sensitivity(CLI::App& plot, Action& action) {
   auto options = std::make_shared<FileOptions>();
   CLI::App* command = plot.add_subcommand(
@@ -183,10 +208,11 @@ void add_plot(CLI::App& program, Action& action) {
   CLI::App* command = program.add_subcommand(
       "plot",
       "Pictures by gnuplot (PNG and SVG) with the data that they draw (CSV): bytes, speed,\n"
-      "sensitive layers, saliency of tokens.");
+      "roofline of a GPU, sensitive layers, saliency of tokens.");
   command->require_subcommand(1);
   add_bytes(*command, action);
   add_speed(*command, action);
+  add_roofline(*command, action);
   add_sensitivity(*command, action);
   add_plot_saliency(*command, action);
 }

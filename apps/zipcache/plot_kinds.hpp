@@ -32,6 +32,11 @@ Plot bytes_plot(const std::string& subject, const std::vector<std::string>& poli
 // kind.
 Result<std::vector<Plot>> speed_plots(std::span<const Json> rows, bool ratio);
 
+// Rows of `zipcache bench cuda` or bench/cuda_peers.py: operations a second over operations for
+// each byte, below what a copy's bandwidth allows; one picture for each GPU and shape of heads.
+// BadData for rows of another kind.
+Result<std::vector<Plot>> roofline_plots(std::span<const Json> rows);
+
 // What groups of layers bring alone, K above V, from a policy file of `zipcache tune`. BadData
 // when it holds no such evidence.
 Result<Plot> sensitivity_plot(const Json& policy_file, const std::string& name);

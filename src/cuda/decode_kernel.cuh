@@ -874,7 +874,7 @@ struct Shared {
   float peaks[kWarps][kRows], masses[kWarps][kRows];
   uint64_t full[kMostSlots];
   alignas(16) Record entries[kMostSlots];
-  int readers[kMostSlots];
+  int readers[kMostSlots], asked[kMostSlots];  // asked: number of the record that is to stand there
   int last;
 };
 
@@ -974,6 +974,7 @@ class Ring {
     if (lane_ < count_) entry = records_[lane_];
     open_barrier(&shared_.full[lane_], 1);
     shared_.readers[lane_] = 0;
+    shared_.asked[lane_] = -1;
     fence_barriers();
     if (lane_ < count_) ask(lane_, lane_, entry);
   }
@@ -1008,8 +1009,8 @@ class Ring {
   // Record i, into a slot that nothing reads any more.
   __device__ void ask(int i, int slot, uint4 entry) const {
     const uint32_t bytes = (entry.y & 0xFFFF) * 16;
-    entry.y = uint32_t(i) << 16 | (entry.y & 0xFFFF);
     *reinterpret_cast<uint4*>(&shared_.entries[slot]) = entry;
+    publish(&shared_.asked[slot], i);
     arrive_expecting(&shared_.full[slot], bytes);
     copy_bulk(memory_ + slot * launch_.slot_bytes, launch_.args.pool + size_t(entry.x) * 16, bytes,
               &shared_.full[slot]);
@@ -1018,8 +1019,7 @@ class Ring {
   // A barrier tells two neighbouring phases apart, no more; so record i has to be asked for before
   // its phase is waited for, since whoever reads the one before it in the slot may be late.
   __device__ void wait_for(int i, int slot, int parity) const {
-    const volatile uint16_t& asked = shared_.entries[slot].number;
-    while (asked != uint16_t(i)) __nanosleep(20);
+    while (published(&shared_.asked[slot]) != i) __nanosleep(20);
     wait_phase(&shared_.full[slot], parity);
   }
 
@@ -1083,6 +1083,17 @@ __device__ __forceinline__ void load_floats(const float* from, float (&x)[kOwn])
       x[i + 2] = four.z;
       x[i + 3] = four.w;
     }
+  }
+}
+
+template <int kOwn>
+__device__ __forceinline__ void store_floats(float* to, const float (&x)[kOwn]) {
+  if constexpr (kOwn == 2) {
+    __stcg(reinterpret_cast<float2*>(to), float2{x[0], x[1]});
+  } else {
+#pragma unroll
+    for (int i = 0; i < kOwn; i += 4)
+      __stcg(reinterpret_cast<float4*>(to + i), float4{x[i], x[i + 1], x[i + 2], x[i + 3]});
   }
 }
 
@@ -1193,15 +1204,13 @@ __device__ __forceinline__ void store_row(const Launch& launch, const Task& task
 template <int kDim, int kTiles, class Merged>
 __device__ __forceinline__ bool last_part(const Launch& launch, const Task& task, Merged&& merged,
                                           Shared<kDim, kTiles>& shared) {
-  constexpr int kOwn = Row<kDim>::kOwn;
   const WorkItem& item = task.item;
   const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
   for (int r = warp; r < task.n_columns; r += kWarps) {
     const Row<kDim> row = merged(r);
     float* part = part_of<kDim>(launch, int(blockIdx.x), task.head, task.first_column + r);
     if (lane == 0) __stcg(reinterpret_cast<float2*>(part), float2{row.peak, row.mass});
-#pragma unroll
-    for (int c = 0; c < kOwn; ++c) __stcg(part + kRowFloats + lane * kOwn + c, row.sums[c]);
+    store_floats(part + kRowFloats + lane * Row<kDim>::kOwn, row.sums);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -1232,14 +1241,15 @@ __device__ void finish(const Launch& launch, const Task& task, const float* spac
   };
   const auto of_parts = [&](int r) {
     Row<kDim> row;
-    row.template add<8>(item.part_count, [&](int p, float& peak, float& mass, float(&x)[kOwn]) {
-      const float* part =
-          part_of<kDim>(launch, item.part_first + p, task.head, task.first_column + r);
-      const float2 own = __ldcg(reinterpret_cast<const float2*>(part));
-      peak = own.x;
-      mass = own.y;
-      load_floats(part + kRowFloats + lane * kOwn, x);
-    });
+    row.template add<kDim <= 128 ? 16 : 8>(
+        item.part_count, [&](int p, float& peak, float& mass, float(&x)[kOwn]) {
+          const float* part =
+              part_of<kDim>(launch, item.part_first + p, task.head, task.first_column + r);
+          const float2 own = __ldcg(reinterpret_cast<const float2*>(part));
+          peak = own.x;
+          mass = own.y;
+          load_floats(part + kRowFloats + lane * kOwn, x);
+        });
     return row;
   };
   const bool parts = item.part_count > 1;

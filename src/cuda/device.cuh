@@ -105,7 +105,21 @@ __device__ __forceinline__ int add_in_order(int* number, int by) {
   return before;
 }
 
-// The same of a number in the device's memory, for all threads that met at a barrier with this one.
+// A number in shared memory that one thread writes and others look at until it is what they want.
+__device__ __forceinline__ void publish(int* number, int value) {
+  asm volatile("st.relaxed.cta.shared::cta.b32 [%0], %1;" ::"r"(shared_address(number)), "r"(value)
+               : "memory");
+}
+__device__ __forceinline__ int published(const int* number) {
+  int value;
+  asm volatile("ld.relaxed.cta.shared::cta.b32 %0, [%1];"
+               : "=r"(value)
+               : "r"(shared_address(number))
+               : "memory");
+  return value;
+}
+// add_in_order of a number in the device's memory, for all threads that met at a barrier with this
+// one.
 __device__ __forceinline__ int add_in_order_of_device(int* number, int by) {
   int before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"

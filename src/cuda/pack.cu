@@ -19,15 +19,16 @@ __device__ __forceinline__ void pack_side(const PackArgs& args, int task, int he
   }
 }
 
-// One block of threads for each side of each head of each task, neighbours in memory after another.
+// One block of threads for each side of each head of each task: keys first, since blocks that run
+// side by side then share instructions, neighbours in memory after another.
 template <int kDim, bool kKRotated, bool kVRotated>
 __global__ void __launch_bounds__(kPackThreads) pack_kernel(const __grid_constant__ PackArgs args) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const int head = int(blockIdx.x) % args.n_heads, rest = int(blockIdx.x) / args.n_heads;
-  if (rest % 2 == 0)
-    pack_side<kDim, true, kKRotated>(args, rest / 2, head, memory);
+  const int head = int(blockIdx.x) % args.n_heads, number = int(blockIdx.x) / args.n_heads;
+  if (number < args.n_tasks)
+    pack_side<kDim, true, kKRotated>(args, number, head, memory);
   else
-    pack_side<kDim, false, kVRotated>(args, rest / 2, head, memory);
+    pack_side<kDim, false, kVRotated>(args, number - args.n_tasks, head, memory);
 }
 
 template <int kDim, bool kKRotated, bool kVRotated>

@@ -96,7 +96,8 @@ __device__ __forceinline__ void multiply(const Kept<kDim, KeptRows>& kept, const
     __syncthreads();
     for (int column = 0; column < kRows && first + column < end; column += 8) {
       if (!wanted(slot, column)) continue;
-      float products[kTiles<kDim>][4] = {};
+      // Two sums side by side, since each product waits for the one before it.
+      float products[kTiles<kDim>][4] = {}, odd[kTiles<kDim>][4] = {};
       const uint32_t address = shared_address(&stages.rows[slot][column + lane % 8][lane / 8 * 8]);
 #pragma unroll
       for (int s = 0; s < kDim / 16; s += 2) {
@@ -106,9 +107,13 @@ __device__ __forceinline__ void multiply(const Kept<kDim, KeptRows>& kept, const
         for (int tile = 0; tile < kTiles<kDim>; ++tile) {
           const auto& a = kept.words[tile];
           multiply_add(products[tile], a[s][0], a[s][1], a[s][2], a[s][3], b[0], b[1]);
-          multiply_add(products[tile], a[s + 1][0], a[s + 1][1], a[s + 1][2], a[s + 1][3], b[2],
-                       b[3]);
+          multiply_add(odd[tile], a[s + 1][0], a[s + 1][1], a[s + 1][2], a[s + 1][3], b[2], b[3]);
         }
+      }
+#pragma unroll
+      for (int tile = 0; tile < kTiles<kDim>; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) products[tile][i] += odd[tile][i];
       }
       use(slot, column, first + column, products);
     }

@@ -57,9 +57,9 @@ static_assert(sizeof(TierHeader) == 16);
 
 // Where a record lies in the pool; the entries of a stream's block table, in any order of places.
 struct Record {
-  uint32_t at;      // in 16 bytes from the pool's begin
-  uint16_t size;    // in 16 bytes
-  uint16_t number;  // of the kernel's own, in shared memory
+  uint32_t at;    // in 16 bytes from the pool's begin
+  uint16_t size;  // in 16 bytes
+  uint16_t unused;
   uint32_t first;   // place in the stream of the first token
   uint32_t tokens;  // held in it
 };

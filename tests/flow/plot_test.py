@@ -65,6 +65,26 @@ def test_speed_and_sensitivity_show_what_was_measured(tmp_path):
     assert [float(row["divergence"]) for row in rows if row["side"] == "V"] == [group["v"] for group in found]
 
 
+@needs_gnuplot
+def test_roofline_is_what_was_measured(tmp_path):
+    results = BENCH / "2026-11-28-gpu-h100-3.jsonl"
+    measured = [json.loads(line) for line in results.read_text().splitlines()]
+    files = plot(tmp_path, "roofline", results)
+    assert len(files) == len({(row["n_head"], row["n_head_kv"], row["d_head"]) for row in measured})
+    rows, = (rows for name, rows in files.items() if "32-query-and-8-kv-heads-of-128" in name)
+    for row in rows:
+        depth, batch = int(row["depth"]), int(row["batch"])
+        operations = 4 * depth * batch * 32 * 128
+        same, = (m for m in measured if (m["n_head_kv"], m["d_head"], m["depth"], m["batch"]) == (8, 128, depth, batch)
+                 and m["policy"] == (row["policy"] if row["policy"] != "16 bits" else "zipcache"))
+        us, held = (same["sdpa_us"], 4 * depth * batch * 8 * 128) if row["policy"] == "16 bits" else (same["us"], same["bytes"])
+        assert float(row["tflops"]) == pytest.approx(operations / us / 1e6)
+        assert float(row["operations_per_byte"]) == pytest.approx(operations / held)
+        assert float(row["tflops"]) < float(row["roof"])
+    done = run("plot", "roofline", BENCH / "2026-11-25-model-epyc.jsonl", "-o", tmp_path)
+    assert done.returncode != 0 and "expected \"kind\" gpu_attention" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory):
     """Scores of the small model over its text, and what the command said."""
