@@ -62,6 +62,9 @@ class QueryRounding {
   QueryRounding() = default;  // knows nothing
   explicit QueryRounding(const QueryMoment& moment);
   bool known() const { return dim_ > 0; }
+  // Groups one after another: the coefficients [size, size] of each channel's row with the errors
+  // of the channels before it.
+  std::span<const float> feedback() const { return feedback_; }
 
   // Moves the rows x [n, dim] onto grid points of `fits` [dim], so that any rounding finds them.
   void round(float* x, int n, std::span<const SetFit> fits, int bits) const;

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "codec/query_rounding.hpp"
 #include "cuda/device_memory.hpp"
 #include "cuda/keep_rows.hpp"
 #include "cuda/pack.hpp"
 #include "cuda/probe.hpp"
+#include "cuda/query_moments.hpp"
 #include "saliency/probes.hpp"
 
 namespace zipcache::cuda {
@@ -25,7 +27,7 @@ Status check_scores(const Policy& policy) {
     return Status(Code::Incompatible,
                   fmt::format("the GPU cache found {}, expected one tier, or tiers by score=mean "
                               "divided by the probes that saw a token; take such a policy "
-                              "(zipcache, zip,k_round=nearest, uniform4)",
+                              "(zip, zipcache, uniform4)",
                               what));
   };
   if (policy.tiers.size() == 1) return ok();
@@ -64,7 +66,7 @@ class Parcel {
 };
 
 struct Layer {
-  DeviceMemory pool, k_ring, v_ring, sums, seen;
+  DeviceMemory pool, k_ring, v_ring, sums, seen, moments;
 };
 
 class Cache final : public GpuCache {
@@ -73,7 +75,8 @@ class Cache final : public GpuCache {
       : shape_(shape),
         policy_(policy),
         schedule_(std::move(schedule)),
-        layers_(size_t(shape.n_layers)) {}
+        layers_(size_t(shape.n_layers)),
+        forgets_(size_t(shape.n_streams)) {}
 
   Status allocate(cudaStream_t stream);
   Status begin(std::span<const int> n_new, cudaStream_t stream) override;
@@ -88,6 +91,11 @@ class Cache final : public GpuCache {
 
  private:
   bool scored() const { return policy_.needs_scores(); }
+  bool by_queries() const { return schedule_.form().k_by_queries; }
+  // Bytes of what is learnt of a stream's queries in a layer.
+  size_t moment_bytes() const {
+    return size_t(shape_.n_heads) * size_t(shape_.dim / kFeedbackGroup) * sizeof(MomentGroup);
+  }
   const ScheduleSizes& sizes() const { return schedule_.sizes(); }
   Layer& layer(int index) { return layers_[size_t(index)]; }
   Status check_step(int layer, bool is_prompt) const;
@@ -99,6 +107,10 @@ class Cache final : public GpuCache {
   InputRows ring_rows(const DeviceMemory& rows) const;
   Status keep(const Layer& own, const InputRows& k, const InputRows& v, size_t rows, int most,
               bool from_prompt, cudaStream_t stream);
+  Status forget(cudaStream_t stream);
+  std::vector<int32_t> teaching() const;
+  Status learn(const Layer& own, const PromptStep& step, cudaStream_t stream);
+  Status make_coefficients(const Layer& own, cudaStream_t stream);
   Status pack(const Layer& own, bool own_rows, const InputRows& k, const InputRows& v,
               cudaStream_t stream);
   Random probe_key(int layer, uint64_t round) const {
@@ -115,12 +127,15 @@ class Cache final : public GpuCache {
   std::vector<Layer> layers_;
   DeviceMemory table_, workspace_, log_sums_;
   DeviceMemory prompt_sums_, prompt_seen_, picked_, picked_sums_, probe_space_;
+  DeviceMemory feedback_, learnt_;
+  std::vector<bool> forgets_;  // streams that were cleared since the last step
   Parcel parcel_, probes_;
   // Of the step at hand.
   std::vector<int> n_new_;
   int most_new_ = 0, most_first_ = 0, most_last_ = 0;
   std::vector<WorkItem> items_;
   size_t changes_at_ = 0, first_at_ = 0, last_at_ = 0, items_at_ = 0, visible_at_ = 0;
+  size_t teaching_at_ = 0;
   size_t ring_tasks_at_ = 0, own_tasks_at_ = 0;
   int n_device_blocks_ = 0;
 };
@@ -132,9 +147,17 @@ Status Cache::allocate(cudaStream_t stream) {
     ZC_TRY(own.pool.allocate(sizes().pool, stream));
     for (DeviceMemory* ring : {&own.k_ring, &own.v_ring})
       ZC_TRY(ring->allocate(rows * heads * size_t(shape_.dim) * sizeof(uint16_t), stream));
+    if (by_queries())
+      ZC_TRY(own.moments.allocate(size_t(shape_.n_streams) * moment_bytes(), stream));
     if (!scored()) continue;
     ZC_TRY(own.sums.allocate(rows * heads * sizeof(float), stream));
     ZC_TRY(own.seen.allocate(rows * sizeof(uint32_t), stream));
+  }
+  if (by_queries()) {
+    const size_t lists = size_t(shape_.n_streams) * heads;
+    const size_t floats = lists * size_t(feedback_floats(shape_.dim));
+    ZC_TRY(feedback_.allocate(floats * sizeof(float), stream));
+    ZC_TRY(learnt_.allocate(lists * sizeof(uint32_t), stream));
   }
   const size_t entries = size_t(shape_.n_streams) * heads * size_t(sizes().record_stride);
   ZC_TRY(table_.allocate(entries * sizeof(Record), stream));
@@ -172,9 +195,12 @@ Status Cache::plan(cudaStream_t stream) {
   last_at_ = parcel_.add(schedule_.last_rows());
   items_at_ = parcel_.add(std::span<const WorkItem>(items_));
   visible_at_ = parcel_.add(std::span<const int32_t>(visible));
+  const std::vector<int32_t> counts = teaching();
+  teaching_at_ = parcel_.add(std::span<const int32_t>(counts));
   ring_tasks_at_ = parcel_.add(schedule_.ring_tasks());
   own_tasks_at_ = parcel_.add(schedule_.own_tasks());
   ZC_TRY(parcel_.send(stream));
+  ZC_TRY(forget(stream));
   ZC_TRY(change_table(parcel_.at<TableChange>(changes_at_), int(schedule_.changes().size()),
                       table_.at<Record>(), shape_.n_heads, sizes().record_stride, stream));
   DecodeArgs args = decode_args(layers_[0]);
@@ -253,6 +279,49 @@ Status Cache::keep(const Layer& own, const InputRows& k, const InputRows& v, siz
   return keep_rows(args, stream);
 }
 
+Status Cache::forget(cudaStream_t stream) {
+  for (size_t s = 0; s < forgets_.size(); ++s) {
+    if (!forgets_[s]) continue;
+    for (const Layer& own : layers_) {
+      if (own.moments.bytes() == 0) continue;
+      ZC_TRY(from_cuda(
+          cudaMemsetAsync(own.moments.at<void>(s * moment_bytes()), 0, moment_bytes(), stream),
+          "forgetting a stream's queries"));
+    }
+    forgets_[s] = false;
+  }
+  return ok();
+}
+
+// For each stream the tokens of a prompt whose queries are learnt from; 0 where they are too few.
+std::vector<int32_t> Cache::teaching() const {
+  std::vector<int32_t> counts;
+  for (const int n : n_new_)
+    counts.push_back(n >= kShortStep && n * shape_.group >= kMomentRows ? n : 0);
+  return counts;
+}
+
+Status Cache::learn(const Layer& own, const PromptStep& step, cudaStream_t stream) {
+  LearnArgs args;
+  args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
+  args.n_streams = shape_.n_streams;
+  args.q = step.q;
+  args.counts = parcel_.at<int32_t>(teaching_at_);
+  args.most_rows = kMomentMostRows;
+  args.scale = step.scale;
+  args.hadamard = schedule_.form().k_hadamard;
+  args.moments = own.moments.at<MomentGroup>();
+  return learn_queries(args, stream);
+}
+
+// For the blocks of a layer that this step packs.
+Status Cache::make_coefficients(const Layer& own, cudaStream_t stream) {
+  if (!by_queries() || (schedule_.own_tasks().empty() && schedule_.ring_tasks().empty()))
+    return ok();
+  return make_feedback(own.moments.at<MomentGroup>(), shape_.dim, shape_.n_heads, shape_.n_streams,
+                       feedback_.at<float>(), learnt_.at<uint32_t>(), stream);
+}
+
 // Blocks from the ring, or from a step's own rows.
 Status Cache::pack(const Layer& own, bool own_rows, const InputRows& k, const InputRows& v,
                    cudaStream_t stream) {
@@ -262,6 +331,7 @@ Status Cache::pack(const Layer& own, bool own_rows, const InputRows& k, const In
   args.form = schedule_.form();
   args.n_heads = shape_.n_heads;
   args.k = k, args.v = v;
+  if (by_queries()) args.feedback = feedback_.at<float>(), args.learnt = learnt_.at<uint32_t>();
   args.tasks = parcel_.at<PackTask>(own_rows ? own_tasks_at_ : ring_tasks_at_);
   args.n_tasks = int(tasks.size());
   args.pool = own.pool.at<uint8_t>();
@@ -304,6 +374,7 @@ Status Cache::decode(int index, const DecodeStep& step, cudaStream_t stream) {
   }
   ZC_TRY(decode_attention(args, stream));
   if (!limits.empty()) ZC_TRY(score_step(index, step, limits, args.log_sums, stream));
+  ZC_TRY(make_coefficients(own, stream));
   return pack(own, false, ring_rows(own.k_ring), ring_rows(own.v_ring), stream);
 }
 
@@ -353,6 +424,8 @@ Status Cache::prefill(int index, const PromptStep& step, cudaStream_t stream) {
   const Layer& own = layer(index);
   if (scored()) ZC_TRY(score_prompt(index, step, stream));
   ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, true, stream));
+  if (by_queries()) ZC_TRY(learn(own, step, stream));
+  ZC_TRY(make_coefficients(own, stream));
   ZC_TRY(pack(own, false, ring_rows(own.k_ring), ring_rows(own.v_ring), stream));
   ZC_TRY(pack(own, true, step.k, step.v, stream));
   return keep(own, step.k, step.v, last_at_, most_last_, true, stream);
@@ -424,6 +497,7 @@ Status Cache::clear(int stream) {
   if (stream < 0 || stream >= shape_.n_streams)
     return wrong("stream", stream, fmt::format("0 to {}", shape_.n_streams - 1));
   schedule_.clear(stream);
+  forgets_[size_t(stream)] = true;
   return ok();
 }
 
@@ -434,9 +508,9 @@ GpuCacheBytes Cache::bytes() const {
   bytes.records *= size_t(shape_.n_heads) * size_t(shape_.n_layers);
   for (const Layer& own : layers_)
     bytes.capacity += own.pool.bytes() + own.k_ring.bytes() + own.v_ring.bytes() +
-                      own.sums.bytes() + own.seen.bytes();
+                      own.sums.bytes() + own.seen.bytes() + own.moments.bytes();
   for (const DeviceMemory* memory : {&table_, &workspace_, &log_sums_, &prompt_sums_, &prompt_seen_,
-                                     &picked_, &picked_sums_, &probe_space_})
+                                     &picked_, &picked_sums_, &probe_space_, &feedback_, &learnt_})
     bytes.shared += memory->bytes();
   return bytes;
 }

@@ -33,6 +33,10 @@ Status check(const PackArgs& args) {
                  "at least 1, and below 2^31 with both sides of all heads");
   ZC_TRY(check_rows(args.k, "k"));
   ZC_TRY(check_rows(args.v, "v"));
+  if (args.form.k_by_queries && (!args.feedback || !args.learnt))
+    return {Code::BadArgument,
+            "pack_records: found no feedback or no counts of what was learnt, expected both where "
+            "k_round=query"};
   if (!args.tasks || !args.pool || !args.records)
     return {Code::BadArgument, "pack_records: found a null pointer among tasks, pool and records"};
   if (form.n_tiers > 1 && !args.tiers.data == !args.scores.data)

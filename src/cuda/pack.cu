@@ -45,8 +45,9 @@ cudaError_t launch(const PackArgs& args, cudaStream_t stream) {
 
 template <int kDim>
 cudaError_t launch_dim(const PackArgs& args, cudaStream_t stream) {
-  if (args.form.k_hadamard && args.form.v_hadamard) return launch<kDim, true, true>(args, stream);
-  if (args.form.k_hadamard) return launch<kDim, true, false>(args, stream);
+  const bool k_wide = args.form.k_hadamard || args.form.k_by_queries;
+  if (k_wide && args.form.v_hadamard) return launch<kDim, true, true>(args, stream);
+  if (k_wide) return launch<kDim, true, false>(args, stream);
   if (args.form.v_hadamard) return launch<kDim, false, true>(args, stream);
   return launch<kDim, false, false>(args, stream);
 }

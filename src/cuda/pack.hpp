@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/record.hpp"
 #include "cuda/rows.hpp"
 #include "zipcache/policy.hpp"
 #include "zipcache/status.hpp"
@@ -23,7 +24,13 @@ struct PackForm {
   RecordForm record;
   Fit k_fit = Fit::Endpoint, v_fit = Fit::Endpoint;
   bool k_hadamard = false, v_hadamard = false;
+  bool k_by_queries = false;  // k_round=query: PackArgs::feedback decides keys' codes
 };
+
+// Of keys that are rounded by what queries see (codec/query_rounding.hpp): coefficients of a KV
+// head's groups of 64 channels, [group][before][channel] of errors of the channels before.
+inline constexpr int kFeedbackGroup = 64;
+ZC_BOTH constexpr int feedback_floats(int dim) { return dim * kFeedbackGroup; }
 
 // One block of a stream: rows `row` to `row` + 127 of the input, in each head alike.
 struct PackTask {
@@ -47,6 +54,10 @@ struct PackArgs {
   PerToken<const uint8_t> tiers;
   PerToken<const float> scores;
   PerToken<const uint32_t> seen;
+  // [n_streams, n_heads, feedback_floats(dim)], and [n_streams, n_heads] whether anything was
+  // learnt that they are made of: 0 for the nearest codes. Null unless form.k_by_queries.
+  const float* feedback = nullptr;
+  const uint32_t* learnt = nullptr;
   const PackTask* tasks = nullptr;  // [n_tasks]
   int n_tasks = 0;
   // Where records go: behind each its row map [units of all tiers * 16], which gives the block's

@@ -80,7 +80,8 @@ struct PackShared {
   ZC_BOTH PackShared() {}
 };
 
-// Keys (kIsK) or values of one record.
+// Keys (kIsK) or values of one record. Where rows are rotated, or keys rounded by what queries see,
+// the tile holds 32-bit numbers (kRotated).
 template <int kDim, bool kIsK, bool kRotated>
 class SidePacker {
  public:
@@ -117,7 +118,7 @@ class SidePacker {
       case 6:
         return kIsK ? fit_channels() : take_factors();
       case 7:
-        return measure_tokens();
+        return by_queries() ? round_keys() : measure_tokens();
       case 8:
         return search_tokens();
       case 9:
@@ -134,6 +135,14 @@ class SidePacker {
   static constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
 
   ZC_BOTH bool by_channel() const { return kIsK && !form_.k_by_token; }
+  ZC_BOTH bool rotates() const { return kIsK ? args_.form.k_hadamard : args_.form.v_hadamard; }
+  // Of a head nothing may have been learnt yet.
+  ZC_BOTH bool by_queries() const {
+    return kIsK && kRotated && args_.form.k_by_queries && args_.learnt[list()] > 0;
+  }
+  ZC_BOTH size_t list() const {
+    return size_t(task_.stream) * size_t(args_.n_heads) + size_t(head_);
+  }
   ZC_BOTH Fit fit() const { return kIsK ? args_.form.k_fit : args_.form.v_fit; }
   ZC_BOTH bool ranks() const { return form_.n_tiers > 1 && args_.scores.data; }
   ZC_BOTH bool left_out(int row) const { return task_.left_out[row / 32] >> row % 32 & 1; }
@@ -294,6 +303,7 @@ class SidePacker {
 
   ZC_BOTH void rotate_near() const {
     if constexpr (kRotated) {
+      if (!rotates()) return;
       constexpr int kGroups = kDim / 16;
       for (int i = thread_; i < kPackRows * kGroups; i += kPackThreads) {
         float* at = &shared_.tile[i / kGroups][i % kGroups * 16];
@@ -309,6 +319,7 @@ class SidePacker {
 
   ZC_BOTH void rotate_far() const {
     if constexpr (kRotated) {
+      if (!rotates()) return;
       const float norm = 1.0f / sqrtf(float(kDim));
       for (int i = thread_; i < kPackRows * 16; i += kPackThreads) {
         float* at = &shared_.tile[i / 16][i % 16];
@@ -409,6 +420,59 @@ class SidePacker {
       raise(shared_.steps[owner], bits_of(float_of(fitted.step)));
     }
   }
+
+  // Each thread the channels of a group of a row, one after another (codec/query_rounding.cpp):
+  // what of them stands in the tile becomes their codes.
+  ZC_BOTH void round_keys() const {
+    if constexpr (kIsK && kRotated) {
+      constexpr int kGroups = kDim / kFeedbackGroup;
+      for (int i = thread_; i < kPackRows * kGroups; i += kPackThreads) {
+        const int row = i % kPackRows, group = i / kPackRows, owner = owner_of(row);
+        if (owner >= 0) round_group(row, group * kFeedbackGroup, owner);
+      }
+    }
+  }
+
+  ZC_BOTH void round_group(int row, int first, int owner) const {
+    constexpr int kAtOnce = 8, kChunks = kFeedbackGroup / kAtOnce;
+    float* x = reinterpret_cast<float*>(&shared_.tile[row][first]);
+    const float* feedback =
+        args_.feedback + list() * size_t(feedback_floats(kDim)) + first * kFeedbackGroup;
+    const uint16_t* params = halves(params_of(owner));
+    const float top = top_code_of(form_.k_bits[owner]);
+    uint32_t codes[kFeedbackGroup / 4] = {};
+    ZC_UNROLL
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int begin = chunk * kAtOnce;
+      float own[kAtOnce], wanted[kAtOnce], error[kAtOnce];
+      ZC_UNROLL
+      for (int c = 0; c < kAtOnce; ++c) own[c] = wanted[c] = x[begin + c];
+      for (int before = 0; before < begin; ++before) {
+        const float left = x[before];  // the error of a channel before
+        const float* of = feedback + before * kFeedbackGroup + begin;
+        ZC_UNROLL
+        for (int c = 0; c < kAtOnce; ++c) wanted[c] += left * of[c];
+      }
+      ZC_UNROLL
+      for (int c = 0; c < kAtOnce; ++c) {
+        ZC_UNROLL
+        for (int b = 0; b < c; ++b)
+          wanted[c] += error[b] * feedback[(begin + b) * kFeedbackGroup + begin + c];
+        const int channel = first + begin + c;
+        const float step = float_of(params[k_param_place(channel)]);
+        const float floor = float_of(params[kDim + k_param_place(channel)]);
+        const uint32_t code = code_on(shared_.channel_grids[owner][channel], wanted[c], top);
+        error[c] = own[c] - (step * float(code) + floor);
+        codes[(begin + c) / 4] |= code << (begin + c) % 4 * 8;
+      }
+      ZC_UNROLL
+      for (int c = 0; c < kAtOnce; ++c) x[begin + c] = error[c];
+    }
+    ZC_UNROLL
+    for (int c = 0; c < kFeedbackGroup; ++c) x[c] = float(codes[c / 4] >> c % 4 * 8 & 0xFF);
+  }
+
+  ZC_BOTH int params_of(int owner) const { return params(shared_.headers[owner]); }
 
   // codec/quantize.hpp: cst_factors. Where nothing is coded they stay 0.
   ZC_BOTH void take_factors() const {
@@ -604,6 +668,7 @@ class SidePacker {
     float x[kOwn];
     load_fragment(own, fragment, lane, x);
     const Grid* channels = shared_.channel_grids[form_.k_params_tier[tier]];
+    const bool rounded = by_queries();
     ZC_UNROLL
     for (int i = 0; i < kOwn; ++i) {
       const int channel = fragment * 16 + own_channel(i, lane);
@@ -611,6 +676,8 @@ class SidePacker {
       uint32_t code;
       if constexpr (kBits == 16) {
         code = present ? half_of(x[i]) : 0;
+      } else if (rounded) {
+        code = present ? uint32_t(x[i]) : 0;
       } else {
         const Grid grid = by_channel() ? channels[channel] : own.grids[i % 4];
         code = code_on(grid, taken(x[i], channel), present ? top_code_of(kBits) : 0.0f);

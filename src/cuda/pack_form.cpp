@@ -8,11 +8,11 @@ namespace zipcache::cuda {
 namespace {
 
 Status refused(std::string_view what) {
-  return {Code::Incompatible,
-          fmt::format("packing on the GPU found {}, expected k_round=nearest, no clip and no dual "
-                      "scaling; take such a policy (zip,k_round=nearest, zipcache, had4), or pack "
-                      "on the CPU",
-                      what)};
+  return {
+      Code::Incompatible,
+      fmt::format("packing on the GPU found {}, expected no clip and no dual scaling; take such "
+                  "a policy (zip, zipcache, had4), or pack on the CPU",
+                  what)};
 }
 
 Status check_side(const Side& side, std::string_view name) {
@@ -26,7 +26,6 @@ Status check_side(const Side& side, std::string_view name) {
 Result<PackForm> pack_form(const LayerShape& shape, const Policy& policy) {
   const Result<RecordLayout> layout = RecordLayout::create(shape, policy);
   if (!layout.ok()) return layout.status();
-  if (policy.k_rounding == Rounding::Query) return refused("k_round=query");
   ZC_TRY(check_side(policy.k, "k"));
   ZC_TRY(check_side(policy.v, "v"));
   PackForm form;
@@ -35,6 +34,7 @@ Result<PackForm> pack_form(const LayerShape& shape, const Policy& policy) {
   form.v_fit = policy.v.fit;
   form.k_hadamard = policy.k.rotation == Rotation::Hadamard;
   form.v_hadamard = policy.v.rotation == Rotation::Hadamard;
+  form.k_by_queries = policy.k_rounding == Rounding::Query && !form.record.k_by_token;
   return form;
 }
 
@@ -64,6 +64,18 @@ PackTask pack_task(const Policy& policy, uint64_t block, const BlockBits& left_o
     counts = tier_counts_of_block(block, n_coded, policy.shares);
   for (size_t t = 0; t < counts.size(); ++t) task.counts[t] = counts[t];
   return task;
+}
+
+std::vector<float> feedback_for_pack(std::span<const float> feedback) {
+  constexpr size_t kSize = kFeedbackGroup;
+  std::vector<float> out(feedback.size());
+  for (size_t group = 0; group < feedback.size(); group += kSize * kSize) {
+    for (size_t channel = 0; channel < kSize; ++channel) {
+      for (size_t before = 0; before < kSize; ++before)
+        out[group + before * kSize + channel] = feedback[group + channel * kSize + before];
+    }
+  }
+  return out;
 }
 
 }  // namespace zipcache::cuda

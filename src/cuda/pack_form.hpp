@@ -18,4 +18,8 @@ Status check_ranks_by_scores(const Policy& policy);
 // scores all of them the first.
 PackTask pack_task(const Policy& policy, uint64_t block, const BlockBits& left_out, bool scored);
 
+// Coefficients of QueryRounding::feedback(), whose channels are whole groups, in the order of
+// PackArgs::feedback.
+std::vector<float> feedback_for_pack(std::span<const float> feedback);
+
 }  // namespace zipcache::cuda

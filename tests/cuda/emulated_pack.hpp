@@ -29,7 +29,7 @@ template <int kDim>
 void emulate_dim(const PackArgs& args, Order order) {
   for (int task = 0; task < args.n_tasks; ++task) {
     for (int head = 0; head < args.n_heads; ++head) {
-      if (args.form.k_hadamard)
+      if (args.form.k_hadamard || args.form.k_by_queries)
         emulate_side<kDim, true, true>(args, task, head, order);
       else
         emulate_side<kDim, true, false>(args, task, head, order);

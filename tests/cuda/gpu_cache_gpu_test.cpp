@@ -207,7 +207,7 @@ TEST_F(GpuCaches, PoliciesWithoutScoresAnswerAsTheCpu) {
 // Scores differ in their last digits, so that now and then two tokens near each other in rank have
 // each other's tier.
 TEST_F(GpuCaches, PoliciesWithScoresAnswerNearlyAsTheCpu) {
-  for (const char* policy : {"zipcache", "zip,k_round=nearest"})
+  for (const char* policy : {"zipcache", "zip", "zip,k_round=nearest"})
     expect_equal({.policy = policy}, 3e-2);
 }
 

@@ -69,6 +69,22 @@ Given make_scores(const PackCase& test, int n_tokens, uint64_t seed) {
   return given;
 }
 
+// What queries taught about rounding the keys of each head but the last of several.
+void add_moments(const PackCase& test, const Policy& policy, BlockRig& rig, PackInput& input) {
+  if (policy.k_rounding != Rounding::Query) return;
+  for (int head = 0; head < test.n_heads; ++head) {
+    QueryMoment& moment = rig.store.moments[size_t(head)];
+    const bool taught = test.learnt && (head == 0 || head + 1 < test.n_heads);
+    for (int step = 0; taught && step < 2; ++step) {
+      const auto queries = random_rows(80, test.dim, 31 + uint64_t(head) + 7 * uint64_t(step));
+      moment.learn(queries.data(), 80, test.dim);
+    }
+    input.learnt.push_back(taught);
+    const auto feedback = feedback_for_pack(QueryRounding(moment).feedback());
+    input.feedback.insert(input.feedback.end(), feedback.begin(), feedback.end());
+  }
+}
+
 void add_stream(const PackCase& test, const Policy& policy, int s, PackInput& input,
                 RecordSet& records) {
   BlockRig rig({test.n_heads, test.dim, test.dim}, policy, input.n_tokens);
@@ -91,6 +107,7 @@ void add_stream(const PackCase& test, const Policy& policy, int s, PackInput& in
       rig.store.raw.probes_seen(raw)[row] = given.seen[size_t(first + row)];
     }
   }
+  add_moments(test, policy, rig, input);
   rig.pack();
 
   for (size_t i = 0; i < k.size(); i += size_t(test.dim)) {
@@ -178,6 +195,8 @@ PackArgs args_of(const PackInput& input) {
   const int64_t all_heads = int64_t{input.n_heads} * input.n_tokens;
   if (!input.tiers.empty()) args.tiers = {input.tiers.data(), all_heads, input.n_tokens};
   if (!input.scores.empty()) args.scores = {input.scores.data(), all_heads, input.n_tokens};
+  if (!input.learnt.empty())
+    args.feedback = input.feedback.data(), args.learnt = input.learnt.data();
   if (!input.seen.empty()) args.seen = {input.seen.data(), input.n_tokens, 0};
   args.tasks = input.tasks.data();
   args.n_tasks = int(input.tasks.size());

@@ -27,6 +27,7 @@ struct PackCase {
   int n_levels = 1000;    // different scores; few make ties
   int n_sinks = 0;        // in the first block
   bool unscored = false;  // no probe saw the last block
+  bool learnt = true;     // queries taught the first head something, where k_round=query
   bool gaps = false;      // rows of other heads' numbers between those of the input
 };
 
@@ -50,6 +51,8 @@ inline constexpr const char* kPackPolicies[] = {
     "zipcache,fit=midpoint",
     "zipcache,fit=mse",
     "zipcache,fit=unbiased",
+    "zip",
+    "zip,rotate=none,bits=4/3/2,ratio=0.3/0.4",
     "zip,k_round=nearest",
     "zip,k_round=nearest,bits=8/3/2,ratio=0.2/0.3",
     "had4,fit=unbiased",
@@ -62,11 +65,13 @@ inline constexpr uint8_t kUntouched = 0xAA;
 struct PackInput {
   PackForm form;
   int dim = 0, n_heads = 0, n_streams = 0, n_tokens = 0, record_stride = 0;
-  int64_t head_stride = 0;     // of rows
-  std::vector<half> k, v;      // [stream, token, head, head_stride]
-  std::vector<float> scores;   // [stream, head, token], or empty
-  std::vector<uint32_t> seen;  // [stream, token], or empty
-  std::vector<uint8_t> tiers;  // [stream, head, token], or empty
+  int64_t head_stride = 0;       // of rows
+  std::vector<half> k, v;        // [stream, token, head, head_stride]
+  std::vector<float> scores;     // [stream, head, token], or empty
+  std::vector<uint32_t> seen;    // [stream, token], or empty
+  std::vector<uint8_t> tiers;    // [stream, head, token], or empty
+  std::vector<float> feedback;   // [stream, head, feedback_floats(dim)], or empty
+  std::vector<uint32_t> learnt;  // [stream, head], or empty
   std::vector<PackTask> tasks;
   std::vector<Record> records;
   std::vector<uint8_t> expected;  // kUntouched where no record is

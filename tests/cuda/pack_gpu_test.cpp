@@ -21,7 +21,8 @@ struct Outcome {
 Outcome pack(const PackInput& input) {
   const Buffer<half> k(input.k), v(input.v);
   const Buffer<float> scores(input.scores);
-  const Buffer<uint32_t> seen(input.seen);
+  const Buffer<uint32_t> seen(input.seen), learnt(input.learnt);
+  const Buffer<float> feedback(input.feedback);
   const Buffer<uint8_t> tiers(input.tiers);
   const Buffer<PackTask> tasks(input.tasks);
   const Buffer<Record> records(input.records);
@@ -34,6 +35,7 @@ Outcome pack(const PackInput& input) {
   args.v.data = v.get();
   if (args.scores.data) args.scores.data = scores.get();
   if (args.seen.data) args.seen.data = seen.get();
+  if (args.learnt) args.feedback = feedback.get(), args.learnt = learnt.get();
   if (args.tiers.data) args.tiers.data = tiers.get();
   args.tasks = tasks.get();
   args.records = records.get();
