@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -37,12 +38,36 @@ Status run_gnuplot(const std::string& script) {
   return {Code::Environment, "gnuplot failed; its message stands above"};
 }
 
+// The rows as gnuplot reads them: it ends a text at a comma, in quotes or not.
+std::string by_tabs(const std::vector<Json>& rows) {
+  std::string out;
+  const auto line = [&](const Json& row, auto&& cell) {
+    std::string sign;
+    for (const auto& [name, value] : row.items()) {
+      std::string text = cell(name, value);
+      std::replace(text.begin(), text.end(), '\t', ' ');
+      out += sign + text;
+      sign = "\t";
+    }
+    out += '\n';
+  };
+  line(rows.front(), [](const std::string& name, const Json&) { return name; });
+  for (const Json& row : rows) {
+    line(row, [](const std::string&, const Json& value) {
+      return value.is_string() ? value.get<std::string>()
+             : value.is_null() ? std::string()
+                               : value.dump();
+    });
+  }
+  return out;
+}
+
 // The script with its data file, which is drawn once as SVG and once as PNG.
 std::string whole_script(const Plot& plot, const std::string& file) {
   std::string data;
   if (!plot.rows.empty()) {
-    data = fmt::format("set datafile separator ','\nset datafile columnheaders\ndata = {}\n",
-                       in_quotes(file + ".csv"));
+    data = fmt::format("set datafile separator '\\t'\nset datafile columnheaders\ndata = {}\n",
+                       in_quotes(file + ".tsv"));
   }
   return fmt::format(
       "{}{}set terminal svg size {},{} noenhanced font \"sans,13\" background rgb \"white\"\n"
@@ -94,11 +119,15 @@ Status make_folder(const fs::path& folder) {
 Status draw(const Plot& plot, const fs::path& folder) {
   ZC_TRY(make_folder(folder));
   const std::string file = (folder / plot.name).string();
-  const std::string script = file + ".gnuplot";
-  if (!plot.rows.empty()) ZC_TRY(write_text(file + ".csv", csv(plot.rows)));
+  const std::string script = file + ".gnuplot", data = file + ".tsv";
+  if (!plot.rows.empty()) {
+    ZC_TRY(write_text(file + ".csv", csv(plot.rows)));
+    ZC_TRY(write_text(data, by_tabs(plot.rows)));
+  }
   ZC_TRY(write_text(script, whole_script(plot, file)));
   const Status drawn = run_gnuplot(script);
   fs::remove(script);
+  fs::remove(data);
   return drawn;
 }
 

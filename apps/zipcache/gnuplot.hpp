@@ -18,7 +18,7 @@ struct Plot {
   std::string title;     // what it shows
   std::string script;    // settings and data blocks
   std::string commands;  // that draw; run once for each form of the picture
-  // What is drawn, kept as NAME.csv beside the pictures and called `data` in the commands; none
+  // What is drawn, flat and kept as NAME.csv beside the pictures, and `data` in the commands; none
   // where the script holds its data itself.
   std::vector<Json> rows = {};
   int width = 760, height = 460;  // of the SVG; the PNG has half as many again

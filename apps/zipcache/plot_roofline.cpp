@@ -50,16 +50,21 @@ void add_row(const Json& row, std::vector<Picture>& pictures) {
   auto found = std::find_if(pictures.begin(), pictures.end(),
                             [&](const Picture& picture) { return picture.title == title; });
   if (found == pictures.end()) {
-    pictures.push_back({slug("roofline-" + title), title, 0, {}});
+    const std::string name = fmt::format(
+        "roofline-{}-{}-{}-{}-{}", row.at("n_head").get<int>(), row.at("n_head_kv").get<int>(),
+        row.at("d_head").get<int>(), row.value("n_queries", 1), row.at("gpu").get<std::string>());
+    pictures.push_back({slug(name), title, 0, {}});
     found = pictures.end() - 1;
   }
   found->copy_gbps = std::max(found->copy_gbps, number(row, "copy_gbps"));
   found->rows.push_back(
       point(row, row.at("policy").get<std::string>(), number(row, "bytes"), number(row, "us")));
   if (!row.contains("sdpa_us")) return;
-  const Json half = point(row, kHalf, half_bytes_of(row), number(row, "sdpa_us"));
-  if (std::find(found->rows.begin(), found->rows.end(), half) == found->rows.end())
-    found->rows.push_back(half);
+  const bool known = std::any_of(found->rows.begin(), found->rows.end(), [&](const Json& other) {
+    return other["policy"] == kHalf && other["depth"] == row["depth"] &&
+           other["batch"] == row["batch"];
+  });
+  if (!known) found->rows.push_back(point(row, kHalf, half_bytes_of(row), number(row, "sdpa_us")));
 }
 
 Plot plot_of(const Picture& picture) {
@@ -86,7 +91,7 @@ Plot plot_of(const Picture& picture) {
   for (size_t i = 0; i < series.size(); ++i) {
     curves.push_back(fmt::format(
         "data using (column(\"operations_per_byte\")):{} with points pointtype 7 "
-        "pointsize 0.7 {} title {} noenhanced",
+        "pointsize 0.9 {} title {} noenhanced",
         only("policy", series[i], "column(\"tflops\")"), line_style(i), in_quotes(series[i])));
   }
   plot.rows = picture.rows;

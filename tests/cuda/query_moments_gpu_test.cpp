@@ -83,6 +83,7 @@ TEST_F(Moments, AreTheCpus) {
       const Buffer<MomentGroup> moments(lists * size_t(n_groups));
       must(cudaMemset(moments.get(), 0, lists * size_t(n_groups) * sizeof(MomentGroup)));
       const Buffer<float> feedback(lists * size_t(feedback_floats(dim)));
+      must(cudaMemset(feedback.get(), 0, lists * size_t(feedback_floats(dim)) * sizeof(float)));
       const Buffer<uint32_t> learnt(lists);
       for (const auto& counts : std::vector<std::vector<int32_t>>{{30, 0}, {300, 0}, {77, 200}}) {
         auto rows = zipcache::test::random_rows(kStreams * most, kHeads * kGroup * dim,
