@@ -11,7 +11,7 @@
 namespace zipcache::cuda {
 namespace {
 
-constexpr int kFixedShared = 4 * 1024;  // at most, beside the dynamic part
+constexpr int kFixedShared = 8 * 1024;  // at least what a kernel and the device have beside slots
 
 Status wrong(std::string_view what, long long found, std::string_view expected) {
   return {Code::BadArgument,
