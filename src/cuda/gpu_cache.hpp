@@ -37,7 +37,7 @@ struct DecodeStep {
   const void* q = nullptr;  // [stream, new token, query head, dim]
   void* out = nullptr;      // the same shape; rows of streams without new tokens mean nothing
   Number q_type = Number::F16, out_type = Number::F16;
-  float scale = 0;
+  float scale = 0;  // above 0
   MaskArgs mask;
   const float* sinks = nullptr;  // as in DecodeArgs
   float* log_sums = nullptr;     // [stream, new token, query head] or null, as in DecodeArgs
@@ -46,9 +46,9 @@ struct DecodeStep {
 // One layer of a prompt, or of a part of it. The attention itself is the caller's. Rows behind a
 // stream's own new tokens, as far as other streams have some, are read and must be finite.
 struct PromptStep {
-  InputRows k, v;  // [stream, new token, KV head, dim]
-  InputRows q;     // [stream, new token, query head, dim]
-  float scale = 0;
+  InputRows k, v;   // [stream, new token, KV head, dim]
+  InputRows q;      // [stream, new token, query head, dim]
+  float scale = 0;  // above 0
   // [stream, new token, query head] natural logarithms of the sums of its softmax. Null where the
   // streams were empty: then probes make them anew.
   const float* log_sums = nullptr;
@@ -70,7 +70,7 @@ class GpuCache {
   virtual ~GpuCache() = default;
 
   // n_new [n_streams] on the host. OverLimit when a stream or the cache is full; then nothing has
-  // changed.
+  // changed. Environment when the plan did not get to the device: from then on always.
   virtual Status begin(std::span<const int> n_new, cudaStream_t stream) = 0;
   // Each stream has as many new tokens as the others, or none. BadArgument else.
   virtual Status decode(int layer, const DecodeStep& step, cudaStream_t stream) = 0;

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
+constexpr float kMost = 65504;    // of 16 bits: a rotated row may have larger numbers than the row
 constexpr int kMostSlices = 256;  // blocks of threads that share a head's rows
 
 struct Piece {
@@ -54,7 +55,7 @@ __device__ Piece rotated(const Piece& piece, int dim, int channel) {
   Piece out;
 #pragma unroll
   for (int i = 0; i < kPieceNumbers; ++i)
-    out.numbers[i] = __half_as_ushort(__float2half_rn(x[i] * norm));
+    out.numbers[i] = __half_as_ushort(__float2half_rn(fminf(fmaxf(x[i] * norm, -kMost), kMost)));
   return out;
 }
 
@@ -192,6 +193,9 @@ Status keep_rows(const KeepRowsArgs& args, cudaStream_t stream) {
   for (const InputRows* rows : {&args.k, &args.v}) {
     if (const char* fault = fault_of(*rows)) return wrong("keep_rows", fault);
   }
+  const bool turns = args.k_hadamard || args.v_hadamard;
+  if (turns && (args.dim & (args.dim - 1) || args.dim > kLanes * kPieceNumbers))
+    return wrong("keep_rows", "a head size that no kernel rotates");
   if (args.dim % kPieceNumbers || args.n_heads < 1 || args.n_streams < 1 || args.n_heads > 65535 ||
       args.n_streams > 65535)
     return wrong("keep_rows", "a shape that no kernel has");

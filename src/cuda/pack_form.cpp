@@ -2,9 +2,13 @@
 
 #include <fmt/format.h>
 
+#include "codec/query_rounding.hpp"
 #include "cuda/fragments.hpp"
 
 namespace zipcache::cuda {
+
+static_assert(kFeedbackGroup == kMomentGroup);
+
 namespace {
 
 Status refused(std::string_view what) {

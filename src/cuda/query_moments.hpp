@@ -1,5 +1,6 @@
 // What query rows of each KV head were like, learnt on the device from prompts, and made into the
-// coefficients that packing rounds keys with: the numbers of codec/query_rounding.hpp bit for bit.
+// coefficients that packing rounds keys with: the numbers of codec/query_rounding.hpp bit for bit,
+// for the same scale (the CPU divides it by a soft cap where there is one).
 // Capturable in CUDA graphs, ordered by their stream, wait for nothing on the host.
 #pragma once
 

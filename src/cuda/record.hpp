@@ -232,10 +232,12 @@ ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, Ti
 }
 
 // TierHeader::k_exponent for the largest step of a tier's key channels: a power of two that brings
-// it below 1, where 16 bits would not hold its product with a query; 0 for steps of usual size.
+// it below 1, where 16 bits would not hold its product with a query; 0 for steps of usual size. Its
+// inverse is a 16-bit number too.
 ZC_BOTH inline int8_t k_exponent_of(float largest_step) {
   if (largest_step == 0 || (largest_step > 0x1p-8f && largest_step < 0x1p4f)) return 0;
-  return int8_t(ilogbf(largest_step) + 1);
+  const int n = ilogbf(largest_step) + 1;
+  return int8_t(n < -15 ? -15 : n);
 }
 // TierHeader::v_exponent for the largest step of a tier's value tokens: the least n for which
 // it is not above 2^n; at least that of the smallest 16-bit number.

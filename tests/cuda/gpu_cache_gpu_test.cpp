@@ -211,6 +211,11 @@ TEST_F(GpuCaches, PoliciesWithScoresAnswerNearlyAsTheCpu) {
     expect_equal({.policy = policy}, 3e-2);
 }
 
+// Steps that are long enough to learn from but no prompts.
+TEST_F(GpuCaches, LongStepsTeach) {
+  expect_equal({.policy = "zip,recent=100", .n_steps = 10, .n_new = 40}, 3e-2);
+}
+
 TEST_F(GpuCaches, DraftedTokens) {
   expect_equal({.n_steps = 40, .n_new = 4}, kBound);
   expect_equal({.policy = "uniform4,recent=100", .n_steps = 10, .n_new = 40}, kBound);
