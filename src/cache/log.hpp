@@ -88,7 +88,9 @@ class StreamLog {
 
   RowId find(int cell) const { return row_of_cell_[size_t(cell)]; }
   const LogBlock& block(int slot) const { return blocks_[size_t(slot)]; }
-  void mark_sink(RowId id) { blocks_[size_t(id.slot)].sinks.set(size_t(id.row)); }
+  void mark_sink(RowId id, bool is_sink = true) {
+    blocks_[size_t(id.slot)].sinks.set(size_t(id.row), is_sink);
+  }
   const std::vector<int>& order() const { return order_; }  // slots, oldest block first
   // Writes to its rows go in place: no layer packed it in an earlier step.
   bool open(int slot) const;

@@ -140,7 +140,7 @@ bool take(NumberReader& reader, const LayerStore& store, TailRow& row) {
 void put(const TailRow& from, RowId id, StreamLog& log, LayerStore& store) {
   uint8_t* raw = store.block(id.slot).raw;
   const size_t row = size_t(id.row);
-  if (from.sink) log.mark_sink(id);
+  log.mark_sink(id, from.sink != 0);
   for (int head = 0; head < store.raw.shape.n_heads; ++head) {
     const size_t h = size_t(head);
     if (!from.sums.empty()) store.raw.sums(raw, head)[row] = from.sums[h];
