@@ -9,11 +9,6 @@
 namespace zipcache {
 namespace {
 
-// Moments of so many prompts' pieces are averaged; after that old ones fade.
-constexpr int kMemory = 8;
-// Share of the mean square that is added to every channel: queries to come differ from those seen.
-constexpr double kDamping = 0.1;
-
 int group_size(int dim, int first) { return std::min(kMomentGroup, dim - first); }
 
 constexpr size_t pairs(int size) { return size_t(size) * size_t(size - 1) / 2; }
@@ -32,10 +27,9 @@ std::vector<float> products(const float* rows, int n, int ld, size_t size) {
 
 bool finite_rows(const float* rows, int n, int ld, int dim) {
   // Squares that a sum of n and a 16-bit deviation can hold.
-  constexpr float kMost = 65504.0f;
   for (int r = 0; r < n; ++r) {
     for (int c = 0; c < dim; ++c) {
-      if (!(std::fabs(rows[ptrdiff_t(r) * ld + c]) <= kMost)) return false;
+      if (!(std::fabs(rows[ptrdiff_t(r) * ld + c]) <= kHalfMax)) return false;
     }
   }
   return true;
@@ -126,7 +120,8 @@ void QueryMoment::forget() {
 }
 
 void QueryMoment::save(std::string& bytes) const {
-  const uint32_t n = uint32_t(std::min(n_learnt_, kMemory));  // from there on all count the same
+  const uint32_t n =
+      uint32_t(std::min(n_learnt_, kMomentMemory));  // from there on all count the same
   append_numbers(bytes, &n, 1);
   append_numbers(bytes, deviation_.data(), deviation_.size());
   append_numbers(bytes, correlation_.data(), correlation_.size());
@@ -140,7 +135,7 @@ bool QueryMoment::load(NumberReader& reader) {
     return false;
   const auto is_deviation = [](half x) { return to_float(x) >= 0 && to_float(x) <= kHalfMax; };
   if (!std::all_of(loaded.deviation_.begin(), loaded.deviation_.end(), is_deviation)) return false;
-  loaded.n_learnt_ = int(std::min<uint32_t>(n, kMemory));
+  loaded.n_learnt_ = int(std::min<uint32_t>(n, kMomentMemory));
   *this = std::move(loaded);
   return true;
 }
@@ -162,7 +157,7 @@ std::vector<double> QueryMoment::group(int first) const {
 
 void QueryMoment::learn(const float* rows, int n, int ld) {
   if (!finite_rows(rows, n, ld, dim_)) return;
-  const double share = 1.0 / std::min(n_learnt_ + 1, kMemory);
+  const double share = 1.0 / std::min(n_learnt_ + 1, kMomentMemory);
   for (int first = 0; first < dim_; first += kMomentGroup) {
     const size_t size = size_t(group_size(dim_, first));
     const std::vector<float> fresh = products(rows + first, n, ld, size);
@@ -190,7 +185,7 @@ QueryRounding::QueryRounding(const QueryMoment& moment) : dim_(moment.dim()) {
     std::vector<double> h = moment.group(first);
     double mean = 0;
     for (size_t i = 0; i < size; ++i) mean += h[i * size + i] / double(size);
-    for (size_t i = 0; i < size; ++i) h[i * size + i] += kDamping * mean;
+    for (size_t i = 0; i < size; ++i) h[i * size + i] += kMomentDamping * mean;
     const std::vector<double> u = lower_factor(std::move(h), size);
     feedback_.insert(feedback_.end(), u.begin(), u.end());
   }

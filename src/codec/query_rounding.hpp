@@ -28,6 +28,10 @@ inline constexpr int kMomentGroup = 64;
 inline constexpr int kMomentRows = 64;
 // And so many say enough; more of one step cost time and change nothing.
 inline constexpr int kMomentMostRows = 256;
+// Moments of so many prompts' pieces are averaged; after that old ones fade.
+inline constexpr int kMomentMemory = 8;
+// Share of the mean square that is added to every channel: queries to come differ from those seen.
+inline constexpr double kMomentDamping = 0.1;
 
 // What the query rows of one KV head were like.
 class QueryMoment {

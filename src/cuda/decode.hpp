@@ -21,6 +21,8 @@ namespace zipcache::cuda {
 
 // Query rows that one matrix instruction takes.
 inline constexpr int kColumns = 8;
+// Of a block of threads.
+inline constexpr int kWarps = 4;
 // Numbers before the sums of a partial result: maximum, mass, padding.
 inline constexpr int kRowFloats = 4;
 

@@ -8,6 +8,7 @@
 
 #include "cuda/decode_launch.hpp"
 #include "cuda/device.cuh"
+#include "cuda/hadamard.hpp"
 
 namespace zipcache::cuda {
 namespace {
@@ -797,34 +798,6 @@ class Warp {
 
 // ---- queries
 
-// Hadamard's rotation of [kDim] numbers of which each lane of a warp holds kDim / 32 neighbours
-// (transform/hadamard.hpp).
-template <int kDim>
-__device__ __forceinline__ void rotate(float (&x)[kDim / kLanes], int lane) {
-  constexpr int kOwn = kDim / kLanes;
-#pragma unroll
-  for (int width = 1; width < kOwn; width *= 2) {
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      if (i & width) continue;
-      const float a = x[i], b = x[i + width];
-      x[i] = a + b;
-      x[i + width] = a - b;
-    }
-  }
-#pragma unroll 1
-  for (int step = 1; step < kLanes; step *= 2) {
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const float other = __shfl_xor_sync(~0u, x[i], step);
-      x[i] = lane & step ? other - x[i] : x[i] + other;
-    }
-  }
-  const float norm = rsqrtf(float(kDim));
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) x[i] *= norm;
-}
-
 // A number's bits, which turn into it later: so nothing waits for them here.
 __device__ __forceinline__ uint32_t bits_at(const void* numbers, Number type, size_t i) {
   return type == Number::F32 ? static_cast<const uint32_t*>(numbers)[i]
@@ -913,7 +886,7 @@ __device__ float share_queries(const Launch& launch, const Task& task,
 #pragma unroll
     for (int c = 0; c < kOwn; ++c) x[i][c] = number_of(queries.bits[i][c], launch.args.q_type);
     if (row >= task.n_columns) continue;
-    if (launch.args.k_hadamard) rotate<kDim>(x[i], lane);
+    if (launch.args.k_hadamard) rotate_row(x[i], kDim, ~0u);
 #pragma unroll
     for (int c = 0; c < kOwn; ++c) largest = fmaxf(largest, fabsf(x[i][c]));
   }
@@ -1182,7 +1155,7 @@ __device__ __forceinline__ void store_row(const Launch& launch, const Task& task
   constexpr int kOwn = Row<kDim>::kOwn;
   const DecodeArgs& args = launch.args;
   const int lane = int(threadIdx.x) % kLanes;
-  if (args.v_hadamard) rotate<kDim>(row.sums, lane);
+  if (args.v_hadamard) rotate_row(row.sums, kDim, ~0u);
   float peak = row.peak, mass = row.mass, scale = 1;
   if (args.sinks) {
     const float sink = args.sinks[task.head * args.group + column % args.group] * kLog2E;

@@ -7,7 +7,6 @@
 
 namespace zipcache::cuda {
 
-inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * kLanes;
 inline constexpr int kBlocks = 2;      // of threads that a processor runs at once
 inline constexpr int kMostSlots = 16;  // for records in shared memory, of a block

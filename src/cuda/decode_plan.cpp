@@ -9,7 +9,7 @@ namespace {
 // Warps that share the records of an item. Of a record on its own a warp has some 16 parts of work,
 // of a half 9 and of a quarter 6: its parameters cost as much whatever the share.
 int sharing_of(int count) {
-  constexpr int kCost[][2] = {{1, 16}, {2, 9}, {4, 6}}, kWarps = 4;
+  constexpr int kCost[][2] = {{1, 16}, {2, 9}, {4, 6}};
   int best = 1, least = INT_MAX;
   for (const auto& [sharing, cost] : kCost) {
     const int n_groups = kWarps / sharing, all = (count + n_groups - 1) / n_groups * cost;

@@ -129,11 +129,6 @@ __device__ __forceinline__ int add_in_order_of_device(int* number, int by) {
   return before;
 }
 
-// Barrier of the first `n_threads` threads of a block.
-__device__ __forceinline__ void barrier(int n_threads) {
-  asm volatile("bar.sync 1, %0;" ::"r"(n_threads) : "memory");
-}
-
 // ---- copies by threads (sm_80)
 
 __device__ __forceinline__ void copy_16(void* to, const void* from) {
@@ -159,10 +154,6 @@ __device__ __forceinline__ void open_barrier(uint64_t* barrier, int arrivals) {
 __device__ __forceinline__ void fence_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::
                    : "memory");
-}
-__device__ __forceinline__ void arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-               : "memory");
 }
 __device__ __forceinline__ void arrive_expecting(uint64_t* barrier, uint32_t bytes) {
   asm volatile(
@@ -190,7 +181,6 @@ __device__ __forceinline__ void copy_bulk(void* to, const void* from, uint32_t b
 // Never run: earlier cards copy by threads.
 __device__ __forceinline__ void open_barrier(uint64_t*, int) {}
 __device__ __forceinline__ void fence_barriers() {}
-__device__ __forceinline__ void arrive(uint64_t*) {}
 __device__ __forceinline__ void arrive_expecting(uint64_t*, uint32_t) {}
 __device__ __forceinline__ void wait_phase(uint64_t*, int) {}
 __device__ __forceinline__ void copy_bulk(void*, const void*, uint32_t, uint64_t*) {}

@@ -10,13 +10,6 @@
 #include "cuda/device.cuh"
 #endif
 
-// Loops over what stands in registers.
-#ifdef __CUDA_ARCH__
-#define ZC_UNROLL _Pragma("unroll")
-#else
-#define ZC_UNROLL
-#endif
-
 namespace zipcache::cuda {
 
 // ---- the two machines' words for the same thing

@@ -1,9 +1,10 @@
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <string>
 
 #include "cuda/device_memory.hpp"
+#include "cuda/grid.hpp"
+#include "cuda/hadamard.hpp"
 #include "cuda/keep_rows.hpp"
 
 namespace zipcache::cuda {
@@ -11,7 +12,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
-constexpr float kMost = 65504;    // of 16 bits: a rotated row may have larger numbers than the row
 constexpr int kMostSlices = 256;  // blocks of threads that share a head's rows
 
 struct Piece {
@@ -26,36 +26,18 @@ __device__ void store_piece(uint16_t* to, const Piece& piece) {
   *reinterpret_cast<uint4*>(to) = reinterpret_cast<const uint4&>(piece);
 }
 
-// The piece at `channel` of the row rotated by Hadamard's matrix (transform/hadamard.hpp); the
-// neighbouring lanes hold the row's other pieces, and all of these come here.
-__device__ Piece rotated(const Piece& piece, int dim, int channel) {
+// The row's piece rotated; the neighbouring lanes hold the row's other pieces, and all of these
+// come here. A rotated row may have larger numbers than the row.
+__device__ Piece rotated(const Piece& piece, int dim) {
   const int lanes = dim / kPieceNumbers, lane = int(threadIdx.x) % kLanes;
   const unsigned row = lanes == kLanes ? ~0u : ((1u << lanes) - 1) << (lane / lanes * lanes);
   float x[kPieceNumbers];
 #pragma unroll
-  for (int i = 0; i < kPieceNumbers; ++i) x[i] = __half2float(__ushort_as_half(piece.numbers[i]));
-#pragma unroll
-  for (int width = 1; width < kPieceNumbers; width *= 2) {
-#pragma unroll
-    for (int i = 0; i < kPieceNumbers; ++i) {
-      if (i & width) continue;
-      const float a = x[i], b = x[i + width];
-      x[i] = a + b;
-      x[i + width] = a - b;
-    }
-  }
-  for (int width = kPieceNumbers; width < dim; width *= 2) {
-#pragma unroll
-    for (int i = 0; i < kPieceNumbers; ++i) {
-      const float other = __shfl_xor_sync(row, x[i], width / kPieceNumbers);
-      x[i] = channel & width ? other - x[i] : x[i] + other;
-    }
-  }
-  const float norm = rsqrtf(float(dim));
+  for (int i = 0; i < kPieceNumbers; ++i) x[i] = float_of(piece.numbers[i]);
+  rotate_row(x, dim, row);
   Piece out;
 #pragma unroll
-  for (int i = 0; i < kPieceNumbers; ++i)
-    out.numbers[i] = __half_as_ushort(__float2half_rn(fminf(fmaxf(x[i] * norm, -kMost), kMost)));
+  for (int i = 0; i < kPieceNumbers; ++i) out.numbers[i] = finite_half_of(x[i]);
   return out;
 }
 
@@ -113,7 +95,7 @@ class Keeper {
     const int place = (rows_.place + token) % kRawRecordTokens;
     const auto piece = [&](const InputRows& rows, bool hadamard) {
       const Piece own = load_piece(rows.row(stream_, token, head_) + channel);
-      return hadamard ? rotated(own, args_.dim, channel) : own;
+      return hadamard ? rotated(own, args_.dim) : own;
     };
     to.put(true, place, channel, piece(args_.k, args_.k_hadamard));
     to.put(false, place, channel, piece(args_.v, args_.v_hadamard));

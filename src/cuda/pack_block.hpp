@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "cuda/grid.hpp"
+#include "cuda/hadamard.hpp"
 #include "cuda/pack.hpp"
 
 namespace zipcache::cuda {
@@ -286,20 +287,6 @@ class SidePacker {
   }
 
   // ---- rotation (transform/hadamard.hpp): widths 1 to 8 of 16 neighbours, then the others
-
-  template <int kCount>
-  ZC_BOTH static void add_and_subtract(float (&x)[kCount]) {
-    ZC_UNROLL
-    for (int width = 1; width < kCount; width *= 2) {
-      ZC_UNROLL
-      for (int i = 0; i < kCount; ++i) {
-        if (i & width) continue;
-        const float a = x[i], b = x[i + width];
-        x[i] = a + b;
-        x[i + width] = a - b;
-      }
-    }
-  }
 
   ZC_BOTH void rotate_near() const {
     if constexpr (kRotated) {

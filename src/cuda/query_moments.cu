@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "codec/query_rounding.hpp"
 #include "cuda/device_memory.hpp"
 #include "cuda/query_moments.hpp"
 
@@ -14,10 +15,6 @@ constexpr int kThreads = 256, kSize = kFeedbackGroup;
 constexpr int kOwn =
     kSize * kSize / kThreads;              // pairs of channels of a thread: (i, j) to (i, j + 15)
 constexpr int kRows = 16, kMostDim = 256;  // query rows in shared memory at once
-// codec/query_rounding.cpp
-constexpr int kMemory = 8;
-constexpr double kDamping = 0.1;
-constexpr float kMost = 65504.0f;
 
 __device__ int pair_place(int i, int j) { return i * (2 * kSize - i - 1) / 2 + j - i - 1; }
 
@@ -55,7 +52,7 @@ class Learner {
       load(first, n);
       if (args_.hadamard) rotate(n);
       for (int k = int(threadIdx.x); k < n * args_.dim; k += kThreads)
-        finite = finite && fabsf(rows_[k / args_.dim][k % args_.dim]) <= kMost;
+        finite = finite && fabsf(rows_[k / args_.dim][k % args_.dim]) <= kHalfMax;
       for (int r = 0; r < n; ++r) {
         const float* row = rows_[r] + first_;
 #pragma unroll
@@ -72,7 +69,7 @@ class Learner {
         args_.moments[(size_t(stream_) * size_t(args_.n_heads) + size_t(head_)) * gridDim.x +
                       blockIdx.x];
     const uint32_t n_learnt = group.n_learnt;
-    const double share = 1.0 / double(min(int(n_learnt) + 1, kMemory));
+    const double share = 1.0 / double(min(int(n_learnt) + 1, kMomentMemory));
     double h[kOwn];
 #pragma unroll
     for (int k = 0; k < kOwn; ++k) {
@@ -162,7 +159,7 @@ __global__ void __launch_bounds__(kThreads)
   double mean = 0;
   for (int i = 0; i < kSize; ++i) mean += h[i][i] / double(kSize);
   __syncthreads();
-  if (thread < kSize) scale[thread] = h[thread][thread] += kDamping * mean;
+  if (thread < kSize) scale[thread] = h[thread][thread] += kMomentDamping * mean;
   __syncthreads();
   for (int k = kSize - 1; k > 0; --k) {
     const double d = h[k][k];
@@ -180,8 +177,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-Status wrong(const char* found) {
-  return {Code::BadArgument, std::string("learn_queries: found ") + found};
+Status wrong(const char* what, const char* found) {
+  return {Code::BadArgument, std::string(what) + ": found " + found};
 }
 
 bool has_kernel(int dim, int n_heads, int n_streams) {
@@ -192,10 +189,12 @@ bool has_kernel(int dim, int n_heads, int n_streams) {
 }  // namespace
 
 Status learn_queries(const LearnArgs& args, cudaStream_t stream) {
-  if (const char* fault = fault_of(args.q)) return wrong(fault);
+  if (const char* fault = fault_of(args.q)) return wrong("learn_queries", fault);
   if (!has_kernel(args.dim, args.n_heads, args.n_streams) || args.group < 1 || args.most_rows < 1)
-    return wrong("a shape that no kernel has, expected heads of 64, 128 or 256 channels");
-  if (!args.counts || !args.moments) return wrong("a null pointer among counts and moments");
+    return wrong("learn_queries",
+                 "a shape that no kernel has, expected heads of 64, 128 or 256 channels");
+  if (!args.counts || !args.moments)
+    return wrong("learn_queries", "a null pointer among counts and moments");
   const dim3 grid(unsigned(args.dim / kSize), unsigned(args.n_heads), unsigned(args.n_streams));
   learn_kernel<<<grid, kThreads, 0, stream>>>(args);
   return from_cuda(cudaGetLastError(), "launching what queries teach");
@@ -204,7 +203,7 @@ Status learn_queries(const LearnArgs& args, cudaStream_t stream) {
 Status make_feedback(const MomentGroup* moments, int dim, int n_heads, int n_streams,
                      float* feedback, uint32_t* learnt, cudaStream_t stream) {
   if (!moments || !feedback || !learnt || !has_kernel(dim, n_heads, n_streams))
-    return wrong("a null pointer, or a shape that no kernel has");
+    return wrong("make_feedback", "a null pointer, or a shape that no kernel has");
   const dim3 grid(unsigned(dim / kSize), unsigned(n_heads), unsigned(n_streams));
   feedback_kernel<<<grid, kThreads, 0, stream>>>(moments, feedback, learnt);
   return from_cuda(cudaGetLastError(), "launching the coefficients of rounding");

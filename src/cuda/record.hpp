@@ -30,6 +30,13 @@
 #define ZC_BOTH
 #endif
 
+// Loops over what stands in registers.
+#ifdef __CUDA_ARCH__
+#define ZC_UNROLL _Pragma("unroll")
+#else
+#define ZC_UNROLL
+#endif
+
 namespace zipcache::cuda {
 
 inline constexpr int kUnitTokens = 16;
