@@ -319,14 +319,15 @@ class Bench final : public GpuBench {
     args.q = queries.get();
     args.out = out.get();
     args.n_items = 1;
-    const Result<int> blocks = cuda::decode_blocks(args);
+    const Result<cuda::DecodeBlocks> blocks = cuda::decode_blocks(args);
     if (!blocks.ok()) return blocks.status();
     const std::vector<cuda::StreamRecords> streams(size_t(shape.batch),
                                                    {caches.n_packed(), pattern->n_raw});
     const auto plan = cuda::plan_decode(streams, shape.n_head_kv, *blocks);
-    ZC_TRY(items.fill(plan));
+    ZC_TRY(items.fill(plan.items));
     args.items = items.get<cuda::WorkItem>();
-    args.n_items = int(plan.size());
+    args.n_items = int(plan.items.size());
+    args.n_warps = plan.n_warps;
     ZC_TRY(workspace.take(cuda::decode_workspace(args)));
     ZC_CUDA(cudaMemset(workspace.get(), 0, cuda::decode_workspace(args)));
     args.workspace = workspace.get();

@@ -15,7 +15,7 @@ Status absent() {
 
 }  // namespace
 
-Result<int> decode_blocks(const DecodeArgs&) { return absent(); }
+Result<DecodeBlocks> decode_blocks(const DecodeArgs&) { return absent(); }
 Status decode_attention(const DecodeArgs&, cudaStream_t) { return absent(); }
 Status pack_records(const PackArgs&, cudaStream_t) { return absent(); }
 Status sum_probes(const ProbeArgs&, cudaStream_t) { return absent(); }

@@ -11,8 +11,6 @@
 namespace zipcache::cuda {
 namespace {
 
-constexpr int kFixedShared = 8 * 1024;  // at least what a kernel and the device have beside slots
-
 Status wrong(std::string_view what, long long found, std::string_view expected) {
   return {Code::BadArgument,
           fmt::format("decode_attention: found {} = {}, expected {}", what, found, expected)};
@@ -50,20 +48,33 @@ int tiles_of(const DecodeArgs& args) {
   return two ? 2 : 1;
 }
 
+// What a kernel has beside slots: scores of all warps, and at most this of queries, barriers and
+// the device's own.
+int score_bytes(const DecodeArgs& args) {
+  return tiles_of(args) * args.n_warps * kColumns * kRecordTokens * int(sizeof(float));
+}
+int fixed_bytes(const DecodeArgs& args) {
+  return tiles_of(args) * 2 * kColumns * args.dim * int(sizeof(float)) + 2560;
+}
+
 // Slots for records: one for each warp and some for those on their way. More of these made it
 // slower by a few hundredths (H100: docs/gpu.md), although they fit.
 int slots_of(const DecodeArgs& args, const Device& device) {
   constexpr int kOnTheirWay = 12 * 1024;
-  const int wanted = kWarps + (kOnTheirWay + args.max_record_bytes - 1) / args.max_record_bytes;
-  const auto fitting = [&](int bytes) { return (bytes - kFixedShared) / args.max_record_bytes; };
-  const int n = fitting(device.processor_bytes / kBlocks);
-  return std::min({n >= kWarps ? n : fitting(device.block_bytes), wanted, kMostSlots});
+  const int wanted =
+      args.n_warps + (kOnTheirWay + args.max_record_bytes - 1) / args.max_record_bytes;
+  const auto fitting = [&](int bytes) {
+    return (bytes - score_bytes(args) - fixed_bytes(args)) / args.max_record_bytes;
+  };
+  const int n = args.n_warps == kSmallWarps ? fitting(device.processor_bytes / 2) : 0;
+  return std::min({n >= args.n_warps ? n : fitting(device.block_bytes), wanted, kMostSlots});
 }
 
-// The slots, which later hold what warps merge.
+// Scores and slots, which later hold what warps merge.
 int dynamic_bytes(const DecodeArgs& args, int n_slots) {
-  const int sums = kWarps * tiles_of(args) * kColumns * args.dim * int(sizeof(float));
-  return std::max(n_slots * args.max_record_bytes, sums);
+  const int sums =
+      args.n_warps * tiles_of(args) * kColumns * (kRowFloats + args.dim) * int(sizeof(float));
+  return std::max(score_bytes(args) + n_slots * args.max_record_bytes, sums);
 }
 
 Status check(const DecodeArgs& args) {
@@ -74,6 +85,8 @@ Status check(const DecodeArgs& args) {
     return wrong("group", args.group, "1 to 64 query heads of a KV head");
   if (args.n_queries < 1 || args.n_queries > 64)
     return wrong("n_queries", args.n_queries, "1 to 64");
+  if (args.n_warps != kSmallWarps && args.n_warps != kLargeWarps)
+    return wrong("n_warps", args.n_warps, "that of the plan");
   if (args.n_items < 1) return wrong("n_items", args.n_items, "at least 1 (plan_decode)");
   constexpr int kMostBytes = 0xFFFF * 16;  // Record::size
   if (args.max_record_bytes < 16 || args.max_record_bytes % 16 ||
@@ -90,7 +103,8 @@ Result<Launch> launch_of(DecodeArgs args, const Device& device) {
   const int n_slots = slots_of(args, device);
   if (n_slots < 2)
     return wrong("max_record_bytes", args.max_record_bytes,
-                 fmt::format("at most {} on this GPU", (device.block_bytes - kFixedShared) / 2));
+                 fmt::format("at most {} on this GPU",
+                             (device.block_bytes - score_bytes(args) - fixed_bytes(args)) / 2));
   Launch launch = {};
   launch.args = args;
   launch.n_slots = n_slots;
@@ -118,15 +132,26 @@ Status run(const Launch& launch, cudaStream_t stream, std::string_view what) {
 
 }  // namespace
 
-Result<int> decode_blocks(const DecodeArgs& args) {
+Result<DecodeBlocks> decode_blocks(const DecodeArgs& args) {
   const Result<Device> device = current_device();
   if (!device.ok()) return device.status();
-  Result<Launch> launch = launch_of(args, *device);
-  if (!launch.ok()) return launch.status();
-  int blocks = 0;
-  launch->blocks = &blocks;
-  ZC_TRY(run(*launch, nullptr, "asking for the occupancy of decode attention"));
-  return blocks * device->processors;
+  const auto at_once = [&](int n_warps, int& blocks) {
+    DecodeArgs own = args;
+    own.n_warps = n_warps;
+    Result<Launch> launch = launch_of(own, *device);
+    if (!launch.ok()) return launch.status();
+    blocks = 0;
+    // Large blocks need a slot for each warp.
+    if (n_warps == kLargeWarps && launch->n_slots < n_warps) return ok();
+    launch->blocks = &blocks;
+    ZC_TRY(run(*launch, nullptr, "asking for the occupancy of decode attention"));
+    blocks *= device->processors;
+    return ok();
+  };
+  DecodeBlocks blocks;
+  ZC_TRY(at_once(kSmallWarps, blocks.small));
+  ZC_TRY(at_once(kLargeWarps, blocks.large));
+  return blocks;
 }
 
 Status decode_attention(const DecodeArgs& args, cudaStream_t stream) {

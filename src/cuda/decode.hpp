@@ -19,10 +19,10 @@ typedef struct CUstream_st* cudaStream_t;
 
 namespace zipcache::cuda {
 
-// Query rows that one matrix instruction takes.
-inline constexpr int kColumns = 8;
-// Of a block of threads.
-inline constexpr int kWarps = 4;
+// Query rows that one matrix instruction takes, two columns each.
+inline constexpr int kColumns = 4;
+// Of a block of threads: two small blocks share a processor, or it has a large one.
+inline constexpr int kSmallWarps = 4, kLargeWarps = 8;
 // Numbers before the sums of a partial result: maximum, mass, padding.
 inline constexpr int kRowFloats = 4;
 
@@ -33,7 +33,7 @@ struct WorkItem {
   int32_t stream = -1;                     // -1 for an item that is left out
   int32_t first = 0, count = 0;            // of the stream's records
   int32_t part_first = 0, part_count = 0;  // items of the stream, whose results are merged
-  int32_t sharing = 1;                     // warps that share a record: 1, 2 or 4
+  int32_t sharing = 1;                     // warps that share a record: 1, 2, 4 or 8
 };
 static_assert(sizeof(WorkItem) == 24);
 
@@ -53,8 +53,9 @@ struct DecodeArgs {
   const uint8_t* pool = nullptr;
   const Record* records = nullptr;  // [n_streams, n_heads, record_stride]
   int record_stride = 0;
-  const WorkItem* items = nullptr;  // [n_items], plan_decode()
+  const WorkItem* items = nullptr;  // [n_items], of a DecodePlan
   int n_items = 0;
+  int n_warps = kSmallWarps;                    // of the same plan
   int max_record_bytes = 0;                     // of all records
   bool v_factors = false;                       // records have factors of channels of values
   bool k_hadamard = false, v_hadamard = false;  // records hold rotated rows, those of 16 bits too
@@ -74,16 +75,27 @@ struct DecodeArgs {
   bool copy_by_threads = false;  // as cards before sm_90 do
 };
 
-// Cuts the records of each stream (packed ones first, then those of 16-bit rows) into items for
-// `n_blocks` blocks of threads that run at once; at least one item for each stream that has
-// records. Pure.
+// Blocks of threads that a device runs at once: small ones, and large ones or 0 where these are not
+// to be had.
+struct DecodeBlocks {
+  int small = 1, large = 0;
+};
+
 struct StreamRecords {
   int packed = 0, raw = 0;
 
   int all() const { return packed + raw; }
 };
-std::vector<WorkItem> plan_decode(std::span<const StreamRecords> streams, int n_heads,
-                                  int n_blocks);
+
+struct DecodePlan {
+  std::vector<WorkItem> items;
+  int n_warps = kSmallWarps;
+};
+
+// Cuts the records of each stream (packed ones first, then those of 16-bit rows) into items for
+// blocks of threads that run at once; at least one item for each stream. Pure.
+DecodePlan plan_decode(std::span<const StreamRecords> streams, int n_heads,
+                       const DecodeBlocks& blocks);
 
 // Bytes of the workspace, and of the partial results at its end. Pure. Items have to come from
 // plan_decode(), whose streams are no more than its items.
@@ -91,7 +103,7 @@ size_t decode_workspace(const DecodeArgs& args);
 size_t decode_part_bytes(const DecodeArgs& args);
 
 // Blocks of threads that the current device runs at once for this shape; needs no pointers.
-Result<int> decode_blocks(const DecodeArgs& args);
+Result<DecodeBlocks> decode_blocks(const DecodeArgs& args);
 
 // Enqueues the attention. Errors: BadArgument for shapes that no kernel has, Environment for what
 // CUDA reports. Thread-safe; a workspace belongs to one launch at a time.

@@ -14,15 +14,11 @@ namespace zipcache::cuda {
 namespace {
 
 constexpr float kLog2E = 1.44269504f;
-// A running maximum is raised when a score exceeds it by this much, so that it seldom is; weights
-// then lie below 2^(kHeadroom + kSlack), what 16 bits hold.
-constexpr float kSlack = 5, kHeadroom = 8;
 constexpr float kLowest = -1e30f;
-constexpr int kBlockTokens = 128;  // at most, of one record
 
 // A tier of the record at hand, in registers.
 struct TierOf {
-  int count, k_bits, v_bits, k_exponent, v_exponent;
+  int count, k_bits, v_bits, v_exponent;
   int k_params, v_params, k_codes, v_codes, v_factors;  // in bytes from the record's first
   bool k_by_token, is_raw;  // is_raw: 16-bit rows in the order of tokens
 
@@ -31,7 +27,6 @@ struct TierOf {
       : count(words.x & 0xFF),
         k_bits(words.x >> 8 & 0xFF),
         v_bits(words.x >> 16 & 0xFF),
-        k_exponent(int(words.x) >> 24),
         v_exponent(int(words.w) >> 24),
         k_params((words.y & 0xFFFF) * 16),
         v_params((words.y >> 16) * 16),
@@ -51,131 +46,66 @@ struct Task {
 template <int kDim>
 constexpr int kFragments = kDim / 16;
 
-// What codes of the second pair (rows 8 to 15 of keys, tokens 8 to 15 of values) are multiplied
-// with, because they stay in their place.
-__device__ __forceinline__ float second_factor(int bits) { return bits == 2 ? 4.0f : 1.0f; }
-__device__ __forceinline__ float without_second_factor(int bits) {
-  return bits == 2 ? 0.25f : 1.0f;
-}
+// ---- codes of a unit: bytes of words, of four columns of one row each
 
-// Hands the fragments of a unit to `use(number, x, x2, y, y2)`: pairs of 16-bit numbers, of codes
-// times 2^-24, those of y times 2^-20 where 4 bits or fewer leave them in their place, those of x2
-// and y2 times second_factor() as well.
-template <int kBits, int kDim, class Use>
-__device__ __forceinline__ void for_fragments(const uint8_t* unit, int lane, Use&& use) {
-  constexpr int kWords = kDim * kBits / 64;  // of a lane
-  if constexpr (kBits == 3) {
-#pragma unroll
-    for (int group = 0; group < kFragments<kDim> / 4; ++group) {
-      const uint32_t* words = reinterpret_cast<const uint32_t*>(unit) + group * 3 * kLanes + lane;
-      const uint32_t top = words[2 * kLanes];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t low = words[i / 2 * kLanes] >> (i % 2 * 8);
-        const int at = i * 2 % 4 + i * 2 / 4 * 8 - 2;  // of the first pair's top bits, from bit 2
-        const uint32_t top0 = at < 0 ? top << -at : top >> at;
-        const uint32_t top1 = at + 1 < 0 ? top << -(at + 1) : top >> (at + 1);
-        use(group * 4 + i, (low & 0x00030003u) | (top0 & 0x00040004u),
-            (low >> 2 & 0x00030003u) | (top1 & 0x00040004u),
-            (low & 0x00300030u) | (top0 & 0x00400040u),
-            (low >> 2 & 0x00300030u) | (top1 & 0x00400040u));
-      }
-    }
-  } else {
-    constexpr int kWide = kWords < 4 ? kWords : 4;
-#pragma unroll
-    for (int v = 0; v < kWords / kWide; ++v) {
-      uint32_t w[4];
-      load_words<kWide>(unit + (v * kLanes + lane) * kWide * 4, w);
-      if constexpr (kBits == 2) {
-#pragma unroll
-        for (int i = 0; i < kWide * 2; ++i) {
-          const uint32_t own = w[i / 2] >> (i % 2 * 8);
-          use(v * kWide * 2 + i, own & 0x00030003u, own & 0x000C000Cu, own & 0x00300030u,
-              own & 0x00C000C0u);
-        }
-      } else if constexpr (kBits == 4) {
-#pragma unroll
-        for (int i = 0; i < kWide; ++i) {
-          const uint32_t second = w[i] >> 8;
-          use(v * kWide + i, w[i] & 0x000F000Fu, second & 0x000F000Fu, w[i] & 0x00F000F0u,
-              second & 0x00F000F0u);
-        }
-      } else if constexpr (kBits == 8) {
-#pragma unroll
-        for (int i = 0; i < kWide / 2; ++i) {
-          const uint32_t x = w[2 * i], y = w[2 * i + 1];
-          use(v * kWide / 2 + i, x & 0x00FF00FFu, x >> 8 & 0x00FF00FFu, y & 0x00FF00FFu,
-              y >> 8 & 0x00FF00FFu);
-        }
-      } else {
-        use(v, w[0], w[1], w[2], w[3]);
-      }
-    }
-  }
-}
+// Of one lane's words that stand side by side, or three that stand apart where codes have 3 bits.
+template <int kBits, int kDim>
+struct Piece {
+  static constexpr int kWords = kBits == 3 ? 3 : wide_words(kDim, kBits);
+  static constexpr int kHeld = kBits == 3 ? 4 : kWords * 4 / kBits;  // fragments
+  static constexpr int kPieces = kFragments<kDim> / kHeld;           // of a unit
+  uint32_t words[4];
 
-// Sums over tokens as matrix units hold them: a lane has rows (channels of values) l/4 and l/4 + 8
-// of every fragment and columns (query rows) 2 (l % 4) and the next one. Codes are summed as they
-// stand in their words, so what is summed is in units of 2^-exponent, of x rows and of y rows.
-template <int kDim, int kTiles>
-struct Total {
-  float at[kTiles][kFragments<kDim>][4];
-  int x_exponent, y_exponent;
-
-  __device__ __forceinline__ void clear() {
-    x_exponent = 24;
-    y_exponent = 20;
+  __device__ __forceinline__ Piece(const uint8_t* unit, int piece, int lane) {
+    if constexpr (kBits == 3) {
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int m = 0; m < kFragments<kDim>; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) at[tile][m][i] = 0;
-      }
+      for (int i = 0; i < 3; ++i)
+        words[i] = reinterpret_cast<const uint32_t*>(unit)[(piece * 3 + i) * kLanes + lane];
+    } else {
+      load_words<kWords>(unit + (piece * kLanes + lane) * kWords * 4, words);
     }
   }
 
-  // Those of codes of a width.
-  __device__ __forceinline__ void take_units(int bits) {
-    take_units(bits == 16 ? 0 : 24, bits == 16 ? 0 : bits == 8 ? 24 : 20);
-  }
-  __device__ __forceinline__ void take_units(int x, int y) {
-    if (x == x_exponent && y == y_exponent) [[likely]]
-      return;
-    const float x_factor = power_of_two(x_exponent - x), y_factor = power_of_two(y_exponent - y);
-    x_exponent = x;
-    y_exponent = y;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int m = 0; m < kFragments<kDim>; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) at[tile][m][i] *= i < 2 ? x_factor : y_factor;
-      }
-    }
-  }
-
-  __device__ __forceinline__ void shrink_columns(int tile, const float (&by)[2]) {
-#pragma unroll
-    for (int m = 0; m < kFragments<kDim>; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) at[tile][m][i] *= by[i % 2];
+  // Codes of a row of fragment f of the piece times row_factor(). `scaled`: those of 2 bits of odd
+  // fragments stay in their place as well, 16 times as large.
+  __device__ __forceinline__ uint32_t row(int f, int row_half, bool scaled) const {
+    if constexpr (kBits == 2) {
+      const uint32_t own = f % 2 == 1 && !scaled ? words[f / 2] >> 4 : words[f / 2];
+      return own & 0x03030303u << (f % 2 == 1 && scaled ? 4 : 0) + 2 * row_half;
+    } else if constexpr (kBits == 3) {
+      const uint32_t low = words[f / 2] >> f % 2 * 4 + row_half * 2;
+      const int at = f * 2 + row_half - 2;  // of the top bit, from bit 2
+      const uint32_t top = at < 0 ? words[2] << -at : words[2] >> at;
+      return (low & 0x03030303u) | (top & 0x04040404u);
+    } else if constexpr (kBits == 4) {
+      return words[f] & 0x0F0F0F0Fu << 4 * row_half;
+    } else {
+      return words[f * 2 + row_half];
     }
   }
 };
 
-// Bit tile * 4 + e: score e of the tile is of a token behind its query. `rows` are the places of
-// the unit's tokens behind `first`, which is counted from the first query's end; null where they
-// follow each other. Rare, so kept out of the code that instruction caches hold.
+// What rows 8 to 15 are larger than rows 0 to 7, and odd fragments than even ones where they are
+// `scaled`, because their codes stay in their place.
+__device__ __forceinline__ constexpr float row_factor(int bits, int row_half) {
+  return row_half == 0 ? 1.0f : bits == 2 ? 4.0f : bits == 4 ? 16.0f : 1.0f;
+}
+__device__ __forceinline__ constexpr float scaled_factor(int bits, int fragment) {
+  return bits == 2 && fragment % 2 == 1 ? 16.0f : 1.0f;
+}
+
+// Bit tile * 2 + i: the token of row l / 4 + 8 i is behind the query of column l % 4 of the tile.
+// `rows` are the places of the unit's tokens behind `first`, which is counted from the first
+// query's end; null where they follow each other. Rare, so kept out of the code that instruction
+// caches hold.
 __device__ __noinline__ uint32_t later_than_queries(const uint8_t* rows, int first, int n_tokens,
                                                     int first_column, int group, int n_scores) {
   const int lane = int(threadIdx.x) % kLanes;
   uint32_t later = 0;
 #pragma unroll 1
   for (int i = 0; i < n_scores; ++i) {
-    const int token = lane / 4 + i / 2 % 2 * 8;
-    const int column = first_column + i / 4 * kColumns + lane % 4 * 2 + i % 2;
+    const int token = lane / 4 + i % 2 * 8;
+    const int column = first_column + i / 2 * kColumns + lane % 4;
     if (token >= n_tokens) continue;
     const int place = first + (rows ? int(rows[token]) : token);
     later |= uint32_t(place >= column / group) << i;
@@ -183,34 +113,57 @@ __device__ __noinline__ uint32_t later_than_queries(const uint8_t* rows, int fir
   return later;
 }
 
+// The queries of a block of threads in shared memory.
+template <int kDim, int kTiles>
+struct SharedQueries {
+  static constexpr int kRows = kTiles * kColumns;
+  // Operands of 16-bit products: column 2 r of a tile has query row r rounded to 16 bits, column
+  // 2 r + 1 what this leaves over.
+  uint4 operands[kTiles * kFragments<kDim> / 2 * kLanes];
+  alignas(16) float numbers[kRows][kDim];  // channels in the order of K parameters
+  float sums[kRows];
+  float units[kRows];  // what products are multiplied with to be scores, logarithms to the base 2
+};
+
+// Scores of a tier's tokens, of one warp: a lane has rows l / 4 and l / 4 + 8 of a unit and query
+// row l % 4 of a tile. Each lane reads only what it wrote.
+template <int kTiles>
+struct Scores {
+  float2 at[kTiles][kRecordTokens / kUnitTokens][kLanes];
+};
+
 // One warp's share of the softmax over the tokens that it has met; peaks are equal in the lanes of
-// a column, mass and floors are the lane's share.
-template <int kDim, bool kFactors, int kTiles, bool kMasked>
+// a query row, mass and floors are the lane's share.
+//
+// Products of codes are products of whole numbers: a query row times the steps of channels is
+// rounded to 16 bits, and of these the upper byte stands in one column of the operand, the lower in
+// the next; the same with weights. So a sum over 32 codes costs one instruction, as precise as
+// 16-bit fixed point, and a lane finds both bytes' sums side by side.
+template <int kDim, int kTiles, bool kMasked>
 class Warp {
  public:
-  float peak[kTiles][2], mass[kTiles][2], floors[kTiles][2];
-  Total<kDim, kTiles> total;
+  static constexpr int kF = kFragments<kDim>;
+  float peak[kTiles], mass[kTiles], floors[kTiles];
+  float total[kTiles][kF][2];  // channels 16 m + l / 4 and + 8
 
-  __device__ Warp(const Launch& launch, const Task& task, const uint8_t* queries,
-                  const float* q_sums, float score_scale)
+  __device__ Warp(const Launch& launch, const Task& task,
+                  const SharedQueries<kDim, kTiles>& queries, Scores<kTiles>& scores)
       : launch_(launch),
         stream_(task.item.stream),
         head_(task.head),
         first_column_(task.first_column),
         queries_(queries),
-        q_sums_(q_sums),
-        scale_(score_scale),
+        scores_(scores),
         lane_(int(threadIdx.x) % kLanes),
         row_(lane_ / 4),
         pair_(lane_ % 4) {
-    total.clear();
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
+      scale_[tile] = queries.units[tile * kColumns + pair_];
+      peak[tile] = kLowest;
+      mass[tile] = floors[tile] = 0;
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        peak[tile][e] = kLowest;
-        mass[tile][e] = floors[tile][e] = 0;
-      }
+      for (int m = 0; m < kF; ++m) total[tile][m][0] = total[tile][m][1] = 0;
     }
     base_ = launch.args.visible ? launch.args.visible[stream_] : 0x3FFFFFFF;
   }
@@ -220,31 +173,32 @@ class Warp {
                                       int sharing) {
     const auto* words = reinterpret_cast<const uint4*>(record);
     const int form = int(words[0].w >> 16), n_tiers = form & kTierMask;
-    int begin = 0, end = kBlockTokens;
+    int begin = 0, end = kRecordTokens;
     if (sharing == 2) {
       const int half = form >> kHalfShift & kHalfMask;
       begin = share == 0 ? 0 : half;
-      end = share == 0 ? half : kBlockTokens;
+      end = share == 0 ? half : kRecordTokens;
     } else if (sharing > 2) {
       const int n_units = units_in(words, n_tiers);
       begin = n_units * share / sharing;
       end = n_units * (share + 1) / sharing;
     }
-    if constexpr (kFactors) part_.clear();
-    TierOf tier(words[0]);
     int before = 0;  // units of the tiers before
+#pragma unroll 1
     for (int t = 0; t < n_tiers; ++t) {
-      tier = TierOf(words[t]);
+      const TierOf tier(words[t]);
       const int after = before + units_of(tier.count);
-      const int from = max(begin, before), to = min(end, after);
-      if (from < to) add_tier(record, entry, tier, before, from - before, to - before);
+      const Units units = {max(begin, before) - before, min(end, after) - before, before};
+      if (units.begin < units.end) add_tier(record, entry, tier, units);
       before = after;
     }
-    if constexpr (kFactors) add_with_factors(record + tier.v_factors, tier.v_factors != 0);
   }
 
  private:
-  static constexpr int kF = kFragments<kDim>;
+  // Of a tier that has `before` units of the record before it.
+  struct Units {
+    int begin, end, before;
+  };
 
   // Units of all tiers.
   __device__ __noinline__ static int units_in(const uint4* words, int n_tiers) {
@@ -254,121 +208,22 @@ class Warp {
     return n_units;
   }
 
+  // Scores of all tokens first, then their weights: these are rounded in units of the largest.
   __device__ __forceinline__ void add_tier(const uint8_t* record, const Record& entry,
-                                           const TierOf& tier, int before, int unit, int stop) {
-    uint32_t q[kTiles][kF][2];
-    float start[kTiles][4];
-    fold(record + tier.k_params, tier, q, start);
-    if (kFactors && tier.v_bits != 16)
-      part_.take_units(tier.v_bits);
+                                           const TierOf& tier, const Units& units) {
+    const bool hides = (kMasked && launch_.masked) || int(entry.first) + kRecordTokens > base_;
+    float top[kTiles];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) top[tile] = kLowest;
+    if (tier.k_bits == 16)
+      score_rows(record, entry, tier, units, hides, top);
     else
-      total.take_units(tier.v_bits);
-    const bool hides = (kMasked && launch_.masked) || int(entry.first) + kBlockTokens > base_;
-    // Peaks are raised here, and not where scores are made, because that is seldom and much code.
-    for (;;) {
-      unit = add_until(record, entry, tier, before, unit, stop, hides, q, start);
-      if (unit >= stop) [[likely]]
-        return;
-      raise_peaks();
-    }
-  }
-
-  // The pairs of widths that policies have, each with code of its own; others take the last one.
-  // Adds units up to `stop` or one whose scores are too far above the peaks; returns it.
-  __device__ __forceinline__ int add_until(const uint8_t* record, const Record& entry,
-                                           const TierOf& tier, int before, int unit, int stop,
-                                           bool hides, const uint32_t (&q)[kTiles][kF][2],
-                                           const float (&start)[kTiles][4]) {
-    switch (tier.k_bits * 32 + tier.v_bits) {
-      case 4 * 32 + 4:
-        return add_run<4, 4>(record, entry, tier, before, unit, stop, hides, q, start);
-      case 2 * 32 + 2:
-        return add_run<2, 2>(record, entry, tier, before, unit, stop, hides, q, start);
-      case 4 * 32 + 2:
-        return add_run<4, 2>(record, entry, tier, before, unit, stop, hides, q, start);
-      case 16 * 32 + 16:
-        return add_run<16, 16>(record, entry, tier, before, unit, stop, hides, q, start);
-        [[unlikely]] default
-            : return add_run<0, 0>(record, entry, tier, before, unit, stop, hides, q, start);
-    }
-  }
-
-  // Widths of 0 are looked up in the tier. Units of which every query sees every token take a short
-  // way.
-  template <int kK, int kV>
-  __device__ __forceinline__ int add_run(const uint8_t* record, const Record& entry,
-                                         const TierOf& tier, int before, int unit, int stop,
-                                         bool hides, const uint32_t (&q)[kTiles][kF][2],
-                                         const float (&start)[kTiles][4]) {
-    if constexpr (kK != 0 && kK != 16) {
-      const int plain = hides || tier.k_by_token ? 0 : stop;
-      if constexpr (kTiles == 1) {
-#pragma unroll 1
-        for (; unit + 1 < plain; unit += 2) {
-          if (!add_units<kK, kV, true, 2>(record, entry, tier, before, unit, false, q, start))
-            return unit;
-        }
-      }
-#pragma unroll 1
-      for (; unit < plain; ++unit) {
-        if (!add_units<kK, kV, true, 1>(record, entry, tier, before, unit, false, q, start))
-          return unit;
-      }
-    }
-#pragma unroll 1
-    for (; unit < stop; ++unit) {
-      if (!add_units<kK, kV, false, 1>(record, entry, tier, before, unit, hides, q, start))
-        return unit;
-    }
-    return unit;
-  }
-
-  // kUnits neighbours at once, so that a warp has work while products are on their way. False, and
-  // nothing added, if peaks have to be raised before.
-  template <int kK, int kV, bool kPlain, int kUnits>
-  __device__ __forceinline__ bool add_units(const uint8_t* record, const Record& entry,
-                                            const TierOf& tier, int before, int unit, bool hides,
-                                            const uint32_t (&q)[kTiles][kF][2],
-                                            const float (&start)[kTiles][4]) {
-    // What scores are multiplied with to be logarithms to the base 2, those of rows 8 to 15 too.
-    const float first = kPlain ? scale_ * power_of_two(24 + tier.k_exponent) : 1.0f;
-    const float units[2] = {first, kPlain ? first * without_second_factor(kK) : 1.0f};
-    float scores[kUnits][kTiles][4];
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      score<kK, kPlain>(record, tier, unit + u, q, start, scores[u]);
-      if constexpr (!kPlain) {
-        if (hides) hide(entry, tier, unit + u, before + unit + u, scores[u]);
-      }
-    }
-    // Of neighbours, only the last has filling.
-    if (tier.count < (unit + kUnits) * kUnitTokens)
-      hide_filling(tier, unit + kUnits - 1, scores[kUnits - 1]);
-    if (too_high(float(tier.v_exponent), units, scores)) [[unlikely]]
-      return false;
-    uint32_t weights[kUnits][kTiles][2];
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u)
-      weigh(record, tier, unit + u, kV ? kV : tier.v_bits, units, scores[u], weights[u]);
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      if constexpr (kV != 0)
-        sum_values<kV>(record, tier, unit + u, weights[u]);
-      else
-        with_bits(tier.v_bits, [&](auto bits) {
-          sum_values<decltype(bits)::value>(record, tier, unit + u, weights[u]);
-        });
-    }
-    return true;
-  }
-
-  // Where values of a width are summed: 16-bit rows have no factors.
-  template <int kBits>
-  __device__ __forceinline__ Total<kDim, kTiles>& sums_of() {
-    if constexpr (kFactors && kBits != 16)
-      return part_;
+      score_codes(record, entry, tier, units, hides, top);
+    raise_peaks(top);
+    if (tier.v_bits == 16)
+      sum_rows(record, tier, units, top);
     else
-      return total;
+      sum_codes(record, tier, units, top);
   }
 
   template <class Use>
@@ -380,186 +235,294 @@ class Warp {
         return use(std::integral_constant<int, 3>{});
       case 4:
         return use(std::integral_constant<int, 4>{});
-      case 8:
-        return use(std::integral_constant<int, 8>{});
       default:
-        return use(std::integral_constant<int, 16>{});
+        return use(std::integral_constant<int, 8>{});
     }
   }
 
-  // ---- scores: sums of codes times folded queries; times `units` logarithms to the base 2
+  // ---- scores, logarithms to the base 2
 
-  // Queries times the steps of keys' channels, and in `start` their products with the floors, in
-  // units of sums of codes.
-  __device__ __forceinline__ void fold(const uint8_t* params, const TierOf& tier,
-                                       uint32_t (&q)[kTiles][kF][2],
-                                       float (&start)[kTiles][4]) const {
-    const auto* words = reinterpret_cast<const uint4*>(queries_);
+  // Query rows of a tier, ready for products with its codes.
+  struct Folded {
+    uint32_t q[kTiles][kF / 2][2];
+    float unit[kTiles];   // what sums of codes are multiplied with
+    float start[kTiles];  // added
+  };
+
+  __device__ __forceinline__ void score_codes(const uint8_t* record, const Record& entry,
+                                              const TierOf& tier, const Units& units, bool hides,
+                                              float (&top)[kTiles]) {
+    Folded folded;
+    fold(record + tier.k_params, tier.k_by_token, folded);
+    with_bits(tier.k_bits, [&](auto bits) {
+      constexpr int kBits = decltype(bits)::value;
+      for_pairs(units, [&](int unit, int second) {
+        int sums[2][kTiles][4] = {};
+        const uint8_t* codes = record + tier.k_codes;
+        multiply_keys<kBits>(codes + unit * unit_bytes(kDim, kBits),
+                             codes + second * unit_bytes(kDim, kBits), folded, sums);
+        float largest[kTiles];
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
+        for (int tile = 0; tile < kTiles; ++tile) largest[tile] = kLowest;
 #pragma unroll
-      for (int s = 0; s < kF; s += 2) {
-        const uint4 w = words[(tile * kF / 2 + s / 2) * kLanes + lane_];
-        q[tile][s][0] = w.x;
-        q[tile][s][1] = w.y;
-        q[tile][s + 1][0] = w.z;
-        q[tile][s + 1][1] = w.w;
+        for (int u = 0; u < 2; ++u) {
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            float own[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const float sum = whole(sums[u][tile][2 * i], sums[u][tile][2 * i + 1]);
+              own[i] =
+                  fmaf(sum, folded.unit[tile] * (1 / row_factor(kBits, i)), folded.start[tile]);
+              largest[tile] = fmaxf(largest[tile], own[i]);
+            }
+            scores_.at[tile][unit + u - units.begin][lane_] = {own[0], own[1]};
+          }
+        }
+        if (unit == last_pair(units)) return;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) top[tile] = fmaxf(top[tile], largest[tile]);
+      });
+    });
+    settle(record, entry, tier, units, hides, top);
+  }
+
+  // The last two units, or one, of which one may be filled up.
+  __device__ __forceinline__ static int last_pair(const Units& units) {
+    return units.begin + (units.end - 1 - units.begin) / 2 * 2;
+  }
+
+  // Scores of all units but the last pair are in `top`.
+  __device__ __forceinline__ void settle(const uint8_t* record, const Record& entry,
+                                         const TierOf& tier, const Units& units, bool hides,
+                                         float (&top)[kTiles]) {
+    if (hides || tier.k_by_token) [[unlikely]]
+      return change_scores(record, entry, tier, units, hides, top);
+    keep(tier, units, last_pair(units), top);
+    keep(tier, units, last_pair(units) + 1, top);
+  }
+
+  // Of units of which queries do not see everything, or whose scores need parameters of tokens.
+  // Seldom in the loops above.
+  __device__ __forceinline__ void change_scores(const uint8_t* record, const Record& entry,
+                                                const TierOf& tier, const Units& units, bool hides,
+                                                float (&top)[kTiles]) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) top[tile] = kLowest;
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      float scores[kTiles][2];
+      load_scores(unit - units.begin, scores);
+      if (tier.k_bits != 16 && tier.k_by_token)
+        take_token_params(record + tier.k_params, unit, scores);
+      if (hides) hide(entry, tier, unit, units.before + unit, scores);
+      store_scores(unit - units.begin, scores);
+      keep(tier, units, unit, top);
+    }
+    // Values are read in pairs of units.
+    if ((units.end - units.begin) % 2 == 1) keep(tier, units, units.end, top);
+  }
+
+  // Calls visit(unit, next) for every second unit; next is the same one where there is no next one.
+  template <class Visit>
+  __device__ __forceinline__ static void for_pairs(const Units& units, Visit&& visit) {
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; unit += 2)
+      visit(unit, min(unit + 1, units.end - 1));
+  }
+
+  // Of upper and lower bytes.
+  __device__ __forceinline__ static float whole(int upper, int lower) {
+    return float(upper * 256 + lower);
+  }
+
+  template <int kBits>
+  __device__ __forceinline__ void multiply_keys(const uint8_t* unit, const uint8_t* second,
+                                                const Folded& folded,
+                                                int (&sums)[2][kTiles][4]) const {
+    using Codes = Piece<kBits, kDim>;
+#pragma unroll
+    for (int p = 0; p < Codes::kPieces; ++p) {
+      const Codes own(unit, p, lane_), next(second, p, lane_);
+#pragma unroll
+      for (int f = 0; f < Codes::kHeld; f += 2) {
+        const int step = (p * Codes::kHeld + f) / 2;
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const Codes& codes = u == 0 ? own : next;
+          const uint32_t a[4] = {codes.row(f, 0, false), codes.row(f, 1, false),
+                                 codes.row(f + 1, 0, false), codes.row(f + 1, 1, false)};
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile)
+            multiply_bytes(sums[u][tile], a, folded.q[tile][step]);
+        }
       }
+    }
+  }
+
+  // Queries times the steps of keys' channels, rounded to 16 bits in units of the largest, and
+  // their products with the floors. Each of the two lanes that have bytes of the same numbers makes
+  // half of them.
+  __device__ __forceinline__ void fold(const uint8_t* params, bool by_token, Folded& folded) const {
+    constexpr int kOwn = kF / 4;  // steps of 32 channels
+    constexpr float kTop = 32512;
+    const int query = lane_ / 8, plane = row_ % 2;
+    const auto* steps = reinterpret_cast<const uint4*>(params);
+    if (by_token) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) start[tile][e] = 0;
+      for (int tile = 0; tile < kTiles; ++tile) folded.start[tile] = 0;
+    } else {
+      // Here, so that the products are made while the rest is.
+      multiply_floors(reinterpret_cast<const uint4*>(params + kDim * 2), folded.start);
     }
-    if (tier.k_bits != 16 && !tier.k_by_token) {
-      multiply_floors(reinterpret_cast<const uint4*>(params + kDim * 2),
-                      power_of_two(-24 - tier.k_exponent), second_factor(tier.k_bits), q, start);
-      multiply_steps(reinterpret_cast<const uint4*>(params), tier.k_exponent, q);
-    }
-    if (tier.k_bits > 4) return;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
+      float x[kOwn][8], largest = 1e-30f;
 #pragma unroll
-      for (int s = 0; s < kF; ++s)
-        q[tile][s][1] = times(q[tile][s][1], 0x2C002C00u);  // y: 16 codes
+      for (int i = 0; i < kOwn; ++i) {
+        const int at = (plane * kOwn + i) * 4 + pair_;
+        const auto* from =
+            reinterpret_cast<const float4*>(&queries_.numbers[tile * kColumns + query][at * 8]);
+        const float4 first = from[0], second = from[1];
+        const float q[8] = {first.x,  first.y,  first.z,  first.w,
+                            second.x, second.y, second.z, second.w};
+        const uint4 step = by_token ? uint4{kOnes, kOnes, kOnes, kOnes} : steps[at];
+        const uint32_t pairs[4] = {step.x, step.y, step.z, step.w};
+#pragma unroll
+        for (int c = 0; c < 8; ++c) {
+          const float2 both = pair_of(pairs[c / 2]);
+          x[i][c] = q[c] * (c % 2 ? both.y : both.x);
+          largest = fmaxf(largest, fabsf(x[i][c]));
+        }
+      }
+      largest = largest_of_warp(largest);
+      const float grow = __fdividef(kTop, largest);
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+#pragma unroll
+        for (int f = 0; f < 2; ++f) {
+          // A byte's columns (record.hpp): the first of both pairs, then the second.
+          const BytePlanes planes = signed_planes(x[i][2 * f] * grow, x[i][4 + 2 * f] * grow,
+                                                  x[i][2 * f + 1] * grow, x[i][5 + 2 * f] * grow);
+          const uint32_t own = plane == 0 ? planes.upper : planes.lower;
+          const uint32_t other = __shfl_xor_sync(~0u, plane == 0 ? planes.lower : planes.upper, 4);
+          folded.q[tile][i][f] = plane == 0 ? own : other;
+          folded.q[tile][kOwn + i][f] = plane == 0 ? other : own;
+        }
+      }
+      folded.unit[tile] = largest * (scale_[tile] / kTop);
     }
+  }
+
+  // The operand of a step of 16-bit products with fragments s and s + 1.
+  __device__ __forceinline__ uint4 operand(int tile, int s) const {
+    return queries_.operands[(tile * kF / 2 + s / 2) * kLanes + lane_];
   }
 
   // An operand has floors of fragment s in rows 0 to 7 and of s + 1 in rows 8 to 15, so of its
   // products with either's queries one half is wanted.
-  __device__ __forceinline__ void multiply_floors(const uint4* floors, float factor, float second,
-                                                  const uint32_t (&q)[kTiles][kF][2],
-                                                  float (&start)[kTiles][4]) const {
+  __device__ __forceinline__ void multiply_floors(const uint4* floors,
+                                                  float (&start)[kTiles]) const {
     float even[kTiles][4] = {}, odd[kTiles][4] = {};
 #pragma unroll
     for (int s = 0; s < kF; s += 2) {
       const uint4 floor = floors[s / 2 * 4 + pair_];
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
-        multiply_add(even[tile], floor.x, floor.y, floor.z, floor.w, q[tile][s][0], q[tile][s][1]);
-        multiply_add(odd[tile], floor.x, floor.y, floor.z, floor.w, q[tile][s + 1][0],
-                     q[tile][s + 1][1]);
+        const uint4 q = operand(tile, s);
+        multiply_add(even[tile], floor.x, floor.y, floor.z, floor.w, q.x, q.y);
+        multiply_add(odd[tile], floor.x, floor.y, floor.z, floor.w, q.z, q.w);
       }
     }
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        start[tile][e] = (even[tile][e] + odd[tile][2 + e]) * factor;
-        start[tile][2 + e] = start[tile][e] * second;
-      }
-    }
-  }
-
-  __device__ __forceinline__ void multiply_steps(const uint4* steps, int exponent,
-                                                 uint32_t (&q)[kTiles][kF][2]) const {
-    uint4 step[kF / 2];
-#pragma unroll
-    for (int i = 0; i < kF / 2; ++i) step[i] = steps[i * 4 + pair_];
-    if (exponent != 0) [[unlikely]] {
-      const uint32_t factor = half_pair(power_of_two(-exponent));
-#pragma unroll
-      for (int i = 0; i < kF / 2; ++i) step[i] = times(step[i], factor);
-    }
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int s = 0; s < kF; s += 2) {
-        q[tile][s][0] = times(q[tile][s][0], step[s / 2].x);
-        q[tile][s + 1][0] = times(q[tile][s + 1][0], step[s / 2].y);
-        q[tile][s][1] = times(q[tile][s][1], step[s / 2].z);
-        q[tile][s + 1][1] = times(q[tile][s + 1][1], step[s / 2].w);
-      }
-    }
-  }
-
-  template <int kK, bool kPlain>
-  __device__ __forceinline__ void score(const uint8_t* record, const TierOf& tier, int unit,
-                                        const uint32_t (&q)[kTiles][kF][2],
-                                        const float (&start)[kTiles][4],
-                                        float (&scores)[kTiles][4]) const {
-    if constexpr (kK != 0)
-      multiply_keys<kK>(record + tier.k_codes, unit, q, start, scores);
-    else
-      with_bits(tier.k_bits, [&](auto bits) {
-        multiply_keys<decltype(bits)::value>(record + tier.k_codes, unit, q, start, scores);
-      });
-    if constexpr (kPlain) return;
-    const int bits = kK ? kK : tier.k_bits;
-    const float second = without_second_factor(bits);
-    if (bits != 16 && tier.k_by_token)
-      return take_token_params(record + tier.k_params, unit, second, scores);
-    const float units = bits != 16 ? scale_ * power_of_two(24 + tier.k_exponent) : scale_;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) scores[tile][e] *= e < 2 ? units : units * second;
-    }
-  }
-
-  // Adds to `start`, in two sums side by side, since each product waits for the one before it.
-  template <int kBits>
-  __device__ __forceinline__ void multiply_keys(const uint8_t* codes, int unit,
-                                                const uint32_t (&q)[kTiles][kF][2],
-                                                const float (&start)[kTiles][4],
-                                                float (&scores)[kTiles][4]) const {
-    float odd[kTiles][4] = {};
-    for_fragments<kBits, kDim>(
-        codes + unit * unit_bytes(kDim, kBits), lane_,
-        [&](int s, uint32_t x, uint32_t x2, uint32_t y, uint32_t y2) {
-#pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            const auto& own = q[tile][s];
-            if (s == 0)
-              multiply_add(scores[tile], start[tile], x, x2, y, y2, own[0], own[1]);
-            else
-              multiply_add(s % 2 ? odd[tile] : scores[tile], x, x2, y, y2, own[0], own[1]);
-          }
-        });
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) scores[tile][e] += odd[tile][e];
-    }
+    for (int tile = 0; tile < kTiles; ++tile)
+      start[tile] = (even[tile][0] + even[tile][1] + odd[tile][2] + odd[tile][3]) * scale_[tile];
   }
 
   // Keys whose parameters belong to tokens: step times the product, plus floor times the query's
   // sum.
-  __device__ __forceinline__ void take_token_params(const uint8_t* params, int unit, float second,
-                                                    float (&scores)[kTiles][4]) const {
+  __device__ __forceinline__ void take_token_params(const uint8_t* params, int unit,
+                                                    float (&scores)[kTiles][2]) const {
     const auto* pairs = reinterpret_cast<const __half2*>(params) + unit * kUnitTokens;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float2 own = __half22float2(pairs[row_ + 8 * r]);
+    for (int i = 0; i < 2; ++i) {
+      const float2 own = __half22float2(pairs[row_ + 8 * i]);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        scores[tile][i] = fmaf(scores[tile][i], own.x,
+                               queries_.sums[tile * kColumns + pair_] * scale_[tile] * own.y);
+    }
+  }
+
+  __device__ __forceinline__ void score_rows(const uint8_t* record, const Record& entry,
+                                             const TierOf& tier, const Units& units, bool hides,
+                                             float (&top)[kTiles]) {
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      const uint8_t* rows = record + tier.k_codes + unit * unit_bytes(kDim, 16);
+      float sums[kTiles][4] = {}, odd[kTiles][4] = {};
+#pragma unroll
+      for (int s = 0; s < kF; s += 2) {
+        uint32_t a[4], b[4];
+        load_words<4>(rows + (s * kLanes + lane_) * 16, a);
+        load_words<4>(rows + ((s + 1) * kLanes + lane_) * 16, b);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const uint4 q = operand(tile, s);
+          multiply_add(sums[tile], a[0], a[1], a[2], a[3], q.x, q.y);
+          multiply_add(odd[tile], b[0], b[1], b[2], b[3], q.z, q.w);
+        }
+      }
+      float scores[kTiles][2];
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float sum = q_sums_[tile * kColumns + 2 * pair_ + e] * scale_;
-          float& score = scores[tile][2 * r + e];
-          score = fmaf(score, scale_ * (r == 0 ? 0x1p24f : 0x1p24f * second) * own.x, sum * own.y);
-        }
+        for (int i = 0; i < 2; ++i)
+          scores[tile][i] = (sums[tile][2 * i] + odd[tile][2 * i] + sums[tile][2 * i + 1] +
+                             odd[tile][2 * i + 1]) *
+                            scale_[tile];
       }
+      store_scores(unit - units.begin, scores);
+      if (unit >= last_pair(units)) continue;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        top[tile] = fmaxf(top[tile], fmaxf(scores[tile][0], scores[tile][1]));
     }
+    settle(record, entry, tier, units, hides, top);
   }
 
-  // ---- what queries do not see
+  __device__ __forceinline__ void load_scores(int place, float (&scores)[kTiles][2]) const {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const float2 both = scores_.at[tile][place][lane_];
+      scores[tile][0] = both.x;
+      scores[tile][1] = both.y;
+    }
+  }
+  __device__ __forceinline__ void store_scores(int place, const float (&scores)[kTiles][2]) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+      scores_.at[tile][place][lane_] = {scores[tile][0], scores[tile][1]};
+  }
 
-  __device__ __forceinline__ void hide_filling(const TierOf& tier, int unit,
-                                               float (&scores)[kTiles][4]) const {
-    const int left = tier.count - unit * kUnitTokens;
+  // Takes scores of a unit, which may lie behind the last one, into `top`; its filling is hidden.
+  __device__ __forceinline__ void keep(const TierOf& tier, const Units& units, int unit,
+                                       float (&top)[kTiles]) {
+    const int left = unit < units.end ? tier.count - unit * kUnitTokens : 0;
+    float scores[kTiles][2];
+    load_scores(unit - units.begin, scores);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (row_ + e / 2 * 8 >= left) scores[tile][e] = -INFINITY;
+      for (int i = 0; i < 2; ++i) {
+        if (row_ + i * 8 >= left) scores[tile][i] = -INFINITY;
+        top[tile] = fmaxf(top[tile], scores[tile][i]);
       }
     }
+    if (left < kUnitTokens) store_scores(unit - units.begin, scores);
   }
 
-  // Place of a token of the record in the stream.
-  __device__ __forceinline__ int place_of(const Record& entry, const TierOf& tier, int in_tier,
-                                          int in_record) const {
-    const uint8_t* rows = rows_of(entry, tier);
-    return int(entry.first) + (rows ? int(rows[in_record]) : in_tier);
-  }
+  // ---- what queries do not see
 
   // Places of the record's tokens behind its first one, in the order of tiers; null for 16-bit
   // rows, which follow each other.
@@ -569,40 +532,38 @@ class Warp {
   }
 
   __device__ __forceinline__ void hide(const Record& entry, const TierOf& tier, int unit,
-                                       int unit_of_record, float (&scores)[kTiles][4]) const {
+                                       int unit_of_record, float (&scores)[kTiles][2]) const {
+    const uint8_t* rows = rows_of(entry, tier);
+    if (rows) rows += unit_of_record * kUnitTokens;
+    const int first = int(entry.first) + (rows ? 0 : unit * kUnitTokens);
+    const int left = tier.count - unit * kUnitTokens;
     if constexpr (kMasked) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int token = row_ + 8 * r, in_tier = unit * kUnitTokens + token;
-        if (in_tier >= tier.count) continue;
-        const int place = place_of(entry, tier, in_tier, unit_of_record * kUnitTokens + token);
+      for (int i = 0; i < 2; ++i) {
+        const int token = row_ + 8 * i;
+        if (token >= left) continue;
+        const int place = first + (rows ? int(rows[token]) : token);
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) mask(place, tile, e, scores[tile][2 * r + e]);
-        }
+        for (int tile = 0; tile < kTiles; ++tile) mask(place, tile, scores[tile][i]);
       }
     } else {
-      const uint8_t* rows = rows_of(entry, tier);
-      const uint32_t hidden = later_than_queries(
-          rows ? rows + unit_of_record * kUnitTokens : nullptr,
-          int(entry.first) - base_ + (rows ? 0 : unit * kUnitTokens),
-          tier.count - unit * kUnitTokens, first_column_, launch_.args.group, kTiles * 4);
+      const uint32_t hidden = later_than_queries(rows, first - base_, left, first_column_,
+                                                 launch_.args.group, kTiles * 2);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (hidden >> (tile * 4 + e) & 1) scores[tile][e] = -INFINITY;
+        for (int i = 0; i < 2; ++i) {
+          if (hidden >> (tile * 2 + i) & 1) scores[tile][i] = -INFINITY;
         }
       }
     }
   }
 
-  __device__ __forceinline__ void mask(int place, int tile, int e, float& score) const {
-    const int column = first_column_ + tile * kColumns + 2 * pair_ + e;
+  __device__ __forceinline__ void mask(int place, int tile, float& score) const {
+    const int column = first_column_ + tile * kColumns + pair_;
     const int query = column / launch_.args.group, end = base_ + query;  // places below it are seen
     bool seen = place < end;
-    if (kMasked && launch_.masked && column < launch_.n_columns) {
+    if (launch_.masked && column < launch_.n_columns) {
       const MaskArgs& mask = launch_.args.mask;
       if (mask.soft_cap > 0)
         score = mask.soft_cap * kLog2E * tanhf(score / (kLog2E * mask.soft_cap));
@@ -622,178 +583,214 @@ class Warp {
 
   // ---- softmax
 
-  // Scores become weights exp2(score - peak) times the step of their token, as operands of the
-  // next product.
-  __device__ __forceinline__ void weigh(const uint8_t* record, const TierOf& tier, int unit,
-                                        int v_bits, const float (&units)[2],
-                                        const float (&scores)[kTiles][4],
-                                        uint32_t (&weights)[kTiles][2]) {
-    float2 params[2] = {{1, 0}, {1, 0}};  // step and floor of this lane's tokens
-    if (v_bits != 16) {
-      const auto* pairs =
-          reinterpret_cast<const __half2*>(record + tier.v_params) + unit * kUnitTokens + row_;
-      params[0] = __half22float2(pairs[0]);
-      params[1] = __half22float2(pairs[8]);
-    }
-    params[1].x *= without_second_factor(v_bits);
+  // `top` becomes the largest of the tier's scores; where that is far above a peak, the peak is
+  // raised to it, and what was summed is put in its units. Seldom: 32 bits hold what is not so far
+  // above.
+  __device__ __forceinline__ void raise_peaks(float (&top)[kTiles]) {
+    constexpr float kFar = 30;
+    bool far = false;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      float w[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float p = fast_exp2(fmaf(scores[tile][e], units[e / 2], -peak[tile][e % 2]));
-        mass[tile][e % 2] += p;
-        floors[tile][e % 2] = fmaf(p, params[e / 2].y, floors[tile][e % 2]);
-        w[e] = p * params[e / 2].x;
+      for (int step = 4; step < kLanes; step *= 2)
+        top[tile] = fmaxf(top[tile], __shfl_xor_sync(~0u, top[tile], step));
+      far = far || top[tile] > peak[tile] + kFar;
+    }
+    if (!__any_sync(~0u, far)) [[likely]]
+      return;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const float raised = fmaxf(peak[tile], top[tile]);
+      const float shrink = fast_exp2(peak[tile] - raised);
+      peak[tile] = raised;
+      mass[tile] *= shrink;
+      floors[tile] *= shrink;
+#pragma unroll
+      for (int m = 0; m < kF; ++m) {
+        total[tile][m][0] *= shrink;
+        total[tile][m][1] *= shrink;
       }
-      weights[tile][0] = transposed(half_pair(w[0], w[1]));
-      weights[tile][1] = transposed(half_pair(w[2], w[3]));
     }
   }
 
-  // Whether scores exceed peaks by too much; `top_` are the largest of this lane. Peaks are of
-  // scores plus log2 of a bound of the tokens' steps, so that weights times steps stay 16-bit
-  // numbers whatever the values' size.
-  template <int kUnits>
-  __device__ __forceinline__ bool too_high(float step_exponent, const float (&units)[2],
-                                           const float (&scores)[kUnits][kTiles][4]) {
-    bool above = false;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float first = scores[0][tile][e], second = scores[0][tile][2 + e];
-#pragma unroll
-        for (int u = 1; u < kUnits; ++u) {
-          first = fmaxf(first, scores[u][tile][e]);
-          second = fmaxf(second, scores[u][tile][2 + e]);
-        }
-        top_[tile][e] =
-            fmaxf(fmaf(first, units[0], step_exponent), fmaf(second, units[1], step_exponent));
-        above = above || top_[tile][e] > peak[tile][e] + (kHeadroom + kSlack);
-      }
-    }
-    return __any_sync(~0u, above);
-  }
+  // Sums of a tier in units of its largest weight.
+  struct Part {
+    float mass = 0, floors = 0;
+  };
 
-  // Above all of `top_` less kHeadroom, and what was summed in units of the new peaks.
-  __device__ __forceinline__ void raise_peaks() {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      float shrink[2];
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float best = top_[tile][e];
-#pragma unroll
-        for (int step = 4; step < kLanes; step *= 2)
-          best = fmaxf(best, __shfl_xor_sync(~0u, best, step));
-        const float raised = fmaxf(peak[tile][e], best - kHeadroom);
-        shrink[e] = fast_exp2(peak[tile][e] - raised);
-        peak[tile][e] = raised;
-        mass[tile][e] *= shrink[e];
-        floors[tile][e] *= shrink[e];
-      }
-      total.shrink_columns(tile, shrink);
-      if constexpr (kFactors) part_.shrink_columns(tile, shrink);
-    }
+  // The weights of a lane's two tokens: exp2(score - top).
+  __device__ __forceinline__ void weigh(int tile, int place, const float (&top)[kTiles],
+                                        float (&weights)[2]) const {
+    const float2 scores = scores_.at[tile][place][lane_];
+    weights[0] = fast_exp2(scores.x - top[tile]);
+    weights[1] = fast_exp2(scores.y - top[tile]);
   }
 
   // ---- values
 
-  template <int kBits>
-  __device__ __forceinline__ void sum_values(const uint8_t* record, const TierOf& tier, int unit,
-                                             const uint32_t (&weights)[kTiles][2]) {
-    Total<kDim, kTiles>& sums = sums_of<kBits>();
-    for_fragments<kBits, kDim>(record + tier.v_codes + unit * unit_bytes(kDim, kBits), lane_,
-                               [&](int m, uint32_t x, uint32_t x2, uint32_t y, uint32_t y2) {
+  __device__ __forceinline__ void sum_codes(const uint8_t* record, const TierOf& tier,
+                                            const Units& units, const float (&top)[kTiles]) {
+    // Weights times steps, which are at most 2^v_exponent, are rounded to this many parts of it.
+    constexpr float kParts = 65534;
+    const float grow = kParts * power_of_two(-tier.v_exponent);
+    Part parts[kTiles];
+    int sums[kTiles][kF][4] = {};
+    float factors[kTiles];
+    with_bits(tier.v_bits, [&](auto bits) {
+      constexpr int kBits = decltype(bits)::value;
+      const uint8_t* codes = record + tier.v_codes;
+      for_pairs(units, [&](int unit, int second) {
+        uint32_t weights[kTiles][2];
 #pragma unroll
-                                 for (int tile = 0; tile < kTiles; ++tile)
-                                   multiply_add(sums.at[tile][m], x, y, x2, y2, weights[tile][0],
-                                                weights[tile][1]);
-                               });
+        for (int u = 0; u < 2; ++u) {
+          // Parameters of the second, where there is none, are another's; its weights are 0.
+          const int own = u == 0 ? unit : second;
+          weigh_values(record + tier.v_params + own * kUnitTokens * 4, unit + u - units.begin, grow,
+                       top, parts, weights, u);
+        }
+        multiply_values<kBits>(codes + unit * unit_bytes(kDim, kBits),
+                               codes + second * unit_bytes(kDim, kBits), weights, sums);
+      });
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        factors[tile] = finish_part(tile, top, parts[tile], tier.v_factors != 0) / grow;
+      add_sums<kBits>(record + tier.v_factors, tier.v_factors != 0, factors, parts, sums);
+    });
   }
 
-  // Adds the record's sums of codes and of floors times the factors of its channels, if it has any.
-  __device__ __forceinline__ void add_with_factors(const uint8_t* from, bool has_factors) {
-    if (!has_factors) return;  // 16-bit rows, which went into the total
-    part_.take_units(24, 20);
-    total.take_units(24, 20);
-    add_floors();
-    const auto* factors = reinterpret_cast<const uint4*>(from);
+  // Adds a tier's mass, and its floors where channels have no factors; else these are in units of
+  // the peak and of all lanes then. Returns what the tier's weights have to be multiplied with.
+  __device__ __forceinline__ float finish_part(int tile, const float (&top)[kTiles], Part& part,
+                                               bool has_factors) {
+    const float factor = fast_exp2(top[tile] - peak[tile]);
+    mass[tile] = fmaf(part.mass, factor, mass[tile]);
+    if (!has_factors) {
+      floors[tile] = fmaf(part.floors, factor, floors[tile]);
+      return factor;
+    }
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2)
+      part.floors += __shfl_xor_sync(~0u, part.floors, step);
+    part.floors *= factor;
+    return factor;
+  }
+
+  // `params` are steps and floors of the unit's tokens.
+  __device__ __forceinline__ void weigh_values(const uint8_t* params, int place, float grow,
+                                               const float (&top)[kTiles], Part (&parts)[kTiles],
+                                               uint32_t (&weights)[kTiles][2], int u) const {
+    const auto* pairs = reinterpret_cast<const __half2*>(params) + row_;
+    const float2 own[2] = {__half22float2(pairs[0]), __half22float2(pairs[8])};
+    const float steps[2] = {own[0].x * grow, own[1].x * grow};
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      float p[2];
+      weigh(tile, place, top, p);
+      parts[tile].mass += p[0] + p[1];
+      parts[tile].floors = fmaf(p[0], own[0].y, fmaf(p[1], own[1].y, parts[tile].floors));
+      weights[tile][u] = transposed(byte_pairs(p[0] * steps[0], p[1] * steps[1]));
+    }
+  }
+
+  template <int kBits>
+  __device__ __forceinline__ void multiply_values(const uint8_t* unit, const uint8_t* second,
+                                                  const uint32_t (&weights)[kTiles][2],
+                                                  int (&sums)[kTiles][kF][4]) const {
+    using Codes = Piece<kBits, kDim>;
+#pragma unroll
+    for (int p = 0; p < Codes::kPieces; ++p) {
+      const Codes own(unit, p, lane_), next(second, p, lane_);
+#pragma unroll
+      for (int f = 0; f < Codes::kHeld; ++f) {
+        const uint32_t a[4] = {own.row(f, 0, true), own.row(f, 1, true), next.row(f, 0, true),
+                               next.row(f, 1, true)};
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+          multiply_unsigned_bytes(sums[tile][p * Codes::kHeld + f], a, weights[tile]);
+      }
+    }
+  }
+
+  // Adds the tier's sums of codes, times the factors of channels where there are any.
+  template <int kBits>
+  __device__ __forceinline__ void add_sums(const uint8_t* channel_factors, bool has_factors,
+                                           const float (&factors)[kTiles],
+                                           const Part (&parts)[kTiles],
+                                           const int (&sums)[kTiles][kF][4]) {
 #pragma unroll
     for (int m = 0; m < kF; m += 4) {
-      const uint4 four = factors[m / 4 * 8 + row_];
+      uint4 four = {};
+      if (has_factors) four = reinterpret_cast<const uint4*>(channel_factors)[m / 4 * 8 + row_];
       const uint32_t words[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 factor = pair_of(words[i]);
+      for (int j = 0; j < 4; ++j) {
+        const float2 own = pair_of(words[j]);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            float& x = total.at[tile][m + i][e];
-            float& y = total.at[tile][m + i][2 + e];
-            x = fmaf(factor.x, part_.at[tile][m + i][e], x);
-            y = fmaf(factor.y, part_.at[tile][m + i][2 + e], y);
+          for (int i = 0; i < 2; ++i) {
+            const float sum = whole(sums[tile][m + j][2 * i], sums[tile][m + j][2 * i + 1]);
+            const float factor =
+                factors[tile] * (1 / (row_factor(kBits, i) * scaled_factor(kBits, m + j)));
+            float& to = total[tile][m + j][i];
+            if (has_factors)
+              to = fmaf(fmaf(sum, factor, parts[tile].floors), i == 0 ? own.x : own.y, to);
+            else
+              to = fmaf(sum, factor, to);
           }
         }
       }
     }
   }
 
-  // Adds the floors of the record's tokens to its sums: as weights of codes that are all
-  // 2^14, in two 16-bit numbers each.
-  __device__ __forceinline__ void add_floors() {
-    constexpr uint32_t kX = 0x14001400u, kY = 0x24002400u;  // 2^14 in units of x and of y
-    constexpr float kFit = 0x1p-14f;
-    bool fits = true;
+  // Values of 16 bits: weights are two 16-bit numbers each, the second what the first leaves over.
+  __device__ __forceinline__ void sum_rows(const uint8_t* record, const TierOf& tier,
+                                           const Units& units, const float (&top)[kTiles]) {
+    Part parts[kTiles];
+    float sums[kTiles][kF][4] = {};
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      uint32_t weights[kTiles][2];
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
-      fits = fits && fabsf(floors[tile][0]) < 0x1p29f && fabsf(floors[tile][1]) < 0x1p29f;
-    if (!__all_sync(~0u, fits)) [[unlikely]]
-      return add_large_floors();
+      for (int tile = 0; tile < kTiles; ++tile) {
+        float p[2];
+        weigh(tile, unit - units.begin, top, p);
+        parts[tile].mass += p[0] + p[1];
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const uint32_t high = half_pair(floors[tile][0] * kFit, floors[tile][1] * kFit);
-      const float2 taken = pair_of(high);
-      const uint32_t low =
-          half_pair(fmaf(floors[tile][0], kFit, -taken.x), fmaf(floors[tile][1], kFit, -taken.y));
-      const uint32_t weights[2] = {transposed(high), transposed(low)};
+        for (int i = 0; i < 2; ++i) weights[tile][i] = transposed(half_and_rest(p[i]));
+      }
+      const uint8_t* rows = record + tier.v_codes + unit * unit_bytes(kDim, 16);
 #pragma unroll
-      for (int m = 0; m < kF; ++m)
-        multiply_add(part_.at[tile][m], kX, kY, kX, kY, weights[0], weights[1]);
-      floors[tile][0] = floors[tile][1] = 0;
+      for (int m = 0; m < kF; ++m) {
+        uint32_t a[4];
+        load_words<4>(rows + (m * kLanes + lane_) * 16, a);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+          multiply_add(sums[tile][m], a[0], a[1], a[2], a[3], weights[tile][0], weights[tile][1]);
+      }
     }
-  }
-
-  // The same for floors of any size: those of rows that are constant but for very little.
-  __device__ __forceinline__ void add_large_floors() {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
+      const float factor = finish_part(tile, top, parts[tile], false);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float sum = floors[tile][e];
+      for (int m = 0; m < kF; ++m) {
 #pragma unroll
-        for (int step = 4; step < kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-        floors[tile][e] = 0;
-#pragma unroll
-        for (int m = 0; m < kF; ++m) {
-          part_.at[tile][m][e] += sum * 0x1p-24f;
-          part_.at[tile][m][2 + e] += sum * 0x1p-20f;
-        }
+        for (int i = 0; i < 2; ++i)
+          total[tile][m][i] =
+              fmaf(sums[tile][m][2 * i] + sums[tile][m][2 * i + 1], factor, total[tile][m][i]);
       }
     }
   }
 
+  static constexpr uint32_t kOnes = 0x3C003C00u;  // two 16-bit numbers
+
   const Launch& launch_;
   const int stream_, head_, first_column_;
-  const uint8_t* queries_;
-  const float* q_sums_;
-  const float scale_;
+  const SharedQueries<kDim, kTiles>& queries_;
+  Scores<kTiles>& scores_;
+  float scale_[kTiles];
   const int lane_, row_, pair_;
   int base_;
-  float top_[kTiles][2];      // of the scores that were last too high
-  Total<kDim, kTiles> part_;  // of the record at hand, where values have factors of channels
 };
 
 // ---- queries
@@ -840,27 +837,25 @@ __device__ __forceinline__ size_t row_start(const Launch& launch, const Task& ta
 template <int kDim, int kTiles>
 struct Shared {
   static constexpr int kRows = kTiles * kColumns;
-  uint4 queries[kTiles * kFragments<kDim> / 2 * kLanes];  // operands of products with keys
-  float q_sums[kRows];
-  float largest[kWarps];
-  float peaks[kWarps][kRows], masses[kWarps][kRows];
+  SharedQueries<kDim, kTiles> queries;
   uint64_t full[kMostSlots];
   alignas(16) Record entries[kMostSlots];
   int readers[kMostSlots], asked[kMostSlots];  // asked: number of the record that is to stand there
   int last;
 };
 
-// Query rows of which a warp has each kWarps-th one, and a lane kDim / 32 neighbours of it.
+// Query rows of which a warp has each n_warps-th one, and a lane kDim / 32 neighbours of it.
 template <int kDim, int kTiles>
 struct Queries {
-  static constexpr int kOwn = kDim / kLanes, kRows = kTiles * kColumns, kOwnRows = kRows / kWarps;
+  static constexpr int kOwn = kDim / kLanes, kRows = kTiles * kColumns,
+                       kOwnRows = kRows / kSmallWarps;
   uint32_t bits[kOwnRows][kOwn] = {};
 
   __device__ __forceinline__ Queries(const Launch& launch, const Task& task) {
     const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
 #pragma unroll
     for (int i = 0; i < kOwnRows; ++i) {
-      const int row = warp + i * kWarps;
+      const int row = warp + i * launch.args.n_warps;
       if (row >= task.n_columns) continue;
       const size_t start = row_start(launch, task, task.first_column + row) + size_t(lane * kOwn);
 #pragma unroll
@@ -870,54 +865,59 @@ struct Queries {
   }
 };
 
-// Queries become operands, multiplied with a power of two that brings the largest to 32 or above
-// and below 64. Returns what scores have to be multiplied with, in units of log2.
-template <int kDim, int kTiles>
-__device__ float share_queries(const Launch& launch, const Task& task,
-                               const Queries<kDim, kTiles>& queries, Shared<kDim, kTiles>& shared) {
-  using Rows = Queries<kDim, kTiles>;
-  constexpr int kOwn = Rows::kOwn, kOwnRows = Rows::kOwnRows;
-  const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
-  float x[kOwnRows][kOwn];
-  float largest = 0;
+// A query row's operands of 16-bit products; `x` are its numbers that the lane holds.
+template <int kDim, int kOwn>
+__device__ __forceinline__ void store_operands(int row, const float (&x)[kOwn], uint4* operands) {
+  const int lane = int(threadIdx.x) % kLanes;
+  auto* words = reinterpret_cast<uint32_t*>(operands);
 #pragma unroll
-  for (int i = 0; i < kOwnRows; ++i) {
-    const int row = warp + i * kWarps;
-#pragma unroll
-    for (int c = 0; c < kOwn; ++c) x[i][c] = number_of(queries.bits[i][c], launch.args.q_type);
-    if (row >= task.n_columns) continue;
-    if (launch.args.k_hadamard) rotate_row(x[i], kDim, ~0u);
-#pragma unroll
-    for (int c = 0; c < kOwn; ++c) largest = fmaxf(largest, fabsf(x[i][c]));
+  for (int c = 0; c < kOwn; c += 2) {
+    const int channel = lane * kOwn + c, s = channel / 16;
+    const int to = row % kColumns * 8 + channel % 8 / 2;  // the lane that multiplies with it
+    uint32_t* word = words + ((row / kColumns * kFragments<kDim> / 2 + s / 2) * kLanes + to) * 4 +
+                     s % 2 * 2 + channel % 16 / 8;
+    const uint32_t rounded = half_pair(x[c], x[c + 1]);
+    const float2 taken = pair_of(rounded);
+    word[0] = rounded;
+    word[4 * 4] = half_pair(x[c] - taken.x, x[c + 1] - taken.y);  // of the next column
   }
+}
+
+// Queries become operands, each row multiplied with a power of two that brings its largest number
+// to 32 or above and below 64.
+template <int kDim, int kTiles>
+__device__ void share_queries(const Launch& launch, const Task& task,
+                              const Queries<kDim, kTiles>& queries,
+                              SharedQueries<kDim, kTiles>& shared) {
+  using Rows = Queries<kDim, kTiles>;
+  const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
 #pragma unroll
-  for (int step = 1; step < kLanes; step *= 2)
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-  if (lane == 0) shared.largest[warp] = largest;
-  __syncthreads();
+  for (int i = 0; i < Rows::kOwnRows; ++i) {
+    const int row = warp + i * launch.args.n_warps;
+    if (row >= Rows::kRows) continue;
+    float x[Rows::kOwn], largest = 0, sum = 0;
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, shared.largest[w]);
-  const int exponent = largest > 0 && largest < INFINITY ? 5 - ilogbf(largest) : 0;
-  const float grow = ldexpf(1.0f, exponent);
-  auto* words = reinterpret_cast<uint32_t*>(shared.queries);
+    for (int c = 0; c < Rows::kOwn; ++c) x[c] = number_of(queries.bits[i][c], launch.args.q_type);
+    if (launch.args.k_hadamard && row < task.n_columns) rotate_row(x, kDim, ~0u);
 #pragma unroll
-  for (int i = 0; i < kOwnRows; ++i) {
-    const int row = warp + i * kWarps;
-    float sum = 0;
+    for (int c = 0; c < Rows::kOwn; ++c) largest = fmaxf(largest, fabsf(x[c]));
+    largest = largest_of_warp(largest);
+    const int exponent = largest > 0 && largest < INFINITY ? 5 - ilogbf(largest) : 0;
+    const float grow = ldexpf(1.0f, exponent);
 #pragma unroll
-    for (int c = 0; c < kOwn; c += 2) {
-      const int channel = lane * kOwn + c, s = channel / 16;
-      const int pair = row % kColumns * 4 + channel % 8 / 2;  // the lane that multiplies with it
-      words[((row / kColumns * kFragments<kDim> / 2 + s / 2) * kLanes + pair) * 4 + s % 2 * 2 +
-            channel % 16 / 8] = half_pair(x[i][c] * grow, x[i][c + 1] * grow);
-      sum += x[i][c] + x[i][c + 1];
+    for (int c = 0; c < Rows::kOwn; ++c) {
+      x[c] *= grow;
+      sum += x[c];
+      shared.numbers[row][k_param_place(lane * Rows::kOwn + c)] = x[c];
     }
+    store_operands<kDim>(row, x, shared.operands);
 #pragma unroll
     for (int step = 1; step < kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    if (lane == 0) shared.q_sums[row] = sum * grow;
+    if (lane > 0) continue;
+    shared.sums[row] = sum;
+    shared.units[row] = launch.args.scale * kLog2E * ldexpf(1.0f, -exponent);
   }
   __syncthreads();
-  return launch.args.scale * kLog2E * ldexpf(1.0f, -exponent);
 }
 
 // ---- records on their way to shared memory
@@ -931,8 +931,7 @@ class Ring {
                   Shared<kDim, kTiles>& shared)
       : launch_(launch),
         records_(reinterpret_cast<const uint4*>(records)),
-        count_(task.item.count),
-        sharing_(task.item.sharing),
+        item_(task.item),
         memory_(memory),
         shared_(shared),
         warp_(int(threadIdx.x) / kLanes),
@@ -943,37 +942,31 @@ class Ring {
   __device__ void begin() const {
     if (warp_ != 0 || lane_ >= launch_.n_slots) return;
     uint4 entry = {};
-    if (lane_ < count_) entry = records_[lane_];
+    if (lane_ < item_.count) entry = records_[lane_];
     open_barrier(&shared_.full[lane_], 1);
     shared_.readers[lane_] = 0;
     shared_.asked[lane_] = -1;
     fence_barriers();
-    if (lane_ < count_) ask(lane_, lane_, entry);
+    if (lane_ < item_.count) ask(lane_, lane_, entry);
   }
 
   template <class Work>
   __device__ void run(Work& work) const {
-    const int shift = __ffs(sharing_) - 1;  // of a power of two
-    const int group = warp_ >> shift, n_groups = kWarps >> shift;
-    int slot = 0, parity = 0;
-    const auto forward = [&](int n) {
-      slot += n;
-      while (slot >= launch_.n_slots) {
-        slot -= launch_.n_slots;
-        parity ^= 1;
-      }
-    };
-    forward(group);
-    for (int i = group; i < count_; i += n_groups) {
+    const int sharing = item_.sharing, shift = __ffs(sharing) - 1;  // a power of two
+    const int n_groups = launch_.args.n_warps >> shift;
+    int slot = warp_ >> shift, parity = 0;
+#pragma unroll 1
+    for (int i = slot;; i += n_groups, slot += n_groups) {
+      for (; slot >= launch_.n_slots; slot -= launch_.n_slots) parity ^= 1;
+      if (i >= item_.count) return;
       uint4 next = {};  // a Record, on its way while this one is worked on
-      const bool more = i + launch_.n_slots < count_;
+      const bool more = i + launch_.n_slots < item_.count;
       if (more && lane_ == 0) next = records_[i + launch_.n_slots];
       wait_for(i, slot, parity);
-      work.add(memory_ + slot * launch_.slot_bytes, shared_.entries[slot], warp_ & (sharing_ - 1),
-               sharing_);
+      work.add(memory_ + slot * launch_.slot_bytes, shared_.entries[slot], warp_ & (sharing - 1),
+               sharing);
       __syncwarp();
       if (more && lane_ == 0 && last_reader(slot)) ask(i + launch_.n_slots, slot, next);
-      forward(n_groups);
     }
   }
 
@@ -996,13 +989,13 @@ class Ring {
   }
 
   __device__ bool last_reader(int slot) const {
-    return sharing_ == 1 ||
-           (add_in_order(&shared_.readers[slot], 1) & (sharing_ - 1)) == sharing_ - 1;
+    const int sharing = item_.sharing;
+    return sharing == 1 || (add_in_order(&shared_.readers[slot], 1) & (sharing - 1)) == sharing - 1;
   }
 
   const Launch& launch_;
   const uint4* records_;
-  const int count_, sharing_;
+  const WorkItem& item_;
   uint8_t* memory_;
   Shared<kDim, kTiles>& shared_;
   const int warp_, lane_;
@@ -1010,18 +1003,19 @@ class Ring {
 
 // The way of cards without bulk copies: the computing threads copy too, as many records at once as
 // half of the slots hold.
-template <int kDim, bool kFactors, int kTiles, bool kMasked>
-__device__ void copy_and_compute(Warp<kDim, kFactors, kTiles, kMasked>& work, const Launch& launch,
+template <int kDim, int kTiles, bool kMasked>
+__device__ void copy_and_compute(Warp<kDim, kTiles, kMasked>& work, const Launch& launch,
                                  const Task& task, const Record* records, uint8_t* memory) {
   const int count = task.item.count;
-  const int at_once = launch.n_slots >= 2 * kWarps ? kWarps : launch.n_slots >= kWarps ? 2 : 1;
-  const int sharing = kWarps / at_once;
+  const int n_warps = launch.args.n_warps;
+  const int at_once = launch.n_slots >= 2 * n_warps ? n_warps : launch.n_slots >= 4 ? 2 : 1;
+  const int sharing = n_warps / at_once;
   const auto place = [&](int r) { return memory + r % (2 * at_once) * launch.slot_bytes; };
   const auto issue = [&](int r) {
     if (r < count) {
       const Record entry = records[r];
       const uint8_t* from = launch.args.pool + size_t(entry.at) * 16;
-      for (int i = int(threadIdx.x); i < entry.size; i += kThreads)
+      for (int i = int(threadIdx.x); i < entry.size; i += int(blockDim.x))
         copy_16(place(r) + i * 16, from + i * 16);
     }
     commit_copies();
@@ -1040,21 +1034,20 @@ __device__ void copy_and_compute(Warp<kDim, kFactors, kTiles, kMasked>& work, co
 
 // ---- results
 
+// A partial result of a query row is kRowFloats numbers, the first two its peak and mass, and the
+// sums of kDim channels; in shared memory those of warps, in the device's those of blocks.
+template <int kDim>
+constexpr int kPartFloats = kRowFloats + kDim;
+
+// Neighbours of either memory.
 template <int kOwn>
 __device__ __forceinline__ void load_floats(const float* from, float (&x)[kOwn]) {
-  if constexpr (kOwn == 2) {
-    const float2 both = __ldcg(reinterpret_cast<const float2*>(from));
-    x[0] = both.x;
-    x[1] = both.y;
-  } else {
 #pragma unroll
-    for (int i = 0; i < kOwn; i += 4) {
-      const float4 four = __ldcg(reinterpret_cast<const float4*>(from + i));
-      x[i] = four.x;
-      x[i + 1] = four.y;
-      x[i + 2] = four.z;
-      x[i + 3] = four.w;
-    }
+  for (int i = 0; i < kOwn; i += kOwn < 4 ? 2 : 4) {
+    if constexpr (kOwn < 4)
+      load_of_device(from + i, x[i], x[i + 1]);
+    else
+      load_of_device(from + i, x[i], x[i + 1], x[i + 2], x[i + 3]);
   }
 }
 
@@ -1069,16 +1062,17 @@ __device__ __forceinline__ void store_floats(float* to, const float (&x)[kOwn]) 
   }
 }
 
-// What a warp merges of one query row: a lane has kDim / 32 neighbouring channels of the sums.
+// A merged query row: a lane has kDim / 32 neighbouring channels of the sums.
 template <int kDim>
 struct Row {
   static constexpr int kOwn = kDim / kLanes;
   float sums[kOwn] = {};
   float peak = kLowest, mass = 0;
 
-  // Adds n partial results; `load(i, peak, mass, x)` gets one.
-  template <int kAtOnce, class Load>
-  __device__ __forceinline__ void add(int n, Load&& load) {
+  // Adds n partial results, `stride` numbers apart, kAtOnce loads of them on their way at once.
+  template <int kAtOnce>
+  __device__ __forceinline__ void add(const float* parts, int n, size_t stride) {
+    const int lane = int(threadIdx.x) % kLanes;
 #pragma unroll 1
     for (int first = 0; first < n; first += kAtOnce) {
       float peaks[kAtOnce], masses[kAtOnce], x[kAtOnce][kOwn] = {};
@@ -1087,7 +1081,10 @@ struct Row {
       for (int i = 0; i < kAtOnce; ++i) {
         peaks[i] = kLowest;
         masses[i] = 0;
-        if (first + i < n) load(first + i, peaks[i], masses[i], x[i]);
+        if (first + i >= n) continue;
+        const float* part = parts + size_t(first + i) * stride;
+        load_of_device(part, peaks[i], masses[i]);
+        load_floats(part + kRowFloats + lane * kOwn, x[i]);
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) best = fmaxf(best, peaks[i]);
@@ -1107,34 +1104,31 @@ struct Row {
   }
 };
 
-// Sums of all warps into `space` [kWarps, rows, kDim] and shared peaks and masses.
+// Partial results of all warps into `space` [n_warps, rows, kPartFloats].
 template <int kDim, int kTiles, class Work>
-__device__ void share_sums(Work& work, int n_rows, float* space, Shared<kDim, kTiles>& shared) {
+__device__ void share_sums(const Work& work, int n_rows, float* space) {
   constexpr int kRows = kTiles * kColumns;
   const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
-  const float x = power_of_two(work.total.x_exponent), y = power_of_two(work.total.y_exponent);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
+    float mass = work.mass[tile], floors = work.floors[tile];
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float mass = work.mass[tile][e], floors = work.floors[tile][e];
+    for (int step = 4; step < kLanes; step *= 2) {
+      mass += __shfl_xor_sync(~0u, mass, step);
+      floors += __shfl_xor_sync(~0u, floors, step);
+    }
+    const int row = tile * kColumns + lane % 4;
+    if (row >= n_rows) continue;
+    float* part = space + (warp * kRows + row) * kPartFloats<kDim>;
+    if (lane < 4) {
+      part[0] = work.peak[tile];
+      part[1] = mass;
+    }
+    float* out = part + kRowFloats + lane / 4;
 #pragma unroll
-      for (int step = 4; step < kLanes; step *= 2) {
-        mass += __shfl_xor_sync(~0u, mass, step);
-        floors += __shfl_xor_sync(~0u, floors, step);
-      }
-      const int row = tile * kColumns + lane % 4 * 2 + e;
-      if (row >= n_rows) continue;
-      if (lane < 4) {
-        shared.peaks[warp][row] = work.peak[tile][e];
-        shared.masses[warp][row] = mass;
-      }
-      float* out = space + (warp * kRows + row) * kDim + lane / 4;
-#pragma unroll
-      for (int m = 0; m < kFragments<kDim>; ++m) {
-        out[m * 16] = fmaf(work.total.at[tile][m][e], x, floors);
-        out[m * 16 + 8] = fmaf(work.total.at[tile][m][2 + e], y, floors);
-      }
+    for (int m = 0; m < kFragments<kDim>; ++m) {
+      out[m * 16] = work.total[tile][m][0] + floors;
+      out[m * 16 + 8] = work.total[tile][m][1] + floors;
     }
   }
   __syncthreads();
@@ -1145,7 +1139,7 @@ __device__ float* part_of(const Launch& launch, int item, int head, int column) 
   const size_t row =
       (size_t(item) * size_t(launch.args.n_heads) + size_t(head)) * size_t(launch.n_columns) +
       size_t(column);
-  return launch.parts + row * (kRowFloats + kDim);
+  return launch.parts + row * kPartFloats<kDim>;
 }
 
 // Turns sums back, divides them and stores them.
@@ -1172,68 +1166,62 @@ __device__ __forceinline__ void store_row(const Launch& launch, const Task& task
     store_number(args.out, args.out_type, start + size_t(lane * kOwn + i), row.sums[i] * scale);
 }
 
-// Stores a block's results as a part, and says whether it was the stream's and head's last one.
-template <int kDim, int kTiles, class Merged>
-__device__ __forceinline__ bool last_part(const Launch& launch, const Task& task, Merged&& merged,
-                                          Shared<kDim, kTiles>& shared) {
-  const WorkItem& item = task.item;
-  const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
-  for (int r = warp; r < task.n_columns; r += kWarps) {
-    const Row<kDim> row = merged(r);
-    float* part = part_of<kDim>(launch, int(blockIdx.x), task.head, task.first_column + r);
-    if (lane == 0) __stcg(reinterpret_cast<float2*>(part), float2{row.peak, row.mass});
-    store_floats(part + kRowFloats + lane * Row<kDim>::kOwn, row.sums);
-  }
+template <int kDim>
+__device__ __forceinline__ void store_part(float* part, const Row<kDim>& row) {
+  const int lane = int(threadIdx.x) % kLanes;
+  if (lane == 0) __stcg(reinterpret_cast<float2*>(part), float2{row.peak, row.mass});
+  store_floats(part + kRowFloats + lane * Row<kDim>::kOwn, row.sums);
+}
+
+// Whether the block's results, which all of its threads have stored, are the last ones of the
+// stream and head.
+__device__ __forceinline__ bool last_part(const Launch& launch, const Task& task, int& shared) {
   __syncthreads();
   if (threadIdx.x == 0) {
-    const int number = item.stream * launch.args.n_heads + task.head;
+    const int number = task.item.stream * launch.args.n_heads + task.head;
     int* ticket = launch.tickets + number * int(gridDim.z) + int(blockIdx.z);
-    shared.last = add_in_order_of_device(ticket, 1) == item.part_count - 1;
-    if (shared.last) *ticket = 0;  // for the next launch
+    shared = add_in_order_of_device(ticket, 1) == task.item.part_count - 1;
+    if (shared) *ticket = 0;  // for the next launch
   }
   __syncthreads();
-  return shared.last;
+  return shared;
 }
 
+// Merges the results of warps, then, in the last block, those of blocks.
 template <int kDim, int kTiles>
-__device__ void finish(const Launch& launch, const Task& task, const float* space,
-                       Shared<kDim, kTiles>& shared) {
-  constexpr int kRows = kTiles * kColumns, kOwn = Row<kDim>::kOwn;
+__device__ void finish(const Launch& launch, const Task& task, const float* space, int& last) {
+  constexpr int kRowsApart = kPartFloats<kDim>;
   const WorkItem& item = task.item;
-  const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
-  const auto of_warps = [&](int r) {
-    Row<kDim> row;
-    row.template add<kWarps>(kWarps, [&](int w, float& peak, float& mass, float(&x)[kOwn]) {
-      peak = shared.peaks[w][r];
-      mass = shared.masses[w][r];
-#pragma unroll
-      for (int c = 0; c < kOwn; ++c) x[c] = space[(w * kRows + r) * kDim + lane * kOwn + c];
-    });
-    return row;
+  const auto part = [&](int index) {
+    return part_of<kDim>(launch, index, task.head, task.first_column);
   };
-  const auto of_parts = [&](int r) {
-    Row<kDim> row;
-    row.template add<kDim <= 128 ? 16 : 8>(
-        item.part_count, [&](int p, float& peak, float& mass, float(&x)[kOwn]) {
-          const float* part =
-              part_of<kDim>(launch, item.part_first + p, task.head, task.first_column + r);
-          const float2 own = __ldcg(reinterpret_cast<const float2*>(part));
-          peak = own.x;
-          mass = own.y;
-          load_floats(part + kRowFloats + lane * kOwn, x);
-        });
-    return row;
+  const auto each_row = [&](auto&& visit) {
+#pragma unroll 1
+    for (int r = int(threadIdx.x) / kLanes; r < task.n_columns; r += launch.args.n_warps) {
+      Row<kDim> row;
+      visit(r, row);
+    }
   };
-  const bool parts = item.part_count > 1;
-  if (parts && !last_part<kDim, kTiles>(launch, task, of_warps, shared)) return;
-  for (int r = warp; r < task.n_columns; r += kWarps) {
-    Row<kDim> row = parts ? of_parts(r) : of_warps(r);
+  const auto store = [&](int r, Row<kDim>& row) {
     store_row<kDim>(launch, task, task.first_column + r, row);
-  }
+  };
+  each_row([&](int r, Row<kDim>& row) {
+    row.template add<kSmallWarps>(space + r * kRowsApart, launch.args.n_warps,
+                                  kTiles * kColumns * kRowsApart);
+    if (item.part_count <= 1) return store(r, row);
+    store_part(part(int(blockIdx.x)) + r * kRowsApart, row);
+  });
+  if (item.part_count <= 1 || !last_part(launch, task, last)) return;
+  each_row([&](int r, Row<kDim>& row) {
+    row.template add<kDim <= 128 ? 16 : 8>(
+        part(item.part_first) + r * kRowsApart, item.part_count,
+        size_t(launch.args.n_heads * launch.n_columns) * kRowsApart);
+    store(r, row);
+  });
 }
 
-template <int kDim, bool kFactors, int kTiles, bool kMasked, bool kBulk>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+template <int kDim, int kTiles, bool kMasked, bool kBulk>
+__global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
     decode_kernel(const __grid_constant__ Launch launch) {
   extern __shared__ __align__(128) uint8_t dynamic[];
   __shared__ Shared<kDim, kTiles> shared;
@@ -1250,50 +1238,45 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       task.item.first;
   // Before records, which would be in their way.
   Queries<kDim, kTiles> queries(launch, task);
-  const Ring<kDim, kTiles> ring(launch, task, records, dynamic, shared);
+  auto* scores = reinterpret_cast<Scores<kTiles>*>(dynamic);
+  uint8_t* slots = reinterpret_cast<uint8_t*>(scores + launch.args.n_warps);
+  const Ring<kDim, kTiles> ring(launch, task, records, slots, shared);
   if constexpr (kBulk) ring.begin();
-  const float scale = share_queries<kDim, kTiles>(launch, task, queries, shared);
-  Warp<kDim, kFactors, kTiles, kMasked> work(
-      launch, task, reinterpret_cast<const uint8_t*>(shared.queries), shared.q_sums, scale);
+  share_queries<kDim, kTiles>(launch, task, queries, shared.queries);
+  Warp<kDim, kTiles, kMasked> work(launch, task, shared.queries, scores[int(threadIdx.x) / kLanes]);
   if constexpr (kBulk)
     ring.run(work);
   else
-    copy_and_compute(work, launch, task, records, dynamic);
+    copy_and_compute(work, launch, task, records, slots);
   __syncthreads();
   auto* space = reinterpret_cast<float*>(dynamic);
-  share_sums<kDim, kTiles>(work, task.n_columns, space, shared);
-  finish<kDim, kTiles>(launch, task, space, shared);
+  share_sums<kDim, kTiles>(work, task.n_columns, space);
+  finish<kDim, kTiles>(launch, task, space, shared.last);
 }
 
-template <int kDim, bool kFactors, int kTiles, bool kMasked, bool kBulk>
+template <int kDim, int kTiles, bool kMasked, bool kBulk>
 cudaError_t launch_one(const Launch& launch, dim3 grid, cudaStream_t stream) {
-  auto* kernel = decode_kernel<kDim, kFactors, kTiles, kMasked, kBulk>;
+  auto* kernel = decode_kernel<kDim, kTiles, kMasked, kBulk>;
   const size_t bytes = size_t(launch.dynamic_bytes);
+  const int n_threads = launch.args.n_warps * kLanes;
   // Set once a device would do; it costs less than a lookup whether it was.
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
   if (error != cudaSuccess) return error;
   if (launch.blocks)
-    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(launch.blocks, kernel, kThreads, bytes);
-  kernel<<<grid, kThreads, bytes, stream>>>(launch);
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(launch.blocks, kernel, n_threads, bytes);
+  kernel<<<grid, n_threads, bytes, stream>>>(launch);
   return cudaGetLastError();
-}
-
-template <int kDim, bool kFactors>
-cudaError_t launch_with(const Launch& launch, dim3 grid, cudaStream_t stream) {
-  if (launch.args.copy_by_threads)
-    return launch_one<kDim, kFactors, 1, true, false>(launch, grid, stream);
-  if (launch.masked) return launch_one<kDim, kFactors, 1, true, true>(launch, grid, stream);
-  if constexpr (kDim <= 128) {
-    if (launch.tiles == 2) return launch_one<kDim, kFactors, 2, false, true>(launch, grid, stream);
-  }
-  return launch_one<kDim, kFactors, 1, false, true>(launch, grid, stream);
 }
 
 template <int kDim>
 cudaError_t launch_dim(const Launch& launch, dim3 grid, cudaStream_t stream) {
-  return launch.args.v_factors ? launch_with<kDim, true>(launch, grid, stream)
-                               : launch_with<kDim, false>(launch, grid, stream);
+  if (launch.args.copy_by_threads) return launch_one<kDim, 1, true, false>(launch, grid, stream);
+  if (launch.masked) return launch_one<kDim, 1, true, true>(launch, grid, stream);
+  if constexpr (kDim <= 128) {
+    if (launch.tiles == 2) return launch_one<kDim, 2, false, true>(launch, grid, stream);
+  }
+  return launch_one<kDim, 1, false, true>(launch, grid, stream);
 }
 
 }  // namespace

@@ -7,20 +7,18 @@
 
 namespace zipcache::cuda {
 
-inline constexpr int kThreads = kWarps * kLanes;
-inline constexpr int kBlocks = 2;      // of threads that a processor runs at once
 inline constexpr int kMostSlots = 16;  // for records in shared memory, of a block
 
 struct Launch {
   DecodeArgs args;
-  int n_slots, slot_bytes, dynamic_bytes;
-  int n_columns;  // query rows of a KV head
-  int tiles;      // matrix instructions side by side: 8 or 16 query rows share a read
-  bool masked;    // places are looked at
-  float* parts;   // [n_items, n_heads, n_columns, kRowFloats + dim]
-  int* tickets;   // [streams, n_heads, column tiles]
-  int* blocks;    // where not null: nothing is launched, and it takes the blocks that a processor
-                  // runs at once
+  int n_slots, slot_bytes, dynamic_bytes;  // of shared memory, scores of all warps before the slots
+  int n_columns;                           // query rows of a KV head
+  int tiles;     // matrix instructions side by side: 8 or 16 query rows share a read
+  bool masked;   // places are looked at
+  float* parts;  // [n_items, n_heads, n_columns, kRowFloats + dim]
+  int* tickets;  // [streams, n_heads, column tiles]
+  int* blocks;   // where not null: nothing is launched, and it takes the blocks that a processor
+                 // runs at once
 };
 
 cudaError_t launch_decode_64(const Launch& launch, dim3 grid, cudaStream_t stream);

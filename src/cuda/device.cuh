@@ -29,6 +29,45 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// d += a [16, 32] times b [32, 8], whole numbers of 8 bits without a sign and with one, 32-bit sums
+// (mma.m16n8k32). Lane l has of a rows l/4 (a[0], a[2]) and l/4 + 8, of b column l/4: bytes of
+// columns of a and rows of b that meet have the same place.
+__device__ __forceinline__ void multiply_bytes(int (&d)[4], const uint32_t (&a)[4],
+                                               const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// The same of numbers without a sign.
+__device__ __forceinline__ void multiply_unsigned_bytes(int (&d)[4], const uint32_t (&a)[4],
+                                                        const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four numbers from -32512 to 32512, rounded, as upper and lower bytes with signs:
+// number = 256 * upper + lower.
+struct BytePlanes {
+  uint32_t upper, lower;
+};
+__device__ __forceinline__ BytePlanes signed_planes(float a, float b, float c, float d) {
+  // Added to a number this leaves it, and 128 more, in the sum's lower bits.
+  constexpr float kMagic = 12582912.0f + 128.0f;  // 1.5 * 2^23
+  const uint32_t ab = __byte_perm(__float_as_uint(a + kMagic), __float_as_uint(b + kMagic), 0x5140);
+  const uint32_t cd = __byte_perm(__float_as_uint(c + kMagic), __float_as_uint(d + kMagic), 0x5140);
+  return {__byte_perm(ab, cd, 0x7632), __byte_perm(ab, cd, 0x5410) ^ 0x80808080u};
+}
+
+// Two numbers from 0 to 65535, rounded: their upper bytes in the lower half, their lower bytes in
+// the upper half.
+__device__ __forceinline__ uint32_t byte_pairs(float a, float b) {
+  constexpr float kMagic = 8388608.0f;  // 2^23
+  return __byte_perm(__float_as_uint(a + kMagic), __float_as_uint(b + kMagic), 0x4051);
+}
+
 // Transpose of an 8 x 8 matrix of 16-bit numbers of which lane l holds row l / 4, columns
 // 2 (l % 4) and the next one.
 __device__ __forceinline__ uint32_t transposed(uint32_t x) {
@@ -56,6 +95,11 @@ __device__ __forceinline__ uint32_t half_pair(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 __device__ __forceinline__ uint32_t half_pair(float both) { return half_pair(both, both); }
+// A number rounded to 16 bits, and in the upper half what this leaves over.
+__device__ __forceinline__ uint32_t half_and_rest(float x) {
+  const __half rounded = __float2half_rn(x);
+  return half_pair(__half2float(rounded), x - __half2float(rounded));
+}
 __device__ __forceinline__ float2 pair_of(uint32_t x) {
   return __half22float2(reinterpret_cast<const __half2&>(x));
 }
@@ -77,6 +121,11 @@ __device__ __forceinline__ float fast_exp2(float x) {
 }
 // 2^n for -126 <= n <= 127.
 __device__ __forceinline__ float power_of_two(int n) { return __int_as_float((127 + n) << 23); }
+
+// Of the numbers of all lanes, none below 0.
+__device__ __forceinline__ float largest_of_warp(float x) {
+  return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(x)));
+}
 
 // 2 or 4 words of shared memory at once.
 template <int kWords>
@@ -107,12 +156,12 @@ __device__ __forceinline__ int add_in_order(int* number, int by) {
 
 // A number in shared memory that one thread writes and others look at until it is what they want.
 __device__ __forceinline__ void publish(int* number, int value) {
-  asm volatile("st.relaxed.cta.shared::cta.b32 [%0], %1;" ::"r"(shared_address(number)), "r"(value)
+  asm volatile("st.release.cta.shared::cta.b32 [%0], %1;" ::"r"(shared_address(number)), "r"(value)
                : "memory");
 }
 __device__ __forceinline__ int published(const int* number) {
   int value;
-  asm volatile("ld.relaxed.cta.shared::cta.b32 %0, [%1];"
+  asm volatile("ld.acquire.cta.shared::cta.b32 %0, [%1];"
                : "=r"(value)
                : "r"(shared_address(number))
                : "memory");
@@ -127,6 +176,18 @@ __device__ __forceinline__ int add_in_order_of_device(int* number, int by) {
                : "l"(number), "r"(by)
                : "memory");
   return before;
+}
+
+// Neighbouring numbers of any memory that other blocks may have written.
+__device__ __forceinline__ void load_of_device(const float* from, float& a, float& b) {
+  asm volatile("ld.relaxed.gpu.v2.f32 {%0, %1}, [%2];" : "=f"(a), "=f"(b) : "l"(from) : "memory");
+}
+__device__ __forceinline__ void load_of_device(const float* from, float& a, float& b, float& c,
+                                               float& d) {
+  asm volatile("ld.relaxed.gpu.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(a), "=f"(b), "=f"(c), "=f"(d)
+               : "l"(from)
+               : "memory");
 }
 
 // ---- copies by threads (sm_80)

@@ -141,13 +141,13 @@ class Cache final : public GpuCache {
   // Of the step at hand.
   std::vector<int> n_new_;
   int most_new_ = 0, most_first_ = 0, most_last_ = 0;
-  std::vector<WorkItem> items_;
+  DecodePlan plan_;
   size_t changes_at_ = 0, first_at_ = 0, last_at_ = 0, items_at_ = 0, visible_at_ = 0;
   size_t teaching_at_ = 0;
   bool teaches_ = false;  // keys are rounded by what this step's queries teach
   Status fault_;          // of a step whose plan did not get to the device
   size_t ring_tasks_at_ = 0, own_tasks_at_ = 0;
-  int n_device_blocks_ = 0;
+  DecodeBlocks device_blocks_;
 };
 
 Status Cache::allocate(cudaStream_t stream) {
@@ -174,9 +174,9 @@ Status Cache::allocate(cudaStream_t stream) {
   DecodeArgs args = decode_args(layers_[0]);
   args.n_queries = 1;
   args.n_items = 1;
-  const Result<int> blocks = decode_blocks(args);
+  const Result<DecodeBlocks> blocks = decode_blocks(args);
   if (!blocks.ok()) return blocks.status();
-  n_device_blocks_ = *blocks;
+  device_blocks_ = *blocks;
   return ok();
 }
 
@@ -204,7 +204,7 @@ Status Cache::begin(std::span<const int> n_new, cudaStream_t stream) {
 }
 
 Status Cache::plan(cudaStream_t stream) {
-  items_ = plan_decode(schedule_.counts(), shape_.n_heads, n_device_blocks_);
+  plan_ = plan_decode(schedule_.counts(), shape_.n_heads, device_blocks_);
   std::vector<int32_t> visible;
   for (int s = 0; s < shape_.n_streams; ++s)
     visible.push_back(schedule_.length(s) - std::max(1, n_new_[size_t(s)]) + 1);
@@ -212,7 +212,7 @@ Status Cache::plan(cudaStream_t stream) {
   changes_at_ = parcel_.add(schedule_.changes());
   first_at_ = parcel_.add(schedule_.first_rows());
   last_at_ = parcel_.add(schedule_.last_rows());
-  items_at_ = parcel_.add(std::span<const WorkItem>(items_));
+  items_at_ = parcel_.add(std::span<const WorkItem>(plan_.items));
   visible_at_ = parcel_.add(std::span<const int32_t>(visible));
   const std::vector<int32_t> counts = teaching();
   teaches_ = by_queries() && std::any_of(counts.begin(), counts.end(), [](int n) { return n > 0; });
@@ -253,7 +253,8 @@ DecodeArgs Cache::decode_args(const Layer& own) const {
   args.pool = own.pool.at<uint8_t>();
   args.records = table_.at<Record>();
   args.record_stride = sizes().record_stride;
-  args.n_items = int(items_.size());
+  args.n_items = int(plan_.items.size());
+  args.n_warps = plan_.n_warps;
   args.max_record_bytes = sizes().max_record;
   args.v_factors = form.record.v_factors;
   args.k_hadamard = form.k_hadamard, args.v_hadamard = form.v_hadamard;

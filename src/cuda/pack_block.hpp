@@ -559,7 +559,8 @@ class SidePacker {
   // A lane's numbers of a fragment.
   static constexpr int kOwn = 8;
   ZC_BOTH static constexpr FragmentPlace own_place(int i, int fragment) {
-    return {fragment, 0, i / 4, i / 2 % 2, i % 2};
+    return kIsK ? FragmentPlace{fragment, 0, i / 2 % 2, i / 4, i % 2}
+                : FragmentPlace{fragment, 0, i / 4, i / 2 % 2, i % 2};
   }
   // Token of the unit and channel of the fragment of a lane's number (record.hpp: fragment_place).
   ZC_BOTH static int own_token(int i, int lane) {
@@ -635,8 +636,8 @@ class SidePacker {
   // turned.
   __device__ __forceinline__ void load_together(const UnitOfLane& own, int fragment, int lane,
                                                 float (&x)[kOwn]) const {
-    // Lane l gives the address of token l % 16, of the first or the second 8 channels: matrices
-    // (y, second) in the order of x.
+    // Lane l gives the address of token l % 16, of the first or the second 8 channels: the four
+    // matrices come in the order of x.
     const auto* row = &shared_.tile[own.fragment_row][fragment * 16 + lane / 16 * 8];
     uint32_t pairs[4];
     if constexpr (kIsK)

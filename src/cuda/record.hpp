@@ -15,9 +15,9 @@
 // A unit is 16 tokens of a tier, the last one of a tier filled up with codes and parameters of 0.
 // Its codes are a row of fragments, 16 x 16 numbers each: of K tokens x channels, of V channels x
 // tokens. Lane l of a warp holds the 8 numbers of a fragment at rows l/4 and l/4 + 8, columns
-// 2 (l % 4) + {0, 1} and those + 8. Where both numbers of a pair of columns stand in the halves of
-// one word, `word & mask` is a pair of 16-bit floating point numbers code * 2^(p - 24), exactly:
-// their subnormals (pairs are named x, y by p = 0 and p = 4).
+// 2 (l % 4) + {0, 1} and those + 8. A byte of a word belongs to one column; the codes of 2 and 4
+// bits in it to the two rows, of 2 bits to the rows of two fragments. So `word & mask` is four
+// 8-bit numbers code * 2^p, of one row: operands of products of whole numbers (multiply_bytes).
 #pragma once
 
 #include <cmath>
@@ -41,6 +41,7 @@ namespace zipcache::cuda {
 
 inline constexpr int kUnitTokens = 16;
 inline constexpr int kRecordTiers = 4;
+inline constexpr int kRecordTokens = 128;  // at most, of one record
 inline constexpr int kLanes = 32;
 // Tokens of one record of 16-bit rows: as many bytes as a packed record about.
 inline constexpr int kRawRecordTokens = 32;
@@ -93,40 +94,38 @@ ZC_BOTH constexpr int v_factor_place(int channel) {
   return ((tile / 4 * 8 + row) * 4 + tile % 4) * 2 + y;
 }
 
-// Where a number stands in a fragment: the lane that holds it, whether in x or y, in the first or
-// the second pair of these, and in which half of the word.
+// Where a number stands in a fragment: the lane that holds it, in which of its rows, in which pair
+// of its columns and which of the pair.
 struct FragmentPlace {
-  int fragment, lane, y, second, odd;
+  int fragment, lane, row_half, column_half, odd;
 };
 
 ZC_BOTH constexpr FragmentPlace fragment_place(bool is_k, int token, int channel) {
   const int row = is_k ? token : channel % 16, column = is_k ? channel % 16 : token;
-  const int row_half = row / 8, column_half = column / 8;
-  return {channel / 16, row % 8 * 4 + column % 8 / 2, is_k ? column_half : row_half,
-          is_k ? row_half : column_half, column % 2};
+  return {channel / 16, row % 8 * 4 + column % 8 / 2, row / 8, column / 8, column % 2};
 }
 
 // Place of a code among the words of its lane alone, in the order in which they stand; for 3 bits
 // that of the low two, `lane_top_place` has the other.
 ZC_BOTH constexpr Place lane_place(const FragmentPlace& at, int bits) {
-  const int shift = 16 * at.odd;
+  const int byte = 16 * at.odd + 8 * at.column_half;
+  const int in_byte = at.fragment % 2 * 4 + at.row_half * 2;  // of 2 bits
   switch (bits) {
     case 2:
-      return {at.fragment / 2, shift + at.fragment % 2 * 8 + at.second * 2 + at.y * 4};
+      return {at.fragment / 2, byte + in_byte};
     case 3:
-      return {at.fragment / 4 * 3 + at.fragment / 2 % 2,
-              shift + at.fragment % 2 * 8 + at.second * 2 + at.y * 4};
+      return {at.fragment / 4 * 3 + at.fragment / 2 % 2, byte + in_byte};
     case 4:
-      return {at.fragment, shift + at.second * 8 + at.y * 4};
+      return {at.fragment, byte + 4 * at.row_half};
     case 8:
-      return {at.fragment * 2 + at.y, shift + at.second * 8};
+      return {at.fragment * 2 + at.row_half, byte};
     default:
-      return {at.fragment * 4 + at.y * 2 + at.second, shift};
+      return {at.fragment * 4 + at.column_half * 2 + at.row_half, 16 * at.odd};
   }
 }
 ZC_BOTH constexpr Place lane_top_place(const FragmentPlace& at) {
-  const int pair = at.fragment % 4 * 2 + at.second;
-  return {at.fragment / 4 * 3 + 2, pair % 4 + pair / 4 * 8 + at.y * 4 + at.odd * 16};
+  return {at.fragment / 4 * 3 + 2,
+          16 * at.odd + 8 * at.column_half + at.fragment % 4 * 2 + at.row_half};
 }
 
 // Words of a lane that stand side by side, and where one of its words stands in the unit.

@@ -82,6 +82,23 @@ TEST_F(Decode, ManyRecordsOfABlock) {
   }
 }
 
+// Eight warps, which share records or do not.
+TEST_F(Decode, LargeBlocks) {
+  for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform2"}) {
+    for (const int n_blocks : {2, 16}) {
+      expect_right({.policy = policy, .lengths = {10000}, .n_blocks = n_blocks, .large = true});
+      expect_right({.policy = policy,
+                    .n_queries = 2,
+                    .lengths = {2048, 5000},
+                    .n_blocks = n_blocks,
+                    .large = true});
+    }
+  }
+  expect_right({.group = 12, .lengths = {3000}, .n_blocks = 4, .large = true});
+  expect_right({.lengths = {3000}, .n_blocks = 4, .large = true, .window = 500});
+  expect_right({.lengths = {3000}, .n_blocks = 4, .large = true, .copy_by_threads = true});
+}
+
 TEST_F(Decode, TypesOfNumbers) {
   expect_right({.type = Number::F16});
   expect_right({.type = Number::BF16}, 6e-3);
@@ -97,11 +114,12 @@ TEST_F(Decode, ValuesOfAllSizes) {
   }
 }
 
-// Their steps are 0, so that nothing bounds weights times floors to 16 bits.
+// Their steps are 0, so that nothing bounds weights times floors to 16 bits. Rotated, all but one
+// channel have the same code, so that what weights lose in rounding is the same in all of these.
 TEST_F(Decode, ValuesThatAreFlat) {
   for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform4"}) {
-    expect_right({.policy = policy, .flat_values = true});
-    expect_right({.policy = policy, .v_size = 100, .flat_values = true});
+    expect_right({.policy = policy, .flat_values = true}, 3e-3);
+    expect_right({.policy = policy, .v_size = 100, .flat_values = true}, 3e-3);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <set>
 
 #include "cuda/record_set.hpp"
@@ -160,13 +161,15 @@ TEST(Record, ExponentsOfKeysFitSteps) {
 TEST(Plan, CoversEveryRecordOnce) {
   const std::vector<StreamRecords> streams = {{10, 3}, {0, 1}, {0, 0}, {100, 4}};
   for (const int n_blocks : {1, 8, 64, 264, 5000}) {
-    const auto items = plan_decode(streams, 8, n_blocks);
+    const auto [items, n_warps] = plan_decode(streams, 8, {n_blocks, n_blocks / 2});
+    EXPECT_EQ(n_warps, n_blocks == 64 || n_blocks == 264 ? kLargeWarps : kSmallWarps) << n_blocks;
     std::vector<std::vector<int>> seen(streams.size());
     for (size_t i = 0; i < items.size(); ++i) {
       const WorkItem& item = items[i];
       EXPECT_GE(int(i), item.part_first);
       EXPECT_LT(int(i), item.part_first + item.part_count);
-      EXPECT_TRUE(item.sharing == 1 || item.sharing == 2 || item.sharing == 4);
+      EXPECT_EQ(std::popcount(unsigned(item.sharing)), 1);
+      EXPECT_LE(item.sharing, n_warps);
       for (int r = item.first; r < item.first + item.count; ++r)
         seen[size_t(item.stream)].push_back(r);
     }

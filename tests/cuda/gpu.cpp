@@ -203,7 +203,8 @@ double error_of(const Case& test) {
   }
   if (!test.sinks) sinks.clear();
   const RecordSet records = make_records(test, streams);
-  const auto items = plan_decode(records.counts(), test.n_heads, test.n_blocks);
+  const DecodePlan plan =
+      plan_decode(records.counts(), test.n_heads, {test.n_blocks, test.large ? test.n_blocks : 0});
   const int longest = *std::max_element(test.lengths.begin(), test.lengths.end());
   std::vector<uint32_t> bits(streams.size() * size_t(test.n_queries) * size_t(longest / 32 + 1));
   for (size_t line = 0; line < streams.size() * size_t(test.n_queries); ++line) {
@@ -216,7 +217,7 @@ double error_of(const Case& test) {
   const auto q_bytes = stored(q, test.type);
   const Buffer<uint8_t> pool(records.pool()), queries(q_bytes);
   const Buffer<Record> table(records.records());
-  const Buffer<WorkItem> work(items);
+  const Buffer<WorkItem> work(plan.items);
   const Buffer<int32_t> ends(visible);
   const Buffer<uint32_t> mask_bits(bits);
   const Buffer<float> sink_logits(sinks), slope_values(slopes);
@@ -232,7 +233,8 @@ double error_of(const Case& test) {
   args.records = table.get();
   args.record_stride = longest / kRawRecordTokens + 8;
   args.items = work.get();
-  args.n_items = int(items.size());
+  args.n_items = int(plan.items.size());
+  args.n_warps = plan.n_warps;
   args.max_record_bytes = records.max_record_bytes();
   args.v_factors = policy.v.channel_factors();
   args.k_hadamard = policy.k.rotation == Rotation::Hadamard;

@@ -55,6 +55,7 @@ struct Case {
   float k_size = 1, v_size = 1, q_size = 1;
   bool flat_values = false;   // the same in all channels of a token
   int n_blocks = 132;         // of threads that the plan is made for
+  bool large = false;         // they may be large ones
   Number type = Number::F32;  // of q and out
   int window = 0;
   float soft_cap = 0, max_bias = 0;
