@@ -5,7 +5,7 @@
  *   for (int layer = 0; layer < n_layers; ++layer)
  *     zipcache_gpu_decode(cache, layer, &step, stream, &error);    a few: attention over all tokens
  *                                                                  or zipcache_gpu_prefill(): many, whose
- *                                                                  attention is the caller's
+ *                                                                  attention may also be the caller's
  *
  * `stream` is a cudaStream_t. Work is ordered by it; the host does not wait for the device. All calls for a cache
  * have to be given the same stream, or streams that the caller orders. Pointers to rows are device pointers.
@@ -59,13 +59,18 @@ typedef struct zipcache_gpu_step {
 } zipcache_gpu_step;
 
 /* One layer of a prompt, or of a part of it. Rows behind a stream's own new tokens, as far as other streams have
- * some, are read and must be finite. */
+ * some, are read and must be finite. Set unused fields to 0. */
 typedef struct zipcache_gpu_prompt {
   zipcache_gpu_rows k, v; /* of the new tokens */
   zipcache_gpu_rows q;    /* [stream, new token, query head, dim] */
   float scale;            /* of the scores, above 0 */
-  const float *log_sums;   /* [stream, new token, query head] of the attention, natural logarithms; may be null where
-                              the streams were empty */
+  void *out;              /* [stream, new token, query head, dim], without gaps: takes the attention of the new tokens
+                             over all tokens of their streams; rows behind a stream's own mean nothing. Null where the
+                             attention is the caller's */
+  zipcache_gpu_type out_type;
+  const float *sinks;      /* with out: [query head] logits that take part in the softmax, or null */
+  const float *log_sums;   /* without out: [stream, new token, query head] of the attention, natural logarithms; may be
+                              null where the streams were empty */
   int64_t log_sums_stride; /* tokens from stream to stream */
 } zipcache_gpu_prompt;
 

@@ -64,15 +64,18 @@ zipcache::cuda::PromptStep prompt_of(const zipcache_gpu_prompt& in) {
   prompt.v = rows_of(in.v);
   prompt.q = rows_of(in.q);
   prompt.scale = in.scale;
+  prompt.out = in.out;
+  prompt.out_type = static_cast<Number>(in.out_type);
+  prompt.sinks = in.sinks;
   prompt.log_sums = in.log_sums;
   prompt.log_sums_stride = in.log_sums_stride;
   return prompt;
 }
 
-Status check_type(zipcache_gpu_type type, const char* name) {
+Status check_type(zipcache_gpu_type type, const char* call, const char* name) {
   if (type >= ZC_GPU_F16 && type <= ZC_GPU_F32) return {};
   return {Code::BadArgument,
-          fmt::format("zipcache_gpu_decode: found {} = {}, expected 0 to 2", name, int(type))};
+          fmt::format("{}: found {} = {}, expected 0 to 2", call, name, int(type))};
 }
 
 Status check_stream(const zipcache_gpu_cache* cache, int stream, const char* call) {
@@ -139,8 +142,8 @@ zipcache_code zipcache_gpu_decode(zipcache_gpu_cache* cache, int layer,
                                   zipcache_error* error) {
   return guarded(error, [&]() -> Status {
     if (!cache || !step) return null_argument("zipcache_gpu_decode");
-    ZC_TRY(check_type(step->q_type, "q_type"));
-    ZC_TRY(check_type(step->out_type, "out_type"));
+    ZC_TRY(check_type(step->q_type, "zipcache_gpu_decode", "q_type"));
+    ZC_TRY(check_type(step->out_type, "zipcache_gpu_decode", "out_type"));
     return cache->cache->decode(layer, step_of(*step), stream_of(stream));
   });
 }
@@ -150,6 +153,7 @@ zipcache_code zipcache_gpu_prefill(zipcache_gpu_cache* cache, int layer,
                                    zipcache_error* error) {
   return guarded(error, [&]() -> Status {
     if (!cache || !prompt) return null_argument("zipcache_gpu_prefill");
+    ZC_TRY(check_type(prompt->out_type, "zipcache_gpu_prefill", "out_type"));
     return cache->cache->prefill(layer, prompt_of(*prompt), stream_of(stream));
   });
 }

@@ -3,6 +3,7 @@
 #include "cuda/gpu_cache.hpp"
 #include "cuda/pack.hpp"
 #include "cuda/probe.hpp"
+#include "cuda/prompt.hpp"
 
 namespace zipcache::cuda {
 namespace {
@@ -19,6 +20,8 @@ Result<DecodeBlocks> decode_blocks(const DecodeArgs&) { return absent(); }
 Status decode_attention(const DecodeArgs&, cudaStream_t) { return absent(); }
 Status pack_records(const PackArgs&, cudaStream_t) { return absent(); }
 Status sum_probes(const ProbeArgs&, cudaStream_t) { return absent(); }
+Status attend_prompt(const PromptArgs&, cudaStream_t) { return absent(); }
+Status merge_past(const MergeArgs&, cudaStream_t) { return absent(); }
 Result<std::unique_ptr<GpuCache>> GpuCache::create(const GpuCacheShape&, const Policy&,
                                                    cudaStream_t) {
   return absent();

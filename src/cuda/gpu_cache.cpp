@@ -11,6 +11,7 @@
 #include "cuda/keep_rows.hpp"
 #include "cuda/pack.hpp"
 #include "cuda/probe.hpp"
+#include "cuda/prompt.hpp"
 #include "cuda/query_moments.hpp"
 #include "saliency/probes.hpp"
 
@@ -128,6 +129,13 @@ class Cache final : public GpuCache {
   Status score_step(int layer, const DecodeStep& step, std::span<const int32_t> limits,
                     const float* log_sums, cudaStream_t stream);
   Status score_prompt(int layer, const PromptStep& step, cudaStream_t stream);
+  bool is_long() const { return most_new_ > kMostStepTokens; }
+  int most_going_on() const;
+  Status pick_queries(const PromptStep& step, int first, int n, cudaStream_t stream);
+  Status attend(const Layer& own, const PromptStep& step, cudaStream_t stream);
+  Status attend_short(const Layer& own, const PromptStep& step, cudaStream_t stream);
+  Status attend_new(const PromptStep& step, cudaStream_t stream);
+  Status attend_past(const Layer& own, const PromptStep& step, cudaStream_t stream);
 
   GpuCacheShape shape_;
   Policy policy_;
@@ -135,6 +143,7 @@ class Cache final : public GpuCache {
   std::vector<Layer> layers_;
   DeviceMemory table_, workspace_, log_sums_;
   DeviceMemory prompt_sums_, prompt_seen_, picked_, picked_sums_, probe_space_;
+  DeviceMemory prompt_log_sums_, queries_, past_, past_log_sums_;  // of a prompt's attention
   DeviceMemory feedback_, learnt_;
   std::vector<bool> forgets_;  // streams that were cleared since the last step
   Parcel parcel_, probes_;
@@ -143,7 +152,7 @@ class Cache final : public GpuCache {
   int most_new_ = 0, most_first_ = 0, most_last_ = 0;
   DecodePlan plan_;
   size_t changes_at_ = 0, first_at_ = 0, last_at_ = 0, items_at_ = 0, visible_at_ = 0;
-  size_t teaching_at_ = 0;
+  size_t teaching_at_ = 0, n_new_at_ = 0, held_at_ = 0;
   bool teaches_ = false;  // keys are rounded by what this step's queries teach
   Status fault_;          // of a step whose plan did not get to the device
   size_t ring_tasks_at_ = 0, own_tasks_at_ = 0;
@@ -204,16 +213,26 @@ Status Cache::begin(std::span<const int> n_new, cudaStream_t stream) {
 }
 
 Status Cache::plan(cudaStream_t stream) {
-  plan_ = plan_decode(schedule_.counts(), shape_.n_heads, device_blocks_);
+  // Blocks that 8 columns of a prompt's queries each have to themselves; fewer splits are merged
+  // sooner.
+  const int n_shares = is_long() ? shape_.group * kMostStepTokens / (2 * kColumns) : 1;
+  plan_ = plan_decode(schedule_.counts(), shape_.n_heads,
+                      {device_blocks_.small / n_shares, device_blocks_.large / n_shares});
   std::vector<int32_t> visible;
-  for (int s = 0; s < shape_.n_streams; ++s)
+  std::vector<StreamRows> held;
+  for (int s = 0; s < shape_.n_streams; ++s) {
     visible.push_back(schedule_.length(s) - std::max(1, n_new_[size_t(s)]) + 1);
+    const int place = schedule_.first_rows()[size_t(s)].place;
+    held.push_back({place, 0, 0, place, 0, {}});
+  }
   parcel_.clear();
   changes_at_ = parcel_.add(schedule_.changes());
   first_at_ = parcel_.add(schedule_.first_rows());
   last_at_ = parcel_.add(schedule_.last_rows());
   items_at_ = parcel_.add(std::span<const WorkItem>(plan_.items));
   visible_at_ = parcel_.add(std::span<const int32_t>(visible));
+  n_new_at_ = parcel_.add(std::span<const int>(n_new_));
+  held_at_ = parcel_.add(std::span<const StreamRows>(held));
   const std::vector<int32_t> counts = teaching();
   teaches_ = by_queries() && std::any_of(counts.begin(), counts.end(), [](int n) { return n > 0; });
   teaching_at_ = parcel_.add(std::span<const int32_t>(counts));
@@ -449,19 +468,123 @@ Status Cache::score_step(int index, const DecodeStep& step, std::span<const int3
 Status Cache::prefill(int index, const PromptStep& step, cudaStream_t stream) {
   ZC_TRY(check_step(index, true));
   if (most_new_ == 0) return ok();
-  if (scored() || by_queries()) {
+  if (scored() || by_queries() || step.out) {
     ZC_TRY(check_scale(step.scale));
     if (const char* fault = fault_of(step.q))
       return {Code::BadArgument, fmt::format("the GPU cache found for q {}", fault)};
   }
   const Layer& own = layer(index);
-  if (scored()) ZC_TRY(score_prompt(index, step, stream));
+  PromptStep attended = step;
+  if (step.out) {
+    ZC_TRY(attend(own, step, stream));
+    attended.log_sums = prompt_log_sums_.at<float>();
+    attended.log_sums_stride = most_new_;
+  }
+  if (scored()) ZC_TRY(score_prompt(index, attended, stream));
   ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, true, stream));
   ZC_TRY(learn(own, step.q, step.scale, stream));
   ZC_TRY(make_coefficients(own, stream));
   ZC_TRY(pack(own, false, ring_rows(own.k_ring), ring_rows(own.v_ring), stream));
   ZC_TRY(pack(own, true, step.k, step.v, stream));
   return keep(own, step.k, step.v, last_at_, most_last_, true, stream);
+}
+
+// The attention of a prompt's tokens, and the logarithms of its softmax sums.
+Status Cache::attend(const Layer& own, const PromptStep& step, cudaStream_t stream) {
+  const size_t rows = size_t(shape_.n_streams) * size_t(most_new_);
+  ZC_TRY(
+      prompt_log_sums_.grow(rows * size_t(shape_.n_heads * shape_.group) * sizeof(float), stream));
+  if (!is_long()) return attend_short(own, step, stream);
+  ZC_TRY(attend_new(step, stream));
+  return attend_past(own, step, stream);
+}
+
+// Few tokens attend to records, their own among them. They come into the ring once more when they
+// have scores.
+Status Cache::attend_short(const Layer& own, const PromptStep& step, cudaStream_t stream) {
+  ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, false, stream));
+  ZC_TRY(pick_queries(step, 0, most_new_, stream));
+  DecodeArgs args = decode_args(own);
+  args.n_queries = most_new_;
+  args.items = parcel_.at<WorkItem>(items_at_);
+  args.visible = parcel_.at<int32_t>(visible_at_);
+  args.sinks = step.sinks;
+  args.scale = step.scale;
+  args.q = queries_.at<void>();
+  args.out = step.out, args.out_type = step.out_type;
+  args.log_sums = prompt_log_sums_.at<float>();
+  return decode_attention(args, stream);
+}
+
+// Over the new tokens alone.
+Status Cache::attend_new(const PromptStep& step, cudaStream_t stream) {
+  PromptArgs args;
+  args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
+  args.n_streams = shape_.n_streams, args.n_tokens = most_new_;
+  args.q = step.q, args.k = step.k, args.v = step.v;
+  args.lengths = parcel_.at<int32_t>(n_new_at_);
+  args.scale = step.scale;
+  args.sinks = step.sinks;
+  args.out = step.out, args.out_type = step.out_type;
+  args.log_sums = prompt_log_sums_.at<float>();
+  return attend_prompt(args, stream);
+}
+
+// Most new tokens of a stream that held some before.
+int Cache::most_going_on() const {
+  int most = 0;
+  for (int s = 0; s < shape_.n_streams; ++s) {
+    if (schedule_.first_rows()[size_t(s)].place > 0) most = std::max(most, n_new_[size_t(s)]);
+  }
+  return most;
+}
+
+// Adds attention over the tokens from before, as many queries at a time as its kernel takes.
+Status Cache::attend_past(const Layer& own, const PromptStep& step, cudaStream_t stream) {
+  const int n_queries = most_going_on();
+  if (n_queries == 0) return ok();
+  // A stream that was cut has fewer tokens in its last record than that one's header says.
+  ZC_TRY(keep(own, step.k, step.v, held_at_, 1, false, stream));
+  const size_t rows =
+      size_t(shape_.n_streams) * size_t(kMostStepTokens) * size_t(shape_.n_heads * shape_.group);
+  ZC_TRY(past_.grow(rows * size_t(shape_.dim) * sizeof(float), stream));
+  ZC_TRY(past_log_sums_.grow(rows * sizeof(float), stream));
+  DecodeArgs args = decode_args(own);
+  args.n_queries = kMostStepTokens;
+  args.items = parcel_.at<WorkItem>(items_at_);
+  args.scale = step.scale;
+  args.out = past_.at<void>(), args.out_type = Number::F32;
+  args.log_sums = past_log_sums_.at<float>();
+  MergeArgs merge;
+  merge.dim = shape_.dim, merge.n_query_heads = shape_.n_heads * shape_.group;
+  merge.n_streams = shape_.n_streams, merge.n_tokens = most_new_;
+  merge.n_rows = kMostStepTokens;
+  merge.lengths = parcel_.at<int32_t>(n_new_at_);
+  merge.past = past_.at<float>(), merge.past_log_sums = past_log_sums_.at<float>();
+  merge.out = step.out, merge.out_type = step.out_type;
+  merge.log_sums = prompt_log_sums_.at<float>();
+  for (merge.first = 0; merge.first < n_queries; merge.first += kMostStepTokens) {
+    ZC_TRY(pick_queries(step, merge.first, kMostStepTokens, stream));
+    args.q = queries_.at<void>();
+    ZC_TRY(decode_attention(args, stream));
+    ZC_TRY(merge_past(merge, stream));
+  }
+  return ok();
+}
+
+// Queries of tokens `first` and on of each stream, without gaps.
+Status Cache::pick_queries(const PromptStep& step, int first, int n, cudaStream_t stream) {
+  const size_t query_heads = size_t(shape_.n_heads * shape_.group);
+  ZC_TRY(queries_.grow(
+      size_t(shape_.n_streams) * size_t(n) * query_heads * size_t(shape_.dim) * sizeof(uint16_t),
+      stream));
+  PickArgs pick;
+  pick.dim = shape_.dim, pick.n_heads = int(query_heads), pick.n_streams = shape_.n_streams;
+  pick.n_picked = n;
+  pick.from = step.q;
+  pick.first = first, pick.last = most_new_ - 1;
+  pick.to = queries_.at<uint16_t>();
+  return pick_rows(pick, stream);
 }
 
 // Sums of probes' attention to the prompt's own tokens.
@@ -542,8 +665,9 @@ GpuCacheBytes Cache::bytes() const {
   for (const Layer& own : layers_)
     bytes.capacity += own.pool.bytes() + own.k_ring.bytes() + own.v_ring.bytes() +
                       own.sums.bytes() + own.seen.bytes() + own.moments.bytes();
-  for (const DeviceMemory* memory : {&table_, &workspace_, &log_sums_, &prompt_sums_, &prompt_seen_,
-                                     &picked_, &picked_sums_, &probe_space_, &feedback_, &learnt_})
+  for (const DeviceMemory* memory :
+       {&table_, &workspace_, &log_sums_, &prompt_sums_, &prompt_seen_, &picked_, &picked_sums_,
+        &probe_space_, &feedback_, &learnt_, &prompt_log_sums_, &queries_, &past_, &past_log_sums_})
     bytes.shared += memory->bytes();
   return bytes;
 }

@@ -6,8 +6,8 @@
 //   cache->begin(n_new, stream);                   // tokens that come to each stream
 //   for (int layer = 0; layer < n_layers; ++layer)
 //     cache->decode(layer, step, stream);          // a few tokens: attention over all of them
-//                                                  // or prefill(): many, whose attention the
-//                                                  // caller computes
+//                                                  // or prefill(): many, whose attention may
+//                                                  // also be the caller's
 //
 // All calls of a cache have to be given the same CUDA stream, or streams that the caller orders.
 // One thread at a time. Pointers are of the device unless said.
@@ -43,14 +43,19 @@ struct DecodeStep {
   float* log_sums = nullptr;     // [stream, new token, query head] or null, as in DecodeArgs
 };
 
-// One layer of a prompt, or of a part of it. The attention itself is the caller's. Rows behind a
-// stream's own new tokens, as far as other streams have some, are read and must be finite.
+// One layer of a prompt, or of a part of it. Rows behind a stream's own new tokens, as far as other
+// streams have some, are read and must be finite.
 struct PromptStep {
   InputRows k, v;   // [stream, new token, KV head, dim]
   InputRows q;      // [stream, new token, query head, dim]
   float scale = 0;  // above 0
-  // [stream, new token, query head] natural logarithms of the sums of its softmax. Null where the
-  // streams were empty: then probes make them anew.
+  // [stream, new token, query head, dim] takes the attention of the new tokens over all tokens of
+  // their streams; rows behind a stream's own mean nothing. Null: attention is the caller's.
+  void* out = nullptr;
+  Number out_type = Number::F16;
+  const float* sinks = nullptr;  // as in DecodeArgs
+  // Of the caller's attention, [stream, new token, query head] natural logarithms of the sums of
+  // its softmax. Null where the streams were empty: then probes make them anew.
   const float* log_sums = nullptr;
   int64_t log_sums_stride = 0;  // tokens from stream to stream
 };
@@ -82,7 +87,7 @@ class GpuCache {
   virtual GpuCacheBytes bytes() const = 0;
 
   // Records of a layer as the device has them, for tests and for the way to the host: the block
-  // table [n_streams, n_heads, stride] and the pool. Waits for the stream.
+  // table [n_streams, n_heads, stride] of the step at hand and the pool. Waits for the stream.
   struct Image {
     std::vector<Record> table;
     int stride = 0;

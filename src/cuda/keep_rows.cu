@@ -152,7 +152,9 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ PickArgs args) {
   const int stream = int(blockIdx.z), row = int(blockIdx.y);
-  const int from = args.index[stream * args.n_picked + row], pieces = args.dim / kPieceNumbers;
+  const int from =
+      args.index ? args.index[stream * args.n_picked + row] : min(args.first + row, args.last);
+  const int pieces = args.dim / kPieceNumbers;
   const size_t to = (size_t(stream) * size_t(args.n_picked) + size_t(row)) * size_t(args.n_heads);
   for (int i = int(threadIdx.x); i < args.n_heads * pieces; i += kThreads) {
     const int head = i / pieces, channel = i % pieces * kPieceNumbers;

@@ -195,24 +195,24 @@ Record Schedule::raw_record(size_t at, int first, int tokens) const {
   return {uint32_t(at / kPiece), uint16_t(bytes / kPiece), 0, uint32_t(first), uint32_t(tokens)};
 }
 
-// Packed records, those of sinks whose block is packed, and those of the ring.
+// Packed records, those of sinks whose block is packed, and those of the ring; of a prompt, as they
+// stand before it.
 void Schedule::list_records(int s, std::vector<Record>& records, StreamRecords& counts) const {
   const Stream& stream = streams_[size_t(s)];
   const size_t of_record = size_t(shape_.n_heads) * size_t(sizes_.raw);
   const int packed = int(stream.packed.size());
+  const int length = prompt_ ? first_rows_[size_t(s)].place : stream.length;
   records = stream.packed;
-  counts = {packed, 0};
-  if (prompt_) return;
   const int begun = packed * kBlockTokens, sinks = std::min(policy_.window.sinks, begun);
   for (int first = 0; first < sinks; first += kRawRecordTokens) {
     const size_t record = size_t(s * sizes_.sink_records + first / kRawRecordTokens);
     records.push_back(raw_record(sizes_.sinks_at + record * of_record, first,
                                  std::min(kRawRecordTokens, sinks - first)));
   }
-  for (int first = begun; first < stream.length; first += kRawRecordTokens) {
+  for (int first = begun; first < length; first += kRawRecordTokens) {
     const size_t record = size_t((s * sizes_.ring + first % sizes_.ring) / kRawRecordTokens);
     records.push_back(raw_record(sizes_.ring_at + record * of_record, first,
-                                 std::min(kRawRecordTokens, stream.length - first)));
+                                 std::min(kRawRecordTokens, length - first)));
   }
   counts = {packed, int(records.size()) - packed};
 }

@@ -77,7 +77,8 @@ class Schedule {
   // What the step before left to tell, and this one changes: of the block table, whose last
   // entries are those of the blocks that this step packs.
   std::span<const TableChange> changes() const { return changes_; }
-  // Records that the step's queries attend to; those of a prompt, packed ones alone.
+  // Records that the step's queries attend to; those of a prompt, the ones from before it, whose
+  // rows stand there until the first of the step's come.
   std::span<const StreamRecords> counts() const { return counts_; }
   // Rows for the ring before the attention: first what fills a block that is begun, then what is
   // left when whole blocks became records from the step's own rows. [n_streams] each; a step of

@@ -1,0 +1,405 @@
+// The kernels of attention of prompts. A block of threads keeps some query rows of a head; keys and
+// values stream through shared memory, 64 tokens at a time, while softmax keeps a running maximum
+// (online softmax, as FlashAttention-2 has it: Dao, 2023).
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include "cuda/device.cuh"
+#include "cuda/prompt_launch.hpp"
+
+namespace zipcache::cuda {
+namespace {
+
+constexpr int kThreads = kWarps * kLanes;
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr float kLowest = -1e30f;  // below every score, and a number
+// Powers of two that a score may exceed the running maximum by before that is raised: weights
+// stay 16-bit numbers, and sums are seldom multiplied.
+constexpr float kSlack = 8;
+
+constexpr int kKeys = 64;  // tokens in shared memory at once
+
+// Tiles of 16 query rows that a warp keeps: two share every operand that is read.
+template <int kDim>
+constexpr int kTiles = kDim <= 128 ? 2 : 1;
+template <int kDim>
+constexpr int kRows = kWarps* kTiles<kDim> * 16;
+
+template <int kDim>
+struct Shared {
+  static constexpr int kStride = kDim + 8;  // 16 bytes more, so that rows do not meet in a bank
+  uint16_t q[kRows<kDim>][kStride];
+  uint16_t k[kKeys][kStride], v[kKeys][kStride];
+};
+
+// Bytes from a row of shared memory and a channel to others.
+template <int kDim>
+__device__ constexpr uint32_t bytes_to(int row, int channel) {
+  return uint32_t(row * Shared<kDim>::kStride + channel) * 2;
+}
+
+// Asks for rows `first` and on of one head of a stream, which begin at `rows`; the last of all
+// n_rows stands in for those behind it. By all threads of the block.
+template <int kDim, int kCount>
+__device__ __forceinline__ void ask_rows(uint16_t (&to)[kCount][Shared<kDim>::kStride],
+                                         const uint16_t* rows, uint32_t stride, int first,
+                                         int n_rows) {
+  constexpr int kPieces = kDim / 8, kAtOnce = kThreads / kPieces;
+  const int row = int(threadIdx.x) / kPieces, channel = int(threadIdx.x) % kPieces * 8;
+#pragma unroll
+  for (int i = 0; i < kCount; i += kAtOnce) {
+    const auto from = uint32_t(min(first + row + i, n_rows - 1));
+    copy_16(&to[row + i][channel], rows + uint64_t{from} * stride + channel);
+  }
+}
+
+// Over the 4 lanes that hold numbers of the same row.
+__device__ __forceinline__ float sum_of_row(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+__device__ __forceinline__ float largest_of_row(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+__device__ __forceinline__ void store_pair(__half* to, float x, float y) {
+  *reinterpret_cast<__half2*>(to) = __floats2half2_rn(x, y);
+}
+__device__ __forceinline__ void store_pair(__nv_bfloat16* to, float x, float y) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x, y);
+}
+__device__ __forceinline__ void store_pair(float* to, float x, float y) {
+  *reinterpret_cast<float2*>(to) = float2{x, y};
+}
+__device__ __forceinline__ float2 load_pair(const __half* from) {
+  return __half22float2(*reinterpret_cast<const __half2*>(from));
+}
+__device__ __forceinline__ float2 load_pair(const __nv_bfloat16* from) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(from));
+}
+__device__ __forceinline__ float2 load_pair(const float* from) {
+  return *reinterpret_cast<const float2*>(from);
+}
+
+// use(numbers) with `numbers` as a pointer to their type.
+template <class Use>
+__device__ __forceinline__ void with_type(void* numbers, Number type, Use&& use) {
+  switch (type) {
+    case Number::F16:
+      return use(static_cast<__half*>(numbers));
+    case Number::BF16:
+      return use(static_cast<__nv_bfloat16*>(numbers));
+    default:
+      return use(static_cast<float*>(numbers));
+  }
+}
+
+// The query rows of a warp. Of a tile of 16, a lane l has numbers of rows l / 4 and l / 4 + 8, here
+// halves 0 and 1, in the order of mma's results: of columns 2 (l % 4) and the next one, first of
+// half 0, then of half 1.
+template <int kDim>
+class Warp {
+ public:
+  static constexpr int kT = kTiles<kDim>;
+  using Scores = float[kT][kKeys / 8][4];
+
+  // The warp's first row is `block_row` of the block and `first_row` of the stream. `scale` takes
+  // products to powers of two.
+  __device__ Warp(const Shared<kDim>& shared, int block_row, int first_row, float scale)
+      : lane_(int(threadIdx.x) % kLanes), first_row_(first_row), scale_(scale) {
+    // Each lane gives load_matrices() the address of 8 channels of a row: of q and v those of 16
+    // rows and then their next 8 channels, of k those of 8 rows, their next ones, then of 8 rows
+    // more.
+    q_at_ = shared_address(&shared.q[block_row + lane_ % 16][lane_ / 16 * 8]);
+    k_at_ = shared_address(&shared.k[lane_ / 16 * 8 + lane_ % 8][lane_ / 8 % 2 * 8]);
+    v_at_ = shared_address(&shared.v[lane_ % 16][lane_ / 16 * 8]);
+#pragma unroll
+    for (int tile = 0; tile < kT; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        peaks_[tile][half] = kLowest;
+        masses_[tile][half] = 0;
+      }
+    }
+  }
+
+  __device__ int last_row() const { return first_row_ + kT * 16 - 1; }
+
+  // Products of the queries with the keys in shared memory, `first_key` and on; -infinity for those
+  // behind a query.
+  __device__ __forceinline__ void score(int first_key, Scores& scores) const {
+#pragma unroll
+    for (int tile = 0; tile < kT; ++tile) {
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n)
+        scores[tile][n][0] = scores[tile][n][1] = scores[tile][n][2] = scores[tile][n][3] = 0;
+    }
+#pragma unroll
+    for (int channel = 0; channel < kDim; channel += 16) {
+      uint32_t a[kT][4];
+#pragma unroll
+      for (int tile = 0; tile < kT; ++tile)
+        load_matrices(q_at_ + bytes_to<kDim>(tile * 16, channel), a[tile]);
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; n += 2) {
+        uint32_t b[4];
+        load_matrices(k_at_ + bytes_to<kDim>(n * 8, channel), b);
+        add_products(scores, n, a, b);
+      }
+    }
+    if (first_key + kKeys - 1 > first_row_) hide(first_key, scores);
+  }
+
+  // Adds the values in shared memory, weighed by what the scores of their tokens are to the
+  // softmax.
+  __device__ __forceinline__ void add(Scores& scores) {
+    raise_peaks(scores);
+    weigh(scores);
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; n += 2) {
+      uint32_t a[kT][4];
+#pragma unroll
+      for (int tile = 0; tile < kT; ++tile) {
+        const auto& low = scores[tile][n];
+        const auto& high = scores[tile][n + 1];
+        a[tile][0] = half_pair(low[0], low[1]);
+        a[tile][1] = half_pair(low[2], low[3]);
+        a[tile][2] = half_pair(high[0], high[1]);
+        a[tile][3] = half_pair(high[2], high[3]);
+      }
+#pragma unroll
+      for (int channel = 0; channel < kDim; channel += 16) {
+        uint32_t b[4];
+        load_turned_matrices(v_at_ + bytes_to<kDim>(n * 8, channel), b);
+        add_products(sums_, channel / 8, a, b);
+      }
+    }
+  }
+
+  // Divides the sums by those of the softmax and stores both.
+  __device__ void store(const PromptArgs& args, int stream, int head, int length) const {
+    const int n_query_heads = args.n_heads * args.group;
+    const float sink = args.sinks ? args.sinks[head] * kLog2E : kLowest;
+#pragma unroll
+    for (int tile = 0; tile < kT; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float peak = fmaxf(peaks_[tile][half], sink);
+        const float rescaled = fast_exp2(peaks_[tile][half] - peak);
+        const float mass =
+            sum_of_row(masses_[tile][half]) * rescaled + (args.sinks ? fast_exp2(sink - peak) : 0);
+        const int row = first_row_ + tile * 16 + lane_ / 4 + 8 * half;
+        if (row >= length) continue;
+        const size_t number =
+            (size_t(stream) * size_t(args.n_tokens) + size_t(row)) * size_t(n_query_heads) +
+            size_t(head);
+        if (args.log_sums && lane_ % 4 == 0) args.log_sums[number] = (peak + log2f(mass)) * kLn2;
+        const float factor = rescaled / mass;
+        with_type(args.out, args.out_type, [&](auto* out) {
+          auto* to = out + number * kDim + lane_ % 4 * 2;
+#pragma unroll
+          for (int n = 0; n < kDim / 8; ++n)
+            store_pair(to + n * 8, sums_[tile][n][2 * half] * factor,
+                       sums_[tile][n][2 * half + 1] * factor);
+        });
+      }
+    }
+  }
+
+ private:
+  // Columns 8 n to 8 n + 15 of results.
+  template <int kColumnTiles>
+  __device__ __forceinline__ static void add_products(float (&to)[kT][kColumnTiles][4], int n,
+                                                      const uint32_t (&a)[kT][4],
+                                                      const uint32_t (&b)[4]) {
+#pragma unroll
+    for (int tile = 0; tile < kT; ++tile) {
+      const auto& rows = a[tile];
+      multiply_add(to[tile][n], rows[0], rows[1], rows[2], rows[3], b[0], b[1]);
+      multiply_add(to[tile][n + 1], rows[0], rows[1], rows[2], rows[3], b[2], b[3]);
+    }
+  }
+
+  __device__ __forceinline__ void hide(int first_key, Scores& scores) const {
+#pragma unroll
+    for (int tile = 0; tile < kT; ++tile) {
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = first_row_ + tile * 16 + lane_ / 4 + i / 2 * 8;
+          if (first_key + n * 8 + lane_ % 4 * 2 + i % 2 > row) scores[tile][n][i] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // Where a score of any row is too far above its peak.
+  __device__ __forceinline__ void raise_peaks(const Scores& scores) {
+    float largest[kT][2];
+    bool too_low = false;
+#pragma unroll
+    for (int tile = 0; tile < kT; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float x = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; ++n)
+          x = fmaxf(x, fmaxf(scores[tile][n][2 * half], scores[tile][n][2 * half + 1]));
+        largest[tile][half] = x * scale_;
+        too_low = too_low || largest[tile][half] > peaks_[tile][half] + kSlack;
+      }
+    }
+    if (!__any_sync(~0u, too_low)) return;
+#pragma unroll
+    for (int tile = 0; tile < kT; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float raised = fmaxf(peaks_[tile][half], largest_of_row(largest[tile][half]));
+        const float factor = fast_exp2(peaks_[tile][half] - raised);
+        peaks_[tile][half] = raised;
+        masses_[tile][half] *= factor;
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n) {
+          sums_[tile][n][2 * half] *= factor;
+          sums_[tile][n][2 * half + 1] *= factor;
+        }
+      }
+    }
+  }
+
+  // Scores become weights.
+  __device__ __forceinline__ void weigh(Scores& scores) {
+#pragma unroll
+    for (int tile = 0; tile < kT; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float peak = peaks_[tile][half];
+        // Two sums side by side, since each addition waits for the one before it.
+        float even = 0, odd = 0;
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; ++n) {
+          float& x = scores[tile][n][2 * half];
+          float& y = scores[tile][n][2 * half + 1];
+          even += x = fast_exp2(fmaf(x, scale_, -peak));
+          odd += y = fast_exp2(fmaf(y, scale_, -peak));
+        }
+        masses_[tile][half] += even + odd;
+      }
+    }
+  }
+
+  const int lane_, first_row_;
+  const float scale_;
+  uint32_t q_at_, k_at_, v_at_;       // in shared memory
+  float sums_[kT][kDim / 8][4] = {};  // of weights times values, for columns of 8 channels
+  float peaks_[kT][2];                // powers of two, the same in the 4 lanes of a row
+  float masses_[kT][2];               // sums of the lane's own weights
+};
+
+// Query heads of all streams stand side by side in the grid, those of a KV head next to each other.
+// Blocks of the last rows, which see most, begin first.
+template <int kDim>
+__global__ void __launch_bounds__(kThreads, 2)
+    prompt_kernel(const __grid_constant__ PromptArgs args) {
+  extern __shared__ __align__(16) uint8_t dynamic[];
+  auto& shared = *reinterpret_cast<Shared<kDim>*>(dynamic);
+  const int n_query_heads = args.n_heads * args.group;
+  const int stream = int(blockIdx.x) / n_query_heads, head = int(blockIdx.x) % n_query_heads;
+  const int length = args.lengths ? min(args.lengths[stream], args.n_tokens) : args.n_tokens;
+  const int first_row = (int(gridDim.y) - 1 - int(blockIdx.y)) * kRows<kDim>;
+  if (first_row >= length) return;
+  const int end = min(first_row + kRows<kDim>, length);  // of the tokens that any row sees
+  const uint16_t* k = args.k.row(stream, 0, head / args.group);
+  const uint16_t* v = args.v.row(stream, 0, head / args.group);
+  const auto k_stride = uint32_t(args.k.token_stride), v_stride = uint32_t(args.v.token_stride);
+
+  ask_rows<kDim>(shared.q, args.q.row(stream, 0, head), uint32_t(args.q.token_stride), first_row,
+                 end);
+  ask_rows<kDim>(shared.k, k, k_stride, 0, end);
+  commit_copies();
+  const int block_row = int(threadIdx.x) / kLanes * kTiles<kDim> * 16;
+  Warp<kDim> warp(shared, block_row, first_row + block_row, args.scale * kLog2E);
+#pragma unroll 1
+  for (int first = 0; first < end; first += kKeys) {
+    const bool sees = first <= warp.last_row();
+    typename Warp<kDim>::Scores scores;
+    wait_copies<0>();
+    __syncthreads();  // the keys are there, and the values before are no longer needed
+    ask_rows<kDim>(shared.v, v, v_stride, first, end);
+    commit_copies();
+    if (sees) warp.score(first, scores);
+    wait_copies<0>();
+    __syncthreads();  // the values are there, and the keys are no longer needed
+    if (first + kKeys < end) ask_rows<kDim>(shared.k, k, k_stride, first + kKeys, end);
+    commit_copies();
+    if (sees) warp.add(scores);
+  }
+  warp.store(args, stream, head, length);
+}
+
+// A warp for each query head of each token.
+__global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
+  const int index = (int(blockIdx.x) * kThreads + int(threadIdx.x)) / kLanes;
+  const int lane = int(threadIdx.x) % kLanes, stream = int(blockIdx.y);
+  const int row = index / args.n_query_heads, head = index % args.n_query_heads;
+  const int length = args.lengths ? min(args.lengths[stream], args.n_tokens) : args.n_tokens;
+  if (row >= args.n_rows || args.first + row >= length) return;
+  const auto number = [&](int n_rows, int at) {
+    return (size_t(stream) * size_t(n_rows) + size_t(at)) * size_t(args.n_query_heads) +
+           size_t(head);
+  };
+  const size_t from = number(args.n_rows, row), to = number(args.n_tokens, args.first + row);
+  const float own = args.log_sums[to], past = args.past_log_sums[from];
+  const float peak = fmaxf(own, past);
+  const float total = peak + logf(expf(own - peak) + expf(past - peak));
+  const float own_share = expf(own - total), past_share = expf(past - total);
+  const float* past_row = args.past + from * size_t(args.dim);
+  with_type(args.out, args.out_type, [&](auto* out) {
+    auto* own_row = out + to * size_t(args.dim);
+    for (int channel = lane * 2; channel < args.dim; channel += kLanes * 2) {
+      const float2 x = load_pair(own_row + channel), y = load_pair(past_row + channel);
+      store_pair(own_row + channel, x.x * own_share + y.x * past_share,
+                 x.y * own_share + y.y * past_share);
+    }
+  });
+  __syncwarp();  // all lanes have read it
+  if (lane == 0) args.log_sums[to] = total;
+}
+
+template <int kDim>
+cudaError_t launch_prompt_of(const PromptArgs& args, cudaStream_t stream) {
+  constexpr int kBytes = int(sizeof(Shared<kDim>));
+  auto* kernel = prompt_kernel<kDim>;
+  // Set once a device would do; it costs less than a lookup whether it was.
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  const dim3 grid(unsigned(args.n_streams) * unsigned(args.n_heads * args.group),
+                  unsigned((args.n_tokens + kRows<kDim> - 1) / kRows<kDim>));
+  kernel<<<grid, kThreads, kBytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_prompt(const PromptArgs& args, cudaStream_t stream) {
+  switch (args.dim) {
+    case 64:
+      return launch_prompt_of<64>(args, stream);
+    case 128:
+      return launch_prompt_of<128>(args, stream);
+    default:
+      return launch_prompt_of<256>(args, stream);
+  }
+}
+
+cudaError_t launch_merge(const MergeArgs& args, cudaStream_t stream) {
+  const int64_t threads = int64_t{args.n_rows} * args.n_query_heads * kLanes;
+  const dim3 grid(unsigned((threads + kThreads - 1) / kThreads), unsigned(args.n_streams));
+  merge_kernel<<<grid, kThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace zipcache::cuda
