@@ -587,7 +587,8 @@ Status Cache::pick_queries(const PromptStep& step, int first, int n, cudaStream_
   return pick_rows(pick, stream);
 }
 
-// Sums of probes' attention to the prompt's own tokens.
+// Sums of probes' attention to the prompt's own tokens, and to those from before that are not
+// packed yet.
 Status Cache::score_prompt(int index, const PromptStep& step, cudaStream_t stream) {
   std::vector<std::vector<int>> chosen;
   size_t n_probes = 1;
@@ -601,16 +602,21 @@ Status Cache::score_prompt(int index, const PromptStep& step, cudaStream_t strea
                          : choose_probes(n, policy_.saliency, probe_key(index, uint64_t(length))));
     n_probes = std::max(n_probes, chosen.back().size());
   }
-  std::vector<int32_t> picked, limits;
-  for (const std::vector<int>& rows : chosen) {
+  std::vector<int32_t> picked, limits, ring_limits;
+  for (size_t s = 0; s < chosen.size(); ++s) {
+    const std::vector<int>& rows = chosen[s];
+    const bool goes_on = schedule_.first_rows()[s].place > 0;
     for (size_t i = 0; i < n_probes; ++i) {
       picked.push_back(i < rows.size() ? rows[i] : 0);
       limits.push_back(i < rows.size() ? rows[i] + 1 : 0);
+      // All of the ring: what its other rows are given counts for nothing once tokens come there.
+      ring_limits.push_back(i < rows.size() && goes_on ? sizes().ring : 0);
     }
   }
   probes_.clear();
   const size_t picked_at = probes_.add(std::span<const int32_t>(picked));
   const size_t limits_at = probes_.add(std::span<const int32_t>(limits));
+  const size_t ring_limits_at = probes_.add(std::span<const int32_t>(ring_limits));
   ZC_TRY(probes_.send(stream));
 
   const size_t streams = size_t(shape_.n_streams), tokens = size_t(most_new_);
@@ -646,6 +652,14 @@ Status Cache::score_prompt(int index, const PromptStep& step, cudaStream_t strea
   args.scale = step.scale;
   args.sums = {prompt_sums_.at<float>(), int64_t(tokens) * shape_.n_heads, int64_t(tokens)};
   args.seen = {prompt_seen_.at<uint32_t>(), int64_t(tokens), 0};
+  ZC_TRY(sum_probes(args, stream));
+  if (most_going_on() == 0) return ok();
+  const Layer& own = layer(index);
+  args.n_tokens = sizes().ring;
+  args.k = ring_rows(own.k_ring);
+  args.limits = probes_.at<int32_t>(ring_limits_at);
+  args.sums = ring_sums(own);
+  args.seen = ring_seen(own);
   return sum_probes(args, stream);
 }
 

@@ -1,11 +1,13 @@
 // The cache of a GPU beside the CPU's: the same tokens, the same answers.
 #include "cuda/gpu_cache.hpp"
 
+#include <cstring>
 #include <numeric>
 
 #include "base/half.hpp"
 #include "cuda/fragments.hpp"
 #include "cuda/gpu.hpp"
+#include "cuda/prompt.hpp"
 #include "support/random_rows.hpp"
 #include "zipcache/cache.hpp"
 
@@ -74,7 +76,39 @@ class Pair {
     lengths_ = model_.prompts;
   }
 
-  // Largest distance of a stream's outputs from the CPU's, relative to these.
+  // The next tokens of each stream's prompt, to which the cache attends itself: the largest
+  // distance of a stream's outputs from the CPU's, relative to these.
+  double attended_prompt(const std::vector<int>& n_new) {
+    must(gpu_->begin(n_new, nullptr));
+    if (lengths_.empty()) lengths_.assign(size_t(n_streams_), 0);
+    const int most = *std::max_element(n_new.begin(), n_new.end());
+    double worst = 0;
+    for (int layer = 0; layer < model_.n_layers; ++layer) {
+      const Rows rows = make_rows(most);
+      const Buffer<half> k(rows.k), v(rows.v), q(rows.q);
+      const Buffer<float> out(rows.q.size());
+      must(cudaMemset(out.get(), 0xFF, rows.q.size() * sizeof(float)));
+      PromptStep step;
+      step.k = input(k.get(), most, model_.n_heads);
+      step.v = input(v.get(), most, model_.n_heads);
+      step.q = input(q.get(), most, model_.n_heads * model_.group);
+      step.scale = scale();
+      step.out = out.get(), step.out_type = Number::F32;
+      must(gpu_->prefill(layer, step, nullptr));
+      cuda_done();
+      const std::vector<float> found = out.read();
+      for (int s = 0; s < n_streams_; ++s) {
+        if (n_new[size_t(s)] == 0) continue;
+        const std::vector<float> expected = step_cpu(layer, s, rows, most, n_new[size_t(s)]);
+        worst = std::max(worst,
+                         error_of(&found[size_t(s) * found.size() / size_t(n_streams_)], expected));
+      }
+    }
+    for (size_t s = 0; s < lengths_.size(); ++s) lengths_[s] += n_new[s];
+    return worst;
+  }
+
+  // The same of a step of n_new tokens.
   double decode() {
     const int n = model_.n_new, heads = model_.n_heads * model_.group;
     must(gpu_->begin(std::vector<int>(size_t(n_streams_), n), nullptr));
@@ -95,13 +129,7 @@ class Pair {
       const size_t size = size_t(n * heads * model_.dim);
       for (int s = 0; s < n_streams_; ++s) {
         const std::vector<float> expected = step_cpu(layer, s, rows, n, n);
-        double distance = 0, norm = 0;
-        for (size_t i = 0; i < size; ++i) {
-          const double gap = double(found[size_t(s) * size + i]) - double(expected[i]);
-          distance += gap * gap;
-          norm += double(expected[i]) * double(expected[i]);
-        }
-        worst = std::max(worst, std::sqrt(distance / norm));
+        worst = std::max(worst, error_of(&found[size_t(s) * size], expected));
       }
     }
     for (int& length : lengths_) length += n;
@@ -113,6 +141,17 @@ class Pair {
  private:
   static void must(const Status& status) {
     if (!status.ok()) throw std::runtime_error(status.message());
+  }
+  static void must(cudaError_t error) { zipcache::cuda::test::must(error); }
+  // Infinity where a number is NaN.
+  static double error_of(const float* found, const std::vector<float>& expected) {
+    double distance = 0, norm = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double gap = double(found[i]) - double(expected[i]);
+      distance += gap * gap;
+      norm += double(expected[i]) * double(expected[i]);
+    }
+    return std::isnan(distance) ? INFINITY : std::sqrt(distance / norm);
   }
   static void cuda_done() { zipcache::cuda::test::must(cudaDeviceSynchronize()); }
   float scale() const { return 1 / std::sqrt(float(model_.dim)); }
@@ -219,6 +258,146 @@ TEST_F(GpuCaches, LongStepsTeach) {
 TEST_F(GpuCaches, DraftedTokens) {
   expect_equal({.n_steps = 40, .n_new = 4}, kBound);
   expect_equal({.policy = "uniform4,recent=100", .n_steps = 10, .n_new = 40}, kBound);
+}
+
+// Long parts and short ones, streams that begin later or wait, then tokens one by one.
+TEST_F(GpuCaches, PromptsInPartsAnswerAsTheCpu) {
+  const auto expect_parts = [](const Model& model, double bound) {
+    try {
+      Pair pair(model);
+      for (const std::vector<int>& part : std::vector<std::vector<int>>{
+               {300, 0}, {200, 70}, {33, 9}, {0, 150}, {65, 1}, {128, 128}, {1, 64}})
+        ASSERT_LT(pair.attended_prompt(part), bound)
+            << model.policy << ", dim " << model.dim << ", part " << part[0] << " " << part[1];
+      for (int step = 0; step < model.n_steps; ++step)
+        ASSERT_LT(pair.decode(), bound) << model.policy << ", dim " << model.dim;
+    } catch (const std::exception& thrown) {
+      ADD_FAILURE() << model.policy << ": " << thrown.what();
+      cudaGetLastError();
+    }
+  };
+  for (const char* policy :
+       {"uniform4", "uniform2,recent=0", "had4", "uniform4,sinks=5,recent=40"}) {
+    for (const int dim : {64, 128, 256})
+      expect_parts({.policy = policy, .dim = dim, .n_steps = 20}, kBound);
+  }
+  for (const int group : {1, 8}) expect_parts({.group = group, .n_steps = 3}, kBound);
+  for (const char* policy : {"zipcache", "zip", "zip,k_round=nearest,recent=300"})
+    expect_parts({.policy = policy, .n_steps = 20}, 3e-2);
+}
+
+// A cache of one layer and stream, and what one step after another gives it.
+class Solo {
+ public:
+  explicit Solo(const char* policy) {
+    GpuCacheShape shape;
+    shape.n_layers = shape.n_streams = 1, shape.n_heads = kHeads, shape.group = kGroup;
+    shape.dim = kDim, shape.max_tokens = 1024;
+    auto made = GpuCache::create(shape, *parse_policy(policy), nullptr);
+    if (!made.ok()) throw std::runtime_error(made.status().message());
+    cache_ = std::move(*made);
+  }
+
+  static constexpr int kHeads = 2, kGroup = 4, kDim = 128;
+  static std::vector<half> rows(int n, int heads, uint64_t seed) {
+    return rounded(zipcache::test::random_rows(n, heads * kDim, seed));
+  }
+  static InputRows input(const Buffer<half>& rows, int heads) {
+    return {rows.get(), 0, int64_t{heads} * kDim, kDim};
+  }
+
+  // Rows of a step's tokens, of which the first n come.
+  struct Tokens {
+    explicit Tokens(int n, uint64_t seed)
+        : k(rows(n, kHeads, seed)),
+          v(rows(n, kHeads, seed + 1)),
+          q(rows(n, kHeads * kGroup, seed + 2)),
+          out(size_t(n * kHeads * kGroup * kDim)),
+          log_sums(size_t(n * kHeads * kGroup)) {}
+    Buffer<half> k, v, q;
+    Buffer<float> out, log_sums;
+  };
+  PromptStep prompt_step(const Tokens& tokens) const {
+    PromptStep step;
+    step.k = input(tokens.k, kHeads), step.v = input(tokens.v, kHeads);
+    step.q = input(tokens.q, kHeads * kGroup);
+    step.scale = kScale;
+    return step;
+  }
+  std::vector<float> attended(const Tokens& tokens, int n) {
+    must(cache_->begin(std::vector{n}, nullptr));
+    PromptStep step = prompt_step(tokens);
+    step.out = tokens.out.get(), step.out_type = Number::F32;
+    must(cache_->prefill(0, step, nullptr));
+    return tokens.out.read();
+  }
+  // The attention is the caller's, the same kernel's.
+  std::vector<float> given(const Tokens& tokens, int n) {
+    must(cache_->begin(std::vector{n}, nullptr));
+    PromptStep step = prompt_step(tokens);
+    PromptArgs args;
+    args.dim = kDim, args.n_heads = kHeads, args.group = kGroup;
+    args.n_streams = 1, args.n_tokens = n;
+    args.q = step.q, args.k = step.k, args.v = step.v;
+    args.scale = kScale;
+    args.out = tokens.out.get(), args.out_type = Number::F32;
+    args.log_sums = tokens.log_sums.get();
+    must(attend_prompt(args, nullptr));
+    step.log_sums = tokens.log_sums.get();
+    must(cache_->prefill(0, step, nullptr));
+    return tokens.out.read();
+  }
+  void decode(const Tokens& tokens, int n) {
+    must(cache_->begin(std::vector{n}, nullptr));
+    DecodeStep step;
+    step.k = input(tokens.k, kHeads), step.v = input(tokens.v, kHeads);
+    step.q = tokens.q.get(), step.out = tokens.out.get(), step.out_type = Number::F32;
+    step.scale = kScale;
+    must(cache_->decode(0, step, nullptr));
+    zipcache::cuda::test::must(cudaDeviceSynchronize());
+  }
+  void truncate(int length) { must(cache_->truncate(0, length)); }
+  GpuCache::Image image() const {
+    auto image = cache_->image(0, nullptr);
+    must(image.status());
+    return std::move(*image);
+  }
+
+ private:
+  static constexpr float kScale = 0.02f;  // so that more than one token counts
+  static void must(const Status& status) {
+    if (!status.ok()) throw std::runtime_error(status.message());
+  }
+  std::unique_ptr<GpuCache> cache_;
+};
+
+TEST_F(GpuCaches, RecordsDoNotDependOnWhoAttends) {
+  for (const char* policy : {"uniform4", "zipcache", "zip"}) {
+    Solo own(policy), other(policy);
+    const Solo::Tokens tokens(600, 1), again(600, 1);
+    EXPECT_EQ(own.attended(tokens, 600), other.given(again, 600)) << policy;
+    const GpuCache::Image found = own.image(), expected = other.image();
+    EXPECT_EQ(found.pool, expected.pool) << policy;
+    ASSERT_EQ(found.table.size(), expected.table.size());
+    EXPECT_EQ(
+        std::memcmp(found.table.data(), expected.table.data(), found.table.size() * sizeof(Record)),
+        0)
+        << policy;
+  }
+}
+
+// What a draft left behind is not attended to, neither by long parts nor by short ones.
+TEST_F(GpuCaches, PromptsGoOnAfterADraftWasCut) {
+  for (const int part : {100, 20}) {
+    Solo drafted("uniform4"), plain("uniform4");
+    const Solo::Tokens prompt(300, 1), draft(4, 5), next(part, 9);
+    for (Solo* cache : {&drafted, &plain}) {
+      cache->attended(prompt, 300);
+      cache->decode(draft, cache == &drafted ? 4 : 1);
+    }
+    drafted.truncate(301);
+    EXPECT_EQ(drafted.attended(next, part), plain.attended(next, part)) << part;
+  }
 }
 
 TEST_F(GpuCaches, RefusalsChangeNothing) {

@@ -27,11 +27,13 @@ class Model {
         ring_(size_t(kShape.n_streams * schedule.sizes().ring), kNone),
         table_(size_t(kShape.n_streams * schedule.sizes().record_stride)) {}
 
-  void step(std::span<const int> n_new, bool attends) {
+  // Queries of a prompt attend to what was there before it.
+  void step(std::span<const int> n_new, bool prompt) {
     for (const TableChange& change : schedule_.changes())
       entry(change.stream, change.index) = change.record;
+    if (prompt) attend(n_new);
     put(schedule_.first_rows());
-    if (attends) attend();
+    if (!prompt) attend(std::vector<int>(n_new.size()));
     pack(schedule_.ring_tasks(), [&](int s, int row) { return ring(s, row); });
     pack(schedule_.own_tasks(), [&](int s, int row) {
       EXPECT_LT(row, n_new[size_t(s)]);
@@ -76,14 +78,15 @@ class Model {
     }
   }
 
-  // The tokens that records of a stream hold.
-  void attend() {
+  // The tokens that records of a stream hold, but for its last `n_without`.
+  void attend(std::span<const int> n_without) {
     for (int s = 0; s < kShape.n_streams; ++s) {
+      const int length = schedule_.length(s) - n_without[size_t(s)];
       const auto [n_packed, n_raw] = schedule_.counts()[size_t(s)];
-      std::vector<int> seen(size_t(schedule_.length(s)));
+      std::vector<int> seen(size_t(length), 0);
       const auto see = [&](const Token& token) {
         ASSERT_EQ(token.stream, s);
-        ASSERT_LT(token.place, schedule_.length(s));
+        ASSERT_LT(token.place, length);
         ++seen[size_t(token.place)];
       };
       for (int i = 0; i < n_packed + n_raw; ++i) {
@@ -141,9 +144,9 @@ TEST_P(Schedules, EveryTokenStandsWhereItIsLookedFor) {
         schedule->clear(int(random.below(kShape.n_streams)));
         continue;
       }
-      const bool attends =
-          std::all_of(n_new.begin(), n_new.end(), [](int n) { return n <= kMostStepTokens; });
-      model.step(n_new, attends);
+      const bool is_prompt =
+          std::any_of(n_new.begin(), n_new.end(), [](int n) { return n > kMostStepTokens; });
+      model.step(n_new, is_prompt);
       const int s = int(random.below(kShape.n_streams)), back = int(random.below(4));
       if (schedule->length(s) - back >= schedule->packed_blocks(s) * kBlockTokens) {
         ASSERT_TRUE(schedule->truncate(s, schedule->length(s) - back).ok());
