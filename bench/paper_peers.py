@@ -262,7 +262,8 @@ def ours(torch, args):
     attention.attend(q, k, v, True)
     torch.cuda.reset_peak_memory_stats()
     prompt_ms = timed(torch, args, lambda layer: attention.attend(q, k, v, True), range(args.layers))
-    return {"prompt_ms": prompt_ms + found["prompt_ms"], "attention_ms": prompt_ms, "packing_ms": found["prompt_ms"],
+    return {"prompt_ms": prompt_ms + found["prompt_without_ms"], "attention_ms": prompt_ms,
+            "packing_ms": found["prompt_without_ms"], "own_prompt_ms": found["prompt_ms"],
             "step_ms": found["step_ms_median"], "cache_mib": found["records_mib"],
             "peak_mib": torch.cuda.max_memory_allocated() / 2 ** 20 + found["capacity_mib"]}
 

@@ -2,10 +2,11 @@
 // KV heads of 128 channels), through ZipCache's C interface alone, over random rows: a prompt
 // comes, then tokens one by one. Prints one JSON line with the times and the memory.
 //
-//   gpu_stack [policy [tokens [streams [steps]]]]          zipcache 4096 8 64
+//   gpu_stack [policy [tokens [streams [steps [part]]]]]          zipcache 4096 8 64
 //
-// Only the cache's part: a model would compute the prompt's attention, projections and all else
-// besides.
+// The prompt comes in parts of `part` tokens, or whole; its time is measured with its attention
+// (prompt_ms) and without it, as a program sees it that attends by another library
+// (prompt_without_ms, whole prompts only). A model would compute projections and all else besides.
 #include <cuda_runtime_api.h>
 #include <zipcache/zipcache_cuda.h>
 
@@ -58,9 +59,10 @@ class Rows {
   Rows(const Rows&) = delete;
 
   void* data() const { return data_; }
-  zipcache_gpu_rows rows() const {
+  // Of tokens `first` and on.
+  zipcache_gpu_rows rows(int first = 0) const {
     const int64_t token = int64_t{n_heads_} * kDim;
-    return {data_, n_tokens_ * token, token, kDim};
+    return {static_cast<const uint16_t*>(data_) + first * token, n_tokens_ * token, token, kDim};
   }
 
  private:
@@ -92,15 +94,16 @@ class Clock {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 5 ||
+  if (argc > 6 ||
       (argc > 1 && (std::string(argv[1]) == "-h" || std::string(argv[1]) == "--help"))) {
-    std::puts("usage: gpu_stack [policy [tokens [streams [steps]]]]   (zipcache 4096 8 64)");
-    return argc > 5 ? 2 : 0;
+    std::puts("usage: gpu_stack [policy [tokens [streams [steps [part]]]]]   (zipcache 4096 8 64)");
+    return argc > 6 ? 2 : 0;
   }
   const char* policy = argc > 1 ? argv[1] : "zipcache";
   const int n_tokens = argc > 2 ? number(argv[2], "tokens") : 4096;
   const int n_streams = argc > 3 ? number(argv[3], "streams") : 8;
   const int n_steps = argc > 4 ? number(argv[4], "steps") : 64;
+  const int part = std::min(n_tokens, argc > 5 ? number(argv[5], "part") : n_tokens);
 
   cudaStream_t stream;
   must(cudaStreamCreate(&stream));
@@ -112,22 +115,34 @@ int main(int argc, char** argv) {
 
   // One layer's rows serve all layers.
   const Rows k(n_streams, n_tokens, kHeads), v(n_streams, n_tokens, kHeads),
-      q(n_streams, n_tokens, kHeads * kGroup), out(n_streams, 1, kHeads * kGroup);
-  zipcache_gpu_prompt prompt = {};
-  prompt.k = k.rows(), prompt.v = v.rows(), prompt.q = q.rows();
-  prompt.scale = 0.0883883476f;
-  const std::vector<int> all(size_t(n_streams), n_tokens), one(size_t(n_streams), 1);
+      q(n_streams, n_tokens, kHeads * kGroup), out(n_streams, part, kHeads * kGroup);
+  const float scale = 0.0883883476f;
   Clock clock(stream);
-  clock.start();
-  must(zipcache_gpu_begin(cache, all.data(), stream, &error), error);
-  for (int layer = 0; layer < kLayers; ++layer)
-    must(zipcache_gpu_prefill(cache, layer, &prompt, stream, &error), error);
-  const float prompt_ms = clock.stop();
+  const auto time_prompt = [&](void* to) {
+    for (int s = 0; s < n_streams; ++s) must(zipcache_gpu_clear(cache, s, &error), error);
+    clock.start();
+    for (int first = 0; first < n_tokens; first += part) {
+      const std::vector<int> n_new(size_t(n_streams), std::min(part, n_tokens - first));
+      zipcache_gpu_prompt prompt = {};
+      prompt.k = k.rows(first), prompt.v = v.rows(first), prompt.q = q.rows(first);
+      prompt.scale = scale;
+      prompt.out = to;
+      must(zipcache_gpu_begin(cache, n_new.data(), stream, &error), error);
+      for (int layer = 0; layer < kLayers; ++layer)
+        must(zipcache_gpu_prefill(cache, layer, &prompt, stream, &error), error);
+    }
+    return clock.stop();
+  };
+  // Each twice, since the first takes memory.
+  float prompt_ms = 0, without_ms = 0;
+  if (part == n_tokens) time_prompt(nullptr), without_ms = time_prompt(nullptr);
+  time_prompt(out.data()), prompt_ms = time_prompt(out.data());
 
   zipcache_gpu_step step = {};
   step.k = k.rows(), step.v = v.rows();
   step.q = q.data(), step.out = out.data();
-  step.scale = prompt.scale;
+  step.scale = scale;
+  const std::vector<int> one(size_t(n_streams), 1);
   std::vector<float> times;
   for (int i = 0; i < n_steps; ++i) {
     clock.start();
@@ -140,12 +155,13 @@ int main(int argc, char** argv) {
   zipcache_gpu_bytes bytes = {};
   must(zipcache_gpu_memory(cache, &bytes, &error), error);
   std::printf(
-      "{\"policy\": \"%s\", \"tokens\": %d, \"streams\": %d, \"prompt_ms\": %.2f, "
+      "{\"policy\": \"%s\", \"tokens\": %d, \"streams\": %d, \"part\": %d, \"prompt_ms\": %.2f, "
+      "\"prompt_without_ms\": %.2f, "
       "\"step_ms_median\": %.3f, \"step_ms_p95\": %.3f, \"records_mib\": %zu, \"capacity_mib\": "
       "%zu, "
       "\"fp16_mib\": %zu}\n",
-      policy, n_tokens, n_streams, double(prompt_ms), double(times[times.size() / 2]),
-      double(times[times.size() * 95 / 100]), bytes.records >> 20,
+      policy, n_tokens, n_streams, part, double(prompt_ms), double(without_ms),
+      double(times[times.size() / 2]), double(times[times.size() * 95 / 100]), bytes.records >> 20,
       (bytes.capacity + bytes.shared) >> 20,
       (size_t(n_streams) * size_t(n_tokens) * kLayers * kHeads * kDim * 4) >> 20);
   zipcache_gpu_free(cache);

@@ -128,6 +128,7 @@ class Cache final : public GpuCache {
   std::vector<int32_t> decode_limits(int layer) const;
   Status score_step(int layer, const DecodeStep& step, std::span<const int32_t> limits,
                     const float* log_sums, cudaStream_t stream);
+  std::vector<int> prompt_probes(int layer, int stream) const;
   Status score_prompt(int layer, const PromptStep& step, cudaStream_t stream);
   bool is_long() const { return most_new_ > kMostStepTokens; }
   int most_going_on() const;
@@ -587,6 +588,22 @@ Status Cache::pick_queries(const PromptStep& step, int first, int n, cudaStream_
   return pick_rows(pick, stream);
 }
 
+// New tokens of a stream whose queries are probes: drawn from the part, or where that is short as
+// steps draw them (Engine::probes_of).
+std::vector<int> Cache::prompt_probes(int index, int s) const {
+  const int n = n_new_[size_t(s)], length = schedule_.length(s);
+  if (n >= kShortStep)
+    return choose_probes(n, policy_.saliency, probe_key(index, uint64_t(length)));
+  std::vector<int> probes;
+  for (int i = 0; i < n; ++i) {
+    const int place = length - n + i, first = place / kBlockTokens * kBlockTokens;
+    if (choose_decode_probes(policy_.saliency, probe_key(index, uint64_t(first)))
+            .test(size_t(place - first)))
+      probes.push_back(i);
+  }
+  return probes;
+}
+
 // Sums of probes' attention to the prompt's own tokens, and to those from before that are not
 // packed yet.
 Status Cache::score_prompt(int index, const PromptStep& step, cudaStream_t stream) {
@@ -597,9 +614,7 @@ Status Cache::score_prompt(int index, const PromptStep& step, cudaStream_t strea
     if (length > n && n > 0 && !step.log_sums)
       return wrong("log_sums of a text that goes on", 0,
                    "the logarithms of the softmax sums of its attention");
-    chosen.push_back(n == 0
-                         ? std::vector<int>{}
-                         : choose_probes(n, policy_.saliency, probe_key(index, uint64_t(length))));
+    chosen.push_back(prompt_probes(index, s));
     n_probes = std::max(n_probes, chosen.back().size());
   }
   std::vector<int32_t> picked, limits, ring_limits;
