@@ -10,7 +10,7 @@
 namespace zipcache::cuda {
 namespace {
 
-constexpr int kThreads = kWarps * kLanes;
+constexpr int kWarps = 4, kThreads = kWarps * kLanes;
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 constexpr float kLowest = -1e30f;  // below every score, and a number
 // Powers of two that a score may exceed the running maximum by before that is raised: weights
