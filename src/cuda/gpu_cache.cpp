@@ -125,11 +125,15 @@ class Cache final : public GpuCache {
   Random probe_key(int layer, uint64_t round) const {
     return Random(policy_.seed, 0, uint64_t(layer), round);
   }
-  std::vector<int32_t> decode_limits(int layer) const;
-  Status score_step(int layer, const DecodeStep& step, std::span<const int32_t> limits,
-                    const float* log_sums, cudaStream_t stream);
-  std::vector<int> prompt_probes(int layer, int stream) const;
+  using Probes = std::vector<std::vector<int>>;  // of each stream, counted from its first new token
+  Probes choose(int layer) const;
+  Status score_step(int layer, const DecodeStep& step, const Probes& chosen, const float* log_sums,
+                    cudaStream_t stream);
   Status score_prompt(int layer, const PromptStep& step, cudaStream_t stream);
+  Status sum_chosen(ProbeArgs args, const InputRows& q, const Probes& chosen, int n_before,
+                    const float* log_sums, int64_t log_sums_stride, cudaStream_t stream);
+  Status pick_probes(const int32_t* picked, int64_t log_sums_stride, ProbeArgs& args,
+                     cudaStream_t stream);
   bool is_long() const { return most_new_ > kMostStepTokens; }
   int most_going_on() const;
   Status pick_queries(const PromptStep& step, int first, int n, cudaStream_t stream);
@@ -153,6 +157,7 @@ class Cache final : public GpuCache {
   int most_new_ = 0, most_first_ = 0, most_last_ = 0;
   DecodePlan plan_;
   size_t changes_at_ = 0, first_at_ = 0, last_at_ = 0, items_at_ = 0, visible_at_ = 0;
+  size_t oldest_at_ = 0;  // [n_streams] the ring's rows that the next token will take
   size_t teaching_at_ = 0, n_new_at_ = 0, held_at_ = 0;
   bool teaches_ = false;  // keys are rounded by what this step's queries teach
   Status fault_;          // of a step whose plan did not get to the device
@@ -219,9 +224,10 @@ Status Cache::plan(cudaStream_t stream) {
   const int n_shares = is_long() ? shape_.group * kMostStepTokens / (2 * kColumns) : 1;
   plan_ = plan_decode(schedule_.counts(), shape_.n_heads,
                       {device_blocks_.small / n_shares, device_blocks_.large / n_shares});
-  std::vector<int32_t> visible;
+  std::vector<int32_t> visible, oldest;
   std::vector<StreamRows> held;
   for (int s = 0; s < shape_.n_streams; ++s) {
+    oldest.push_back(schedule_.length(s) % sizes().ring);
     visible.push_back(schedule_.length(s) - std::max(1, n_new_[size_t(s)]) + 1);
     const int place = schedule_.first_rows()[size_t(s)].place;
     held.push_back({place, 0, 0, place, 0, {}});
@@ -232,6 +238,7 @@ Status Cache::plan(cudaStream_t stream) {
   last_at_ = parcel_.add(schedule_.last_rows());
   items_at_ = parcel_.add(std::span<const WorkItem>(plan_.items));
   visible_at_ = parcel_.add(std::span<const int32_t>(visible));
+  oldest_at_ = parcel_.add(std::span<const int32_t>(oldest));
   n_new_at_ = parcel_.add(std::span<const int>(n_new_));
   held_at_ = parcel_.add(std::span<const StreamRows>(held));
   const std::vector<int32_t> counts = teaching();
@@ -409,36 +416,41 @@ Status Cache::decode(int index, const DecodeStep& step, cudaStream_t stream) {
   args.q = step.q, args.out = step.out;
   args.q_type = step.q_type, args.out_type = step.out_type;
   args.log_sums = step.log_sums;
-  const std::vector<int32_t> limits = scored() ? decode_limits(index) : std::vector<int32_t>{};
-  if (!limits.empty() && !args.log_sums) {
+  Probes probes;
+  if (scored()) probes = choose(index);
+  const bool probed = std::any_of(probes.begin(), probes.end(),
+                                  [](const std::vector<int>& rows) { return !rows.empty(); });
+  if (probed && !args.log_sums) {
     const size_t n =
         size_t(shape_.n_streams) * size_t(most_new_) * size_t(shape_.n_heads * shape_.group);
     ZC_TRY(log_sums_.grow(n * sizeof(float), stream));
     args.log_sums = log_sums_.at<float>();
   }
   ZC_TRY(decode_attention(args, stream));
-  if (!limits.empty()) ZC_TRY(score_step(index, step, limits, args.log_sums, stream));
+  if (probed) ZC_TRY(score_step(index, step, probes, args.log_sums, stream));
   ZC_TRY(learn(own, query_rows(step), step.scale, stream));
   ZC_TRY(make_coefficients(own, stream));
   return pack(own, false, ring_rows(own.k_ring), ring_rows(own.v_ring), stream);
 }
 
-// For each stream and new token 0, or the number of the ring's tokens where its query is a probe:
-// the newest of a step, since it sees all of them. Empty where none is.
-std::vector<int32_t> Cache::decode_limits(int index) const {
-  std::vector<int32_t> limits(size_t(shape_.n_streams) * size_t(most_new_));
-  bool any = false;
+// New tokens whose queries are probes: drawn from the step, or where that is short token by token
+// (Engine::probes_of).
+Cache::Probes Cache::choose(int index) const {
+  Probes chosen(n_new_.size());
   for (int s = 0; s < shape_.n_streams; ++s) {
-    if (n_new_[size_t(s)] == 0) continue;
-    const int place = schedule_.length(s) - 1, first = place / kBlockTokens * kBlockTokens;
-    if (!choose_decode_probes(policy_.saliency, probe_key(index, uint64_t(first)))
-             .test(size_t(place - first)))
+    const int n = n_new_[size_t(s)], length = schedule_.length(s);
+    if (n >= kShortStep) {
+      chosen[size_t(s)] = choose_probes(n, policy_.saliency, probe_key(index, uint64_t(length)));
       continue;
-    limits[size_t((s + 1) * most_new_ - 1)] = sizes().ring;
-    any = true;
+    }
+    for (int token = 0; token < n; ++token) {
+      const int place = length - n + token, first = place / kBlockTokens * kBlockTokens;
+      if (choose_decode_probes(policy_.saliency, probe_key(index, uint64_t(first)))
+              .test(size_t(place - first)))
+        chosen[size_t(s)].push_back(token);
+    }
   }
-  if (!any) limits.clear();
-  return limits;
+  return chosen;
 }
 
 InputRows Cache::query_rows(const DecodeStep& step) const {
@@ -446,24 +458,20 @@ InputRows Cache::query_rows(const DecodeStep& step) const {
   return {static_cast<const uint16_t*>(step.q), most_new_ * token, token, shape_.dim};
 }
 
-Status Cache::score_step(int index, const DecodeStep& step, std::span<const int32_t> limits,
+// The ring's rows are in the order of tokens from the oldest on; a probe sees all but those of the
+// step's tokens behind it.
+Status Cache::score_step(int index, const DecodeStep& step, const Probes& chosen,
                          const float* log_sums, cudaStream_t stream) {
   const Layer& own = layer(index);
-  probes_.clear();
-  const size_t limits_at = probes_.add(limits);
-  ZC_TRY(probes_.send(stream));
   ProbeArgs args;
-  args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
-  args.n_streams = shape_.n_streams, args.n_probes = most_new_;
   args.n_tokens = sizes().ring;
-  args.q = query_rows(step);
   args.k = ring_rows(own.k_ring);
-  args.limits = probes_.at<int32_t>(limits_at);
-  args.log_sums = log_sums;
+  args.oldest = parcel_.at<int32_t>(oldest_at_);
   args.scale = step.scale;
   args.sums = ring_sums(own);
   args.seen = ring_seen(own);
-  return sum_probes(args, stream);
+  return sum_chosen(args, query_rows(step), chosen, sizes().ring - most_new_, log_sums, most_new_,
+                    stream);
 }
 
 Status Cache::prefill(int index, const PromptStep& step, cudaStream_t stream) {
@@ -588,94 +596,93 @@ Status Cache::pick_queries(const PromptStep& step, int first, int n, cudaStream_
   return pick_rows(pick, stream);
 }
 
-// New tokens of a stream whose queries are probes: drawn from the part, or where that is short as
-// steps draw them (Engine::probes_of).
-std::vector<int> Cache::prompt_probes(int index, int s) const {
-  const int n = n_new_[size_t(s)], length = schedule_.length(s);
-  if (n >= kShortStep)
-    return choose_probes(n, policy_.saliency, probe_key(index, uint64_t(length)));
-  std::vector<int> probes;
-  for (int i = 0; i < n; ++i) {
-    const int place = length - n + i, first = place / kBlockTokens * kBlockTokens;
-    if (choose_decode_probes(policy_.saliency, probe_key(index, uint64_t(first)))
-            .test(size_t(place - first)))
-      probes.push_back(i);
-  }
-  return probes;
-}
-
 // Sums of probes' attention to the prompt's own tokens, and to those from before that are not
 // packed yet.
 Status Cache::score_prompt(int index, const PromptStep& step, cudaStream_t stream) {
-  std::vector<std::vector<int>> chosen;
-  size_t n_probes = 1;
+  Probes chosen = choose(index);
   for (int s = 0; s < shape_.n_streams; ++s) {
-    const int n = n_new_[size_t(s)], length = schedule_.length(s);
-    if (length > n && n > 0 && !step.log_sums)
+    const int n = n_new_[size_t(s)];
+    if (schedule_.length(s) > n && n > 0 && !step.log_sums)
       return wrong("log_sums of a text that goes on", 0,
                    "the logarithms of the softmax sums of its attention");
-    chosen.push_back(prompt_probes(index, s));
-    n_probes = std::max(n_probes, chosen.back().size());
   }
-  std::vector<int32_t> picked, limits, ring_limits;
-  for (size_t s = 0; s < chosen.size(); ++s) {
-    const std::vector<int>& rows = chosen[s];
-    const bool goes_on = schedule_.first_rows()[s].place > 0;
-    for (size_t i = 0; i < n_probes; ++i) {
-      picked.push_back(i < rows.size() ? rows[i] : 0);
-      limits.push_back(i < rows.size() ? rows[i] + 1 : 0);
-      // All of the ring: what its other rows are given counts for nothing once tokens come there.
-      ring_limits.push_back(i < rows.size() && goes_on ? sizes().ring : 0);
-    }
-  }
-  probes_.clear();
-  const size_t picked_at = probes_.add(std::span<const int32_t>(picked));
-  const size_t limits_at = probes_.add(std::span<const int32_t>(limits));
-  const size_t ring_limits_at = probes_.add(std::span<const int32_t>(ring_limits));
-  ZC_TRY(probes_.send(stream));
-
   const size_t streams = size_t(shape_.n_streams), tokens = size_t(most_new_);
-  const size_t query_heads = size_t(shape_.n_heads * shape_.group);
-  ZC_TRY(picked_.grow(streams * n_probes * query_heads * size_t(shape_.dim) * 2, stream));
-  ZC_TRY(picked_sums_.grow(streams * n_probes * query_heads * sizeof(float), stream));
   ZC_TRY(prompt_sums_.grow(streams * tokens * size_t(shape_.n_heads) * sizeof(float), stream));
   ZC_TRY(prompt_seen_.grow(streams * tokens * sizeof(uint32_t), stream));
   for (const DeviceMemory* memory : {&prompt_sums_, &prompt_seen_})
     ZC_TRY(from_cuda(cudaMemsetAsync(memory->at<void>(), 0, memory->bytes(), stream),
                      "clearing scores"));
-
-  const auto token = int64_t(query_heads) * shape_.dim;
-  PickArgs pick;
-  pick.dim = shape_.dim, pick.n_heads = int(query_heads), pick.n_streams = shape_.n_streams;
-  pick.n_picked = int(n_probes);
-  pick.from = step.q;
-  pick.index = probes_.at<int32_t>(picked_at);
-  pick.to = picked_.at<uint16_t>();
-  pick.from_sums = step.log_sums, pick.sums_stride = step.log_sums_stride;
-  pick.to_sums = picked_sums_.at<float>();
-  ZC_TRY(pick_rows(pick, stream));
-
   ProbeArgs args;
-  args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
-  args.n_streams = shape_.n_streams, args.n_probes = int(n_probes), args.n_tokens = most_new_;
-  args.q = {picked_.at<uint16_t>(), int64_t(n_probes) * token, token, shape_.dim};
+  args.n_tokens = most_new_;
   args.k = step.k;
-  args.limits = probes_.at<int32_t>(limits_at);
-  if (step.log_sums) args.log_sums = picked_sums_.at<float>();
-  ZC_TRY(probe_space_.grow(probe_workspace(args), stream));
-  args.workspace = probe_space_.at<float>();
   args.scale = step.scale;
   args.sums = {prompt_sums_.at<float>(), int64_t(tokens) * shape_.n_heads, int64_t(tokens)};
   args.seen = {prompt_seen_.at<uint32_t>(), int64_t(tokens), 0};
-  ZC_TRY(sum_probes(args, stream));
+  ZC_TRY(sum_chosen(args, step.q, chosen, 0, step.log_sums, step.log_sums_stride, stream));
   if (most_going_on() == 0) return ok();
+  // All of the ring: what its other rows are given counts for nothing once tokens come there.
+  for (size_t s = 0; s < streams; ++s) {
+    if (schedule_.first_rows()[s].place == 0) chosen[s].clear();
+  }
   const Layer& own = layer(index);
   args.n_tokens = sizes().ring;
   args.k = ring_rows(own.k_ring);
-  args.limits = probes_.at<int32_t>(ring_limits_at);
   args.sums = ring_sums(own);
   args.seen = ring_seen(own);
+  return sum_chosen(args, step.q, chosen, sizes().ring, step.log_sums, step.log_sums_stride,
+                    stream);
+}
+
+// The pass with the chosen rows of q [stream, new token, query head, dim], each of which sees
+// n_before keys and those of the new tokens up to its own. log_sums [stream, new token, query head]
+// or null.
+Status Cache::sum_chosen(ProbeArgs args, const InputRows& q, const Probes& chosen, int n_before,
+                         const float* log_sums, int64_t log_sums_stride, cudaStream_t stream) {
+  size_t n_probes = 1;
+  for (const std::vector<int>& rows : chosen) n_probes = std::max(n_probes, rows.size());
+  std::vector<int32_t> picked, limits;
+  for (const std::vector<int>& rows : chosen) {
+    for (size_t i = 0; i < n_probes; ++i) {
+      picked.push_back(i < rows.size() ? rows[i] : 0);
+      limits.push_back(i < rows.size() ? n_before + rows[i] + 1 : 0);
+    }
+  }
+  probes_.clear();
+  const size_t picked_at = probes_.add(std::span<const int32_t>(picked));
+  const size_t limits_at = probes_.add(std::span<const int32_t>(limits));
+  ZC_TRY(probes_.send(stream));
+  args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
+  args.n_streams = shape_.n_streams, args.n_probes = int(n_probes);
+  args.limits = probes_.at<int32_t>(limits_at);
+  args.q = q, args.log_sums = log_sums;
+  // A step's only token needs no picking.
+  if (most_new_ > 1 || log_sums_stride > 1)
+    ZC_TRY(pick_probes(probes_.at<int32_t>(picked_at), log_sums_stride, args, stream));
+  ZC_TRY(probe_space_.grow(probe_workspace(args), stream));
+  args.workspace = probe_space_.at<float>();
   return sum_probes(args, stream);
+}
+
+// Puts the picked rows of args.q and args.log_sums side by side, in their place.
+Status Cache::pick_probes(const int32_t* picked, int64_t log_sums_stride, ProbeArgs& args,
+                          cudaStream_t stream) {
+  const int query_heads = shape_.n_heads * shape_.group;
+  const int64_t token = int64_t{query_heads} * shape_.dim;
+  const size_t n = size_t(shape_.n_streams) * size_t(args.n_probes);
+  ZC_TRY(picked_.grow(n * size_t(token) * sizeof(uint16_t), stream));
+  ZC_TRY(picked_sums_.grow(n * size_t(query_heads) * sizeof(float), stream));
+  PickArgs pick;
+  pick.dim = shape_.dim, pick.n_heads = query_heads, pick.n_streams = shape_.n_streams;
+  pick.n_picked = args.n_probes;
+  pick.from = args.q;
+  pick.index = picked;
+  pick.to = picked_.at<uint16_t>();
+  pick.from_sums = args.log_sums, pick.sums_stride = log_sums_stride;
+  pick.to_sums = picked_sums_.at<float>();
+  ZC_TRY(pick_rows(pick, stream));
+  args.q = {pick.to, args.n_probes * token, token, shape_.dim};
+  if (args.log_sums) args.log_sums = pick.to_sums;
+  return ok();
 }
 
 Status Cache::clear(int stream) {

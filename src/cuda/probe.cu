@@ -23,8 +23,19 @@ constexpr int kStreamed = kDim <= 128 ? 64 : 32;
 // Rows of 16 bits, in the order in which products take them.
 struct KeyRows {
   const InputRows& k;
-  int stream, head;
-  __device__ const uint16_t* operator[](int token) const { return k.row(stream, token, head); }
+  int stream, head, oldest, n_tokens;
+  __device__ KeyRows(const ProbeArgs& args, int stream, int head)
+      : k(args.k),
+        stream(stream),
+        head(head),
+        oldest(args.oldest ? args.oldest[stream] : 0),
+        n_tokens(args.n_tokens) {}
+  // Of a token.
+  __device__ int row(int token) const {
+    const int row = oldest + token;
+    return row < n_tokens ? row : row - n_tokens;
+  }
+  __device__ const uint16_t* operator[](int token) const { return k.row(stream, row(token), head); }
 };
 struct QueryRows {
   const InputRows& q;
@@ -187,7 +198,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const float scale = args.scale * kLog2E;
   multiply<kDim>(
-      kept, KeyRows{args.k, stream, head}, 0, most, stages, [](int, int) {},
+      kept, KeyRows(args, stream, head), 0, most, stages, [](int, int) {},
       [](int, int) { return true; },
       [&](int, int, int key, const float(&products)[kT][4]) {
         own.each([&](int tile, int half, int) {
@@ -234,12 +245,14 @@ __device__ void find_rows(const ProbeArgs& args, int stream, int first_token, in
 }
 
 // By as many threads as the block keeps tokens.
-__device__ void count_views(const ProbeArgs& args, int stream, int first_token, int n_tokens) {
+__device__ void count_views(const ProbeArgs& args, const KeyRows& keys, int first_token,
+                            int n_tokens) {
   const int token = first_token + int(threadIdx.x);
   if (int(threadIdx.x) >= n_tokens || token >= args.n_tokens) return;
   uint32_t n = 0;
-  for (int probe = 0; probe < args.n_probes; ++probe) n += token < limits_of(args, stream)[probe];
-  args.seen.tokens(stream, 0)[token] += n;
+  for (int probe = 0; probe < args.n_probes; ++probe)
+    n += token < limits_of(args, keys.stream)[probe];
+  args.seen.tokens(keys.stream, 0)[keys.row(token)] += n;
 }
 
 template <int kDim>
@@ -252,10 +265,11 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ int probes[2];
   const int head = int(blockIdx.y), stream = int(blockIdx.z), lane = int(threadIdx.x) % kLanes;
   const int block_first = int(blockIdx.x) * kKept<kDim>;
-  if (head == 0 && args.seen.data) count_views(args, stream, block_first, kKept<kDim>);
+  const KeyRows keys(args, stream, head);
+  if (head == 0 && args.seen.data) count_views(args, keys, block_first, kKept<kDim>);
   find_rows(args, stream, block_first, probes);
   const OwnRows<kDim> own;
-  const Kept<kDim, KeyRows> kept({args.k, stream, head}, own.first, args.n_tokens);
+  const Kept<kDim, KeyRows> kept(keys, own.first, args.n_tokens);
 
   float sums[kT][2] = {};
   const float scale = args.scale * kLog2E;
@@ -290,7 +304,8 @@ __global__ void __launch_bounds__(kThreads)
 
   own.each([&](int tile, int half, int token) {
     const float sum = sum_of_row(sums[tile][half]);
-    if (lane % 4 == 0 && token < args.n_tokens) args.sums.tokens(stream, head)[token] += sum;
+    if (lane % 4 == 0 && token < args.n_tokens)
+      args.sums.tokens(stream, head)[keys.row(token)] += sum;
   });
 }
 

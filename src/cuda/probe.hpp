@@ -17,17 +17,19 @@ struct ProbeArgs {
   int n_tokens = 0;                     // keys of each stream
   InputRows q;  // [stream, probe, query head, dim]; query head h * group + i reads KV head h
   InputRows k;  // [stream, token, head, dim]
-  const int32_t* limits = nullptr;  // [n_streams, n_probes] keys that a probe sees: those before
-                                    // this one; 0 for a row that is no probe
+  // [n_streams] row of each stream's first key; the others follow it, row 0 the last row. Null: 0.
+  const int32_t* oldest = nullptr;
+  const int32_t* limits = nullptr;  // [n_streams, n_probes] keys that a probe sees: so many from
+                                    // the first on; 0 for a row that is no probe
   // [n_streams, n_probes, n_heads * group] natural logarithm of the sum of exp(scale * q . k) over
   // all that the probe attends to. Null where that is the keys which it sees here: then a pass of
   // its own makes them, in `workspace`, probe_workspace() bytes.
   const float* log_sums = nullptr;
   float* workspace = nullptr;
   float scale = 0;
-  PerToken<float> sums;     // attention is added to them
-  PerToken<uint32_t> seen;  // the number of probes that see a token is added to them, or null;
-                            // of head 0
+  PerToken<float> sums;     // by row, as keys are; attention is added to them
+  PerToken<uint32_t> seen;  // by row; the number of probes that see a token is added to them, or
+                            // null; of head 0
 };
 
 size_t probe_workspace(const ProbeArgs& args);

@@ -250,7 +250,7 @@ TEST_F(GpuCaches, PoliciesWithScoresAnswerNearlyAsTheCpu) {
     expect_equal({.policy = policy}, 3e-2);
 }
 
-// Steps that are long enough to learn from but no prompts.
+// Steps that are long enough to learn from, with probes as in a prompt, but no prompts.
 TEST_F(GpuCaches, LongStepsTeach) {
   expect_equal({.policy = "zip,recent=100", .n_steps = 10, .n_new = 40}, 3e-2);
 }
@@ -258,6 +258,8 @@ TEST_F(GpuCaches, LongStepsTeach) {
 TEST_F(GpuCaches, DraftedTokens) {
   expect_equal({.n_steps = 40, .n_new = 4}, kBound);
   expect_equal({.policy = "uniform4,recent=100", .n_steps = 10, .n_new = 40}, kBound);
+  // Probes among them see no token behind them.
+  expect_equal({.policy = "zipcache", .n_steps = 40, .n_new = 4}, 3e-2);
 }
 
 // Long parts and short ones, streams that begin later or wait, then tokens one by one.

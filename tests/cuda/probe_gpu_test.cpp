@@ -33,7 +33,13 @@ struct ProbeCase {
   bool log_sums = false;  // given, over twice as much as the probes see here
   float q_size = 1;
   bool seen = true;
+  int oldest = 0;  // row of the first stream's first token; of each other one 5 rows further on
 };
+
+// Rows of a ring that begins at a stream's oldest token.
+int row_of(const ProbeCase& test, int stream, int token) {
+  return (test.oldest + 5 * stream * (test.oldest > 0) + token) % test.n_tokens;
+}
 
 struct Expected {
   std::vector<double> sums;    // [stream, head, token]
@@ -74,7 +80,7 @@ Expected expected_of(const ProbeCase& test, const Rows& rows) {
   for (int s = 0; s < test.n_streams; ++s) {
     for (int probe = 0; probe < test.n_probes; ++probe) {
       const int limit = rows.limits[size_t(s * test.n_probes + probe)];
-      for (int t = 0; t < limit; ++t) ++out.seen[size_t(s * test.n_tokens + t)];
+      for (int t = 0; t < limit; ++t) ++out.seen[size_t(s * test.n_tokens + row_of(test, s, t))];
       for (int head = 0; head < test.n_heads * test.group; ++head) {
         const int kv = head / test.group;
         const half* q =
@@ -84,7 +90,8 @@ Expected expected_of(const ProbeCase& test, const Rows& rows) {
         double mass = 0;
         for (int t = 0; t < limit; ++t) {
           const half* k =
-              &rows.k[size_t((s * test.n_tokens + t) * test.n_heads + kv) * size_t(test.dim)];
+              &rows.k[size_t((s * test.n_tokens + row_of(test, s, t)) * test.n_heads + kv) *
+                      size_t(test.dim)];
           double score = 0;
           for (int c = 0; c < test.dim; ++c) score += double(to_float(q[c])) * to_float(k[c]);
           weights.push_back(std::exp(score * scale_of(test)));
@@ -95,7 +102,7 @@ Expected expected_of(const ProbeCase& test, const Rows& rows) {
         out.log_sums.push_back(log_sum);
         if (test.log_sums) mass = std::exp(double(log_sum));
         for (int t = 0; t < limit; ++t) {
-          out.sums[size_t((s * test.n_heads + kv) * test.n_tokens + t)] +=
+          out.sums[size_t((s * test.n_heads + kv) * test.n_tokens + row_of(test, s, t))] +=
               weights[size_t(t)] / mass;
         }
       }
@@ -128,6 +135,10 @@ void expect_right(const ProbeCase& test) {
   const int64_t k_row = int64_t{test.n_heads} * test.dim;
   args.q = {q.get(), q_row * test.n_probes, q_row, test.dim};
   args.k = {k.get(), k_row * test.n_tokens, k_row, test.dim};
+  std::vector<int32_t> first_rows;
+  for (int s = 0; s < test.n_streams; ++s) first_rows.push_back(row_of(test, s, 0));
+  const Buffer<int32_t> oldest(first_rows);
+  if (test.oldest > 0) args.oldest = oldest.get();
   args.limits = limits.get();
   if (test.log_sums) args.log_sums = log_sums.get();
   const Buffer<float> workspace(probe_workspace(args) / sizeof(float));
@@ -182,6 +193,14 @@ TEST_F(Probe, LimitsOfAnyKind) {
 TEST_F(Probe, SharpAttention) {
   expect_right({.q_size = 6});
   expect_right({.log_sums = true, .q_size = 6});
+}
+
+TEST_F(Probe, RowsOfARing) {
+  for (const int oldest : {1, 130, 699}) {
+    for (const bool log_sums : {false, true}) {
+      expect_right({.n_streams = 2, .limits = Limits::Any, .log_sums = log_sums, .oldest = oldest});
+    }
+  }
 }
 
 TEST_F(Probe, WithoutCounts) { expect_right({.seen = false}); }
