@@ -312,7 +312,6 @@ class Bench final : public GpuBench {
     args.pool = caches.pool();
     args.record_stride = caches.n_records();
     args.max_record_bytes = pattern->set.max_record_bytes();
-    args.v_factors = policy.v.channel_factors();
     args.k_hadamard = policy.k.rotation == Rotation::Hadamard;
     args.v_hadamard = policy.v.rotation == Rotation::Hadamard;
     args.scale = scale(shape);

@@ -57,7 +57,6 @@ struct DecodeArgs {
   int n_items = 0;
   int n_warps = kSmallWarps;                    // of the same plan
   int max_record_bytes = 0;                     // of all records
-  bool v_factors = false;                       // records have factors of channels of values
   bool k_hadamard = false, v_hadamard = false;  // records hold rotated rows, those of 16 bits too
   // Places below visible[s] are seen by the first query of stream s, one more by each further one;
   // null: all.

@@ -283,7 +283,6 @@ DecodeArgs Cache::decode_args(const Layer& own) const {
   args.n_items = int(plan_.items.size());
   args.n_warps = plan_.n_warps;
   args.max_record_bytes = sizes().max_record;
-  args.v_factors = form.record.v_factors;
   args.k_hadamard = form.k_hadamard, args.v_hadamard = form.v_hadamard;
   args.workspace = workspace_.at<void>();
   return args;

@@ -236,7 +236,6 @@ double error_of(const Case& test) {
   args.n_items = int(plan.items.size());
   args.n_warps = plan.n_warps;
   args.max_record_bytes = records.max_record_bytes();
-  args.v_factors = policy.v.channel_factors();
   args.k_hadamard = policy.k.rotation == Rotation::Hadamard;
   args.v_hadamard = policy.v.rotation == Rotation::Hadamard;
   args.visible = ends.get();
