@@ -21,10 +21,11 @@ ZC_BOTH void add_and_subtract(float (&x)[kCount]) {
 }
 
 #ifdef __CUDACC__
-// A row of `dim` numbers of which each of dim / kOwn neighbouring lanes holds kOwn neighbours; all
-// of these lanes come here, and `lanes` has a bit for each.
+// Sums and differences of a row of `dim` numbers of which each of dim / kOwn neighbouring lanes
+// holds kOwn neighbours; all of these lanes come here, and `lanes` has a bit for each. In the order
+// of transform/hadamard.cpp, which divides by the root of `dim` after it.
 template <int kOwn>
-__device__ __forceinline__ void rotate_row(float (&x)[kOwn], int dim, unsigned lanes) {
+__device__ __forceinline__ void add_and_subtract_row(float (&x)[kOwn], int dim, unsigned lanes) {
   const int lane = int(threadIdx.x) % kLanes;
   add_and_subtract(x);
 #pragma unroll 1
@@ -35,6 +36,12 @@ __device__ __forceinline__ void rotate_row(float (&x)[kOwn], int dim, unsigned l
       x[i] = lane & step ? other - x[i] : x[i] + other;
     }
   }
+}
+
+// The same row rotated.
+template <int kOwn>
+__device__ __forceinline__ void rotate_row(float (&x)[kOwn], int dim, unsigned lanes) {
+  add_and_subtract_row(x, dim, lanes);
   const float norm = rsqrtf(float(dim));
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) x[i] *= norm;
