@@ -3,6 +3,8 @@
 // and of equal numbers the first in order counts, as there: a zero keeps its sign.
 #pragma once
 
+#include <type_traits>
+
 #include "base/half.hpp"
 #include "cuda/record.hpp"
 #include "zipcache/policy.hpp"
@@ -46,7 +48,16 @@ ZC_BOTH inline uint16_t half_of(float x) {
 #endif
 }
 
-// Raise a number, set a bit that threads share.
+#ifdef __CUDACC__
+__device__ __forceinline__ __half2 pair_from(uint32_t bits) {
+  return reinterpret_cast<const __half2&>(bits);
+}
+__device__ __forceinline__ uint32_t bits_of(__half2 pair) {
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+#endif
+
+// Raises a number that threads share.
 ZC_BOTH inline void raise(uint32_t& number, uint32_t to) {
 #ifdef __CUDA_ARCH__
   atomicMax(&number, to);
@@ -55,11 +66,20 @@ ZC_BOTH inline void raise(uint32_t& number, uint32_t to) {
 #endif
 }
 
-ZC_BOTH inline void set_bit(uint32_t& word, int bit) {
+// The smaller, the larger of both 16-bit numbers of two words.
+ZC_BOTH inline uint32_t smaller_of_pairs(uint32_t a, uint32_t b) {
 #ifdef __CUDA_ARCH__
-  atomicOr(&word, 1u << bit);
+  return bits_of(__hmin2(pair_from(a), pair_from(b)));
 #else
-  word |= 1u << bit;
+  const auto smaller = [](half x, half y) { return to_float(y) < to_float(x) ? y : x; };
+  return smaller(half(a), half(b)) | uint32_t(smaller(half(a >> 16), half(b >> 16))) << 16;
+#endif
+}
+ZC_BOTH inline uint32_t larger_of_pairs(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  return bits_of(__hmax2(pair_from(a), pair_from(b)));
+#else
+  return smaller_of_pairs(a ^ 0x80008000u, b ^ 0x80008000u) ^ 0x80008000u;
 #endif
 }
 
@@ -93,20 +113,43 @@ ZC_BOTH inline void wait_for_copies() {
 
 // ---- arithmetic (codec/quantize.hpp)
 
-// Smallest and largest of numbers that come in order.
+// Smallest and largest of numbers.
 struct Extremes {
   float lo = INFINITY, hi = -INFINITY;
+};
 
-  ZC_BOTH void take(float x) {
-    lo = x < lo ? x : lo;
-    hi = hi < x ? x : hi;
+// Four neighbouring numbers and their extremes. Which of two zeros is the smaller stays open.
+struct __attribute__((may_alias, aligned(8))) HalfQuad {
+  uint32_t pairs[2];
+
+  ZC_BOTH static HalfQuad all(float x) {
+    const uint32_t pair = half_of(x) * 0x10001u;
+    return {{pair, pair}};
   }
-  // Those of numbers that come later.
-  ZC_BOTH void take(const Extremes& later) {
-    lo = later.lo < lo ? later.lo : lo;
-    hi = hi < later.hi ? later.hi : hi;
+  ZC_BOTH float at(int i) const { return float_of(uint16_t(pairs[i / 2] >> 16 * (i % 2))); }
+  ZC_BOTH HalfQuad size() const { return {{pairs[0] & 0x7FFF7FFFu, pairs[1] & 0x7FFF7FFFu}}; }
+  ZC_BOTH void lower(const HalfQuad& to) {
+    for (int i = 0; i < 2; ++i) pairs[i] = smaller_of_pairs(pairs[i], to.pairs[i]);
+  }
+  ZC_BOTH void raise(const HalfQuad& to) {
+    for (int i = 0; i < 2; ++i) pairs[i] = larger_of_pairs(pairs[i], to.pairs[i]);
   }
 };
+struct __attribute__((may_alias, aligned(16))) FloatQuad {
+  float x[4];
+
+  ZC_BOTH static FloatQuad all(float x) { return {{x, x, x, x}}; }
+  ZC_BOTH float at(int i) const { return x[i]; }
+  ZC_BOTH FloatQuad size() const { return {{fabsf(x[0]), fabsf(x[1]), fabsf(x[2]), fabsf(x[3])}}; }
+  ZC_BOTH void lower(const FloatQuad& to) {
+    for (int i = 0; i < 4; ++i) x[i] = fminf(x[i], to.x[i]);
+  }
+  ZC_BOTH void raise(const FloatQuad& to) {
+    for (int i = 0; i < 4; ++i) x[i] = fmaxf(x[i], to.x[i]);
+  }
+};
+template <class Value>
+using QuadOf = std::conditional_t<sizeof(Value) == 2, HalfQuad, FloatQuad>;
 
 // A grid of codes, ready for code_on().
 struct alignas(8) Grid {
@@ -235,8 +278,9 @@ template <bool kSixteenBits>
 ZC_BOTH float divided(float x, const Factor& factor) {
   if constexpr (kSixteenBits) {
     const float quotient = x * factor.inverse;
-    const float left = fmaf(-quotient, factor.value, x);
-    return left == 0 ? quotient : fmaf(left, factor.inverse, quotient);
+    // What it has too much: in this order of signs a zero keeps its own.
+    const float surplus = fmaf(quotient, factor.value, -x);
+    return fmaf(-surplus, factor.inverse, quotient);
   } else {
     return x / factor.value;
   }

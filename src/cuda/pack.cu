@@ -14,15 +14,21 @@ __device__ __forceinline__ void pack_side(const PackArgs& args, int task, int he
   const Packer packer(args, task, head, int(threadIdx.x), shared);
 #pragma unroll
   for (int step = 0; step < Packer::kSteps; ++step) {
+    if (!packer.has_step(step)) continue;
+    if (step > 0) __syncthreads();
     packer.step(step);
-    if (step + 1 < Packer::kSteps) __syncthreads();
   }
 }
+
+// Blocks that a multiprocessor holds, as shared memory (227 KB) and registers allow.
+template <int kDim, bool kRotated>
+constexpr int kResident = kRotated || kDim == 256 ? 2 : 4;
 
 // One block of threads for each side of each head of each task: keys first, since blocks that run
 // side by side then share instructions, neighbours in memory after another.
 template <int kDim, bool kKRotated, bool kVRotated>
-__global__ void __launch_bounds__(kPackThreads) pack_kernel(const __grid_constant__ PackArgs args) {
+__global__ void __launch_bounds__(kPackThreads, kResident<kDim, kKRotated || kVRotated>)
+    pack_kernel(const __grid_constant__ PackArgs args) {
   extern __shared__ __align__(16) uint8_t memory[];
   const int head = int(blockIdx.x) % args.n_heads, number = int(blockIdx.x) / args.n_heads;
   if (number < args.n_tasks)

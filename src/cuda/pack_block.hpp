@@ -18,11 +18,106 @@ inline constexpr int kPackColumns = kPackRows + (kRecordTiers - 1) * kUnitTokens
 inline constexpr uint8_t kNoToken = 255;  // a column that only fills up
 inline constexpr uint8_t kLeftOut = 255;  // tier of a row that stands elsewhere
 
-// Order of scores as numbers without a sign: 0 and -0 are equal, and nothing is 0.
+// Order of scores as numbers without a sign: 0 and -0 are equal.
 ZC_BOTH inline uint32_t rank_key(float score) {
   const uint32_t bits = bits_of(score + 0.0f);
-  const uint32_t key = bits >> 31 ? ~bits : bits | 0x80000000u;
-  return key > 0 ? key : 1;
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+// A set of rows: bit r % 32 of word r / 32.
+struct RowSet {
+  static constexpr int kWords = kPackRows / 32;
+  uint32_t words[kWords] = {};
+
+  ZC_BOTH int size() const {
+    int n = 0;
+    ZC_UNROLL
+    for (int w = 0; w < kWords; ++w) n += ones_of(words[w]);
+    return n;
+  }
+  // Those before row `lane` of a word.
+  ZC_BOTH int before(int word, int lane) const {
+    int n = ones_of(words[word] & ((1u << lane) - 1));
+    ZC_UNROLL
+    for (int w = 0; w < kWords; ++w) n += w < word ? ones_of(words[w]) : 0;
+    return n;
+  }
+  ZC_BOTH void add(const RowSet& others) {
+    ZC_UNROLL
+    for (int w = 0; w < kWords; ++w) words[w] |= others.words[w];
+  }
+  ZC_BOTH void remove(const RowSet& others) {
+    ZC_UNROLL
+    for (int w = 0; w < kWords; ++w) words[w] &= ~others.words[w];
+  }
+};
+
+// A number of each row, held by a warp: a lane has those of row `lane` of each word. On the host,
+// where lanes come one after another, each has all.
+class RowNumbers {
+ public:
+  template <class Of>
+  ZC_BOTH RowNumbers(int lane, Of&& number_of) {
+    ZC_UNROLL
+    for (int i = 0; i < kHeld; ++i)
+      held_[i] = number_of(kHeld == kPackRows ? i : i * kLanes + lane);
+  }
+
+  // The rows of `among` whose number passes a test. Asked by all lanes of the warp together.
+  template <class Test>
+  ZC_BOTH RowSet rows(const RowSet& among, Test&& passes) const {
+    RowSet found;
+    ZC_UNROLL
+    for (int w = 0; w < RowSet::kWords; ++w) {
+#ifdef __CUDA_ARCH__
+      found.words[w] = __ballot_sync(~0u, passes(held_[w]));
+#else
+      for (int lane = 0; lane < kLanes; ++lane)
+        found.words[w] |= uint32_t(passes(held_[w * kLanes + lane])) << lane;
+#endif
+      found.words[w] &= among.words[w];
+    }
+    return found;
+  }
+
+ private:
+#ifdef __CUDA_ARCH__
+  static constexpr int kHeld = kPackRows / kLanes;
+#else
+  static constexpr int kHeld = kPackRows;
+#endif
+  uint32_t held_[kHeld];
+};
+
+// The last n rows of a set that has as many.
+ZC_BOTH inline RowSet last_of(RowSet rows, int n) {
+  int surplus = rows.size() - n;
+  for (int w = 0; w < RowSet::kWords && surplus > 0; ++w) {
+    for (; rows.words[w] != 0 && surplus > 0; --surplus) rows.words[w] &= rows.words[w] - 1;
+  }
+  return rows;
+}
+
+// The n rows of `among` with the largest keys, of equal ones the later; all where there are fewer.
+// Bit by bit of the keys: those that have the next bit stand before those that are without.
+ZC_BOTH inline RowSet largest_of(const RowNumbers& keys, const RowSet& among, int n) {
+  RowSet chosen, open = among;  // open: those whose keys are the same so far
+  int n_open = open.size();
+  for (int bit = 31; bit >= 0 && n > 0 && n < n_open; --bit) {
+    const RowSet with = keys.rows(open, [bit](uint32_t key) { return (key >> bit & 1) != 0; });
+    const int n_with = with.size();
+    if (n_with <= n) {
+      chosen.add(with);
+      open.remove(with);
+      n -= n_with;
+      n_open -= n_with;
+    } else {
+      open = with;
+      n_open = n_with;
+    }
+  }
+  if (n > 0) chosen.add(n < n_open ? last_of(open, n) : open);
+  return chosen;
 }
 
 // Widths that decide how words are put together, as types.
@@ -51,32 +146,38 @@ ZC_BOTH void with_width(int bits, Use&& use) {
 template <int kDim, bool kRotated>
 struct PackShared {
   using Value = std::conditional_t<kRotated, float, uint16_t>;
+  using Quad = QuadOf<Value>;
   // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a
   // bank.
   static constexpr int kStride = kDim + 16 / int(sizeof(Value));
-  static constexpr int kParts = 2 * kPackThreads / kDim;  // in which rows are measured by channels
+  // Channels are measured four by four, every kGroups-th row by the same thread.
+  static constexpr int kQuads = kDim / 4, kGroups = kPackThreads / kQuads;
 
   alignas(16) Value tile[kPackRows][kStride];
   union {
-    struct {  // of each channel, by the tier that owns its parameters and by part of the rows
-      alignas(8) Value lo[kRecordTiers][kParts][kDim], hi[kRecordTiers][kParts][kDim];
+    struct {  // of each channel, by the tier that owns its parameters and by group of rows
+      Quad lo[kRecordTiers][kGroups][kQuads], hi[kRecordTiers][kGroups][kQuads];
     } channels;
-    struct {  // of each row, by half of the channels; by half of the ranges that were tried
-      Extremes ranges[2][kPackRows];
+    struct {  // of each row, by part of the channels; by half of the ranges that were tried
+      Extremes ranges[kPackWarps][kPackRows];
       Search searches[2][kPackRows];
     } tokens;
   };
-  Grid channel_grids[kRecordTiers][kDim];
-  Factor factors[kDim];
-  alignas(16) Grid token_grids[kPackColumns];
-  alignas(16) uint32_t keys[kPackRows];
+  union {
+    alignas(16) Grid channel_grids[kRecordTiers][kDim];  // keys by channel
+    struct {
+      alignas(16) Factor factors[kDim];
+      alignas(16) Grid token_grids[kPackColumns];
+    };
+  };
   alignas(16) uint8_t tiers[kPackRows];
-  alignas(16) uint8_t order[kPackColumns];         // the row behind each column
-  uint32_t rows_of[kRecordTiers][kPackRows / 32];  // bit r % 32 of word r / 32: row r
+  alignas(16) uint8_t order[kPackColumns];  // the row behind each column
   TierHeader headers[kRecordTiers];
+  int counts[kRecordTiers];      // tokens of each tier, evicted ones among them
   int starts[kRecordTiers + 1];  // columns where tiers begin, and where the last one ends
   uint32_t steps[kRecordTiers];  // largest step of each tier, as the bits of a float
-  int n_coded, wrong;
+  int n_coded;
+  bool wrong_counts, wrong_size;
 
   ZC_BOTH PackShared() {}
 };
@@ -100,29 +201,47 @@ class SidePacker {
         thread_(thread),
         shared_(shared) {}
 
-  static constexpr int kSteps = 11;
+  // Steps with a barrier between them; threads of a block agree on which of them there are.
+  static constexpr int kSteps = 9;
+  ZC_BOTH bool has_step(int number) const {
+    switch (number) {
+      case 1:
+      case 2:
+        return kRotated && rotates();
+      case 3:
+      case 4:
+        return kIsK ? by_channel() : form_.v_factors;
+      case 5:
+        return !by_channel() || (kRotated && args_.form.k_by_queries);
+      case 6:
+        return !by_channel() && searches(fit());
+      case 7:
+        return !by_channel();
+      default:
+        return true;
+    }
+  }
   ZC_BOTH void step(int number) const {
-    if (number > 2 && shared_.wrong) return;
+    if (number > 0 && (shared_.wrong_counts || shared_.wrong_size)) {
+      if (number + 1 == kSteps && kIsK && thread_ == 0 && args_.n_wrong) count_wrong();
+      return;
+    }
     switch (number) {
       case 0:
         return begin();
       case 1:
-        return rank();
-      case 2:
-        return sort();
-      case 3:
         return rotate_near();
-      case 4:
+      case 2:
         return rotate_far();
-      case 5:
+      case 3:
         return measure_channels();
-      case 6:
+      case 4:
         return kIsK ? fit_channels() : take_factors();
-      case 7:
-        return by_queries() ? round_keys() : measure_tokens();
-      case 8:
+      case 5:
+        return by_channel() ? round_keys() : measure_tokens();
+      case 6:
         return search_tokens();
-      case 9:
+      case 7:
         return fit_tokens();
       default:
         code();
@@ -132,6 +251,7 @@ class SidePacker {
 
  private:
   using Value = typename Shared::Value;
+  using Quad = typename Shared::Quad;
   static constexpr int kFragments = kDim / 16;
   static constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
 
@@ -161,26 +281,26 @@ class SidePacker {
 
   // ---- tiers
 
+  // Rows are on their way while a warp ranks them and a thread of another makes the headers.
   ZC_BOTH void begin() const {
     load_rows();
-    if (thread_ < kPackColumns) shared_.order[thread_] = kNoToken;
-    if (thread_ < kRecordTiers) {
-      shared_.steps[thread_] = 0;
-      for (uint32_t& rows : shared_.rows_of[thread_]) rows = 0;
-    }
-    if (thread_ >= kPackRows) return;
-    const bool out = left_out(thread_);
-    shared_.keys[thread_] = ranks() && !out ? rank_key(score()) : 0;
-    shared_.tiers[thread_] = out ? kLeftOut : given_tier();
+    if (thread_ < kRecordTiers) shared_.steps[thread_] = 0;
+    if (thread_ < kLanes) sort();
+    const bool counts_known = ranks() || form_.n_tiers == 1;
+    if (thread_ == (counts_known ? kPackThreads - 1 : 0)) lay_out(counts_known);
+    wait_for_copies();
   }
 
+  // Each thread the same channels of every so many rows.
   ZC_BOTH void load_rows() const {
     const InputRows& rows = kIsK ? args_.k : args_.v;
-    constexpr int kPieces = kDim / kPieceNumbers;
-    for (int i = thread_; i < kPackRows * kPieces; i += kPackThreads) {
-      const int row = i / kPieces, channel = i % kPieces * kPieceNumbers;
-      const uint16_t* from = rows.row(task_.stream, task_.row + row, head_) + channel;
-      Value* to = &shared_.tile[row][channel];
+    constexpr int kPieces = kDim / kPieceNumbers, kAtOnce = kPackThreads / kPieces;
+    const int first = thread_ / kPieces, channel = thread_ % kPieces * kPieceNumbers;
+    const uint16_t* from = rows.row(task_.stream, task_.row + first, head_) + channel;
+    const int64_t stride = kAtOnce * rows.token_stride;
+    ZC_UNROLL
+    for (int i = 0; i < kPackRows / kAtOnce; ++i) {
+      Value* to = &shared_.tile[first + i * kAtOnce][channel];
       if constexpr (kRotated) {
         const SixteenBytes piece = *reinterpret_cast<const SixteenBytes*>(from);
         ZC_UNROLL
@@ -189,93 +309,93 @@ class SidePacker {
       } else {
         copy_piece(to, from);
       }
+      from += stride;
     }
   }
 
-  // Score of this thread's row (saliency/probes.hpp: normalized_score).
-  ZC_BOTH float score() const {
-    const int place = task_.row + thread_;
+  // What decides a row's tier, the larger the more salient; or the tier itself.
+  ZC_BOTH uint32_t number_of(int row) const {
+    if (form_.n_tiers == 1) return 0;
+    const int place = task_.row + row;
+    if (!ranks()) return args_.tiers.tokens(task_.stream, head_)[place];
+    return rank_key(score(place));
+  }
+
+  // saliency/probes.hpp: normalized_score.
+  ZC_BOTH float score(int place) const {
     const float sum = args_.scores.tokens(task_.stream, head_)[place];
     if (!args_.seen.data) return sum;
     const uint32_t seen = args_.seen.tokens(task_.stream, head_)[place];
     return seen == 0 ? INFINITY : sum / float(seen);
   }
 
-  ZC_BOTH uint8_t given_tier() const {
-    if (form_.n_tiers == 1 || ranks()) return 0;
-    return args_.tiers.tokens(task_.stream, head_)[task_.row + thread_];
-  }
-
-  // Each token's tier, and the rows of each tier.
-  ZC_BOTH void rank() const {
-    if (thread_ >= kPackRows || left_out(thread_)) return;
-    if (ranks()) shared_.tiers[thread_] = uint8_t(tier_by_rank());
-    const int tier = shared_.tiers[thread_];
-    if (tier < form_.n_tiers) set_bit(shared_.rows_of[tier][thread_ / 32], thread_ % 32);
-  }
-
-  // By the number of more salient tokens.
-  ZC_BOTH int tier_by_rank() const {
-    const uint32_t own = shared_.keys[thread_];
-    int rank = 0;
-    for (int row = 0; row < kPackRows; row += 4) {
-      const SixteenBytes others = reinterpret_cast<const SixteenBytes&>(shared_.keys[row]);
-      ZC_UNROLL
-      for (int i = 0; i < 4; ++i)
-        rank += others.word[i] > own || (others.word[i] == own && row + i > thread_);
-    }
-    int tier = 0, better = 0;
-    for (int t = 0; t + 1 < form_.n_tiers; ++t) {
-      better += task_.counts[t];
-      tier += rank >= better;
-    }
-    return tier;
-  }
-
-  // Of the rows of a tier, those before `row`.
-  ZC_BOTH int rows_before(int tier, int row) const {
-    int n = 0;
+  ZC_BOTH RowSet coded_rows() const {
+    RowSet rows;
     ZC_UNROLL
-    for (int word = 0; word < kPackRows / 32; ++word) {
-      const int before = row - word * 32;
-      const uint32_t mask = before <= 0 ? 0u : before >= 32 ? ~0u : (1u << before) - 1;
-      n += ones_of(shared_.rows_of[tier][word] & mask);
-    }
-    return n;
+    for (int w = 0; w < RowSet::kWords; ++w) rows.words[w] = ~task_.left_out[w];
+    return rows;
   }
 
-  // Where each token's column is: tiers one after another, filled up to whole units, tokens of each
-  // in their order.
+  // A warp: each token's tier and column. Columns are tiers one after another, filled up to whole
+  // units, tokens of each in their order.
   ZC_BOTH void sort() const {
-    wait_for_copies();
-    if (thread_ >= kPackRows) return;
-    int counts[kRecordTiers], starts[kRecordTiers + 1] = {};
+    const RowNumbers numbers(thread_, [&](int row) { return number_of(row); });
+    RowSet left = coded_rows();
+    RowSet out;
     ZC_UNROLL
-    for (int t = 0; t < kRecordTiers; ++t) {
-      counts[t] = rows_before(t, kPackRows);
-      const bool held = t < form_.n_tiers && form_.holds(t);
-      starts[t + 1] = starts[t] + (held ? units_of(counts[t]) * kUnitTokens : 0);
-      if (held && t == shared_.tiers[thread_])
-        shared_.order[starts[t] + rows_before(t, thread_)] = uint8_t(thread_);
+    for (uint32_t& word : out.words) word = ~0u;
+    out.remove(left);
+    place_rows(out, kLeftOut, -1);
+    const int expected = left.size();
+    int start = 0, n_coded = 0;
+    bool wrong = false;
+    for (int t = 0; t < form_.n_tiers; ++t) {
+      const RowSet rows = rows_of_tier(t, numbers, left);
+      left.remove(rows);
+      const int count = rows.size();
+      const bool held = form_.holds(t);
+      place_rows(rows, uint8_t(t), held ? start : -1);
+      if (thread_ == 0) shared_.counts[t] = count, shared_.starts[t] = start;
+      if (held) start = fill_up(start + count);
+      n_coded += count;
+      wrong = wrong || (ranks() && count != task_.counts[t]);
     }
-    if (thread_ == 0) lay_out(counts, starts);
+    if (thread_ != 0) return;
+    for (int t = form_.n_tiers; t <= kRecordTiers; ++t) shared_.starts[t] = start;
+    shared_.n_coded = n_coded;
+    shared_.wrong_counts = wrong || n_coded != expected;
   }
 
-  ZC_BOTH void lay_out(const int (&counts)[kRecordTiers],
-                       const int (&starts)[kRecordTiers + 1]) const {
-    const int size = place_record(form_, counts, shared_.headers);
-    int n_coded = 0, expected = kPackRows;
-    bool wrong = size != entry_.size;
+  ZC_BOTH RowSet rows_of_tier(int tier, const RowNumbers& numbers, const RowSet& left) const {
+    if (!ranks()) return numbers.rows(left, [=](uint32_t of) { return of == uint32_t(tier); });
+    return tier + 1 < form_.n_tiers ? largest_of(numbers, left, task_.counts[tier]) : left;
+  }
+
+  // Gives rows their tier, and the columns from `start` on unless that is below 0.
+  ZC_BOTH void place_rows(const RowSet& rows, uint8_t tier, int start) const {
     ZC_UNROLL
-    for (int t = 0; t < kRecordTiers; ++t) {
-      n_coded += counts[t];
-      wrong = wrong || (ranks() && counts[t] != task_.counts[t]);
+    for (int w = 0; w < RowSet::kWords; ++w) {
+      if (!(rows.words[w] >> thread_ & 1)) continue;
+      const int row = w * kLanes + thread_;
+      shared_.tiers[row] = tier;
+      if (start >= 0) shared_.order[start + rows.before(w, thread_)] = uint8_t(row);
     }
-    for (const uint32_t rows : task_.left_out) expected -= ones_of(rows);
-    for (int t = 0; t <= kRecordTiers; ++t) shared_.starts[t] = starts[t];
-    shared_.n_coded = n_coded;
-    shared_.wrong = wrong || n_coded != expected;
-    if (shared_.wrong && kIsK && args_.n_wrong) count_wrong();
+  }
+
+  // The end of the unit in which a tier ends.
+  ZC_BOTH int fill_up(int end) const {
+    const int filled = units_of(end) * kUnitTokens;
+    if (end + thread_ < filled) shared_.order[end + thread_] = kNoToken;
+    return filled;
+  }
+
+  // One thread; beside the sorting where tiers have the counts of the task.
+  ZC_BOTH void lay_out(bool counts_known) const {
+    int counts[kRecordTiers];
+    ZC_UNROLL
+    for (int t = 0; t < kRecordTiers; ++t) counts[t] = counts_known ? task_.counts[t] : shared_.counts[t];
+    if (form_.n_tiers == 1) counts[0] = coded_rows().size();
+    shared_.wrong_size = place_record(form_, counts, shared_.headers) != entry_.size;
   }
 
   ZC_BOTH void count_wrong() const {
@@ -329,47 +449,66 @@ class SidePacker {
     return form_.k_params_tier[tier];
   }
 
-  // Each thread two channels of a part of the rows.
+  ZC_BOTH const Quad& quad(int row, int channel) const {
+    return reinterpret_cast<const Quad&>(shared_.tile[row][channel]);
+  }
+
+  // Each thread four channels of a group of the rows.
   ZC_BOTH void measure_channels() const {
-    if (!by_channel() && (kIsK || !form_.v_factors)) return;
-    const int channel = thread_ % (kDim / 2) * 2, part = thread_ / (kDim / 2);
-    constexpr int kRows = kPackRows / Shared::kParts;
-    // A tier's two channels side by side: of an array of arrays nvcc 13.0 sets only the first array
-    // to the initial values of its class, the others to zeros.
-    Extremes found[kRecordTiers * 2];
-    for (int i = 0; i < kRows; ++i) {
-      const int row = part * kRows + i;
-      const int owner = kIsK ? owner_of(row) : shared_.tiers[row] == kLeftOut ? -1 : 0;
-      ZC_UNROLL
-      for (int t = 0; t < (kIsK ? kRecordTiers : 1); ++t) {
-        if (t != owner) continue;
-        ZC_UNROLL
-        for (int c = 0; c < 2; ++c) {
-          const float x = number(shared_.tile[row][channel + c]);
-          found[t * 2 + c].take(kIsK ? x : fabsf(x));
-        }
+    const int quad = thread_ % Shared::kQuads, group = thread_ / Shared::kQuads;
+    if constexpr (kIsK) {
+      for (int t = 0; t < form_.n_tiers; ++t) {
+        if (form_.k_params_tier[t] == t) measure_owned(t, group, quad);
+      }
+    } else {
+      measure_sizes(group, quad);
+    }
+  }
+
+  ZC_BOTH void measure_owned(int owner, int group, int own_quad) const {
+    Quad lo = Quad::all(INFINITY), hi = Quad::all(-INFINITY);
+    for (int t = owner; t < form_.n_tiers; ++t) {
+      if (form_.k_params_tier[t] != owner || !in_codes(form_.k_bits[t])) continue;
+      const int end = shared_.starts[t] + shared_.counts[t];
+      for (int column = shared_.starts[t] + group; column < end; column += Shared::kGroups) {
+        const Quad& x = quad(shared_.order[column], own_quad * 4);
+        lo.lower(x);
+        hi.raise(x);
       }
     }
-    ZC_UNROLL
-    for (int t = 0; t < (kIsK ? kRecordTiers : 1); ++t) {
-      ZC_UNROLL
-      for (int c = 0; c < 2; ++c) {
-        store(shared_.channels.lo[t][part][channel + c], found[t * 2 + c].lo);
-        store(shared_.channels.hi[t][part][channel + c], found[t * 2 + c].hi);
-      }
+    shared_.channels.lo[owner][group][own_quad] = lo;
+    shared_.channels.hi[owner][group][own_quad] = hi;
+  }
+
+  // The largest numbers without their signs.
+  ZC_BOTH void measure_sizes(int group, int own_quad) const {
+    const bool all = shared_.n_coded == kPackRows;
+    Quad hi = Quad::all(0);
+    for (int row = group; row < kPackRows; row += Shared::kGroups) {
+      if (!all && shared_.tiers[row] == kLeftOut) continue;
+      hi.raise(quad(row, own_quad * 4).size());
     }
+    shared_.channels.hi[0][group][own_quad] = hi;
   }
 
   ZC_BOTH Extremes range_of_channel(int owner, int channel) const {
     Extremes range;
     ZC_UNROLL
-    for (int part = 0; part < Shared::kParts; ++part) {
-      Extremes next;
-      next.lo = number(shared_.channels.lo[owner][part][channel]);
-      next.hi = number(shared_.channels.hi[owner][part][channel]);
-      range.take(next);
+    for (int group = 0; group < Shared::kGroups; ++group) {
+      range.lo = fminf(range.lo, shared_.channels.lo[owner][group][channel / 4].at(channel % 4));
+      range.hi = fmaxf(range.hi, shared_.channels.hi[owner][group][channel / 4].at(channel % 4));
     }
+    if (range.lo == 0) range.lo = first_zero_of_channel(owner, channel);
     return range;
+  }
+
+  // The sign of a smallest number 0 is that of the first.
+  ZC_BOTH float first_zero_of_channel(int owner, int channel) const {
+    for (int row = 0; row < kPackRows; ++row) {
+      const float x = number(shared_.tile[row][channel]);
+      if (x == 0 && owner_of(row) == owner) return x;
+    }
+    return 0;
   }
 
   // The numbers of a channel of all rows that are coded on an owner's parameters.
@@ -390,7 +529,6 @@ class SidePacker {
 
   // Each thread one channel at a time.
   ZC_BOTH void fit_channels() const {
-    if (!by_channel()) return;
     for (int i = thread_; i < form_.n_tiers * kDim; i += kPackThreads) {
       const int owner = i / kDim, channel = i % kDim, place = params(shared_.headers[owner]);
       if (place == 0 || form_.k_params_tier[owner] != owner) continue;
@@ -412,6 +550,7 @@ class SidePacker {
   // what of them stands in the tile becomes their codes.
   ZC_BOTH void round_keys() const {
     if constexpr (kIsK && kRotated) {
+      if (!by_queries()) return;
       constexpr int kGroups = kDim / kFeedbackGroup;
       for (int i = thread_; i < kPackRows * kGroups; i += kPackThreads) {
         const int row = i % kPackRows, group = i / kPackRows, owner = owner_of(row);
@@ -461,12 +600,20 @@ class SidePacker {
 
   ZC_BOTH int params_of(int owner) const { return params(shared_.headers[owner]); }
 
+  ZC_BOTH float size_of_channel(int channel) const {
+    float size = 0;
+    ZC_UNROLL
+    for (int group = 0; group < Shared::kGroups; ++group)
+      size = fmaxf(size, shared_.channels.hi[0][group][channel / 4].at(channel % 4));
+    return size;
+  }
+
   // codec/quantize.hpp: cst_factors. Where nothing is coded they stay 0.
   ZC_BOTH void take_factors() const {
-    if (!form_.v_factors || thread_ >= kDim) return;
+    if (thread_ >= kDim) return;
     uint16_t factor = 0;
     if (shared_.n_coded > 0) {
-      factor = half_of(sqrtf(range_of_channel(0, thread_).hi));
+      factor = half_of(sqrtf(size_of_channel(thread_)));
       if (factor == 0) factor = half_of(1.0f);
     }
     halves(shared_.headers[0].v_factors)[v_factor_place(thread_)] = factor;
@@ -482,50 +629,86 @@ class SidePacker {
     return divided<!kRotated>(x, shared_.factors[channel]);
   }
 
-  // The numbers of a row that are coded, of channels `begin` to `end` - 1.
+  static constexpr int kNumbers = 16 / int(sizeof(Value));  // of 16 bytes
+  struct alignas(16) Piece {
+    Value x[kNumbers];
+  };
+  ZC_BOTH Piece piece(int row, int channel) const {
+    Piece out;
+    reinterpret_cast<SixteenBytes&>(out) =
+        reinterpret_cast<const SixteenBytes&>(shared_.tile[row][channel]);
+    return out;
+  }
+
+  // The numbers of a row that are coded.
   template <class Visit>
-  ZC_BOTH void for_row(int row, int begin, int end, Visit&& visit) const {
-    constexpr int kNumbers = 16 / int(sizeof(Value));
-    for (int channel = begin; channel < end; channel += kNumbers) {
-      struct alignas(16) {
-        Value x[kNumbers];
-      } piece;
-      reinterpret_cast<SixteenBytes&>(piece) =
-          reinterpret_cast<const SixteenBytes&>(shared_.tile[row][channel]);
+  ZC_BOTH void for_row(int row, Visit&& visit) const {
+    for (int channel = 0; channel < kDim; channel += kNumbers) {
+      const Piece numbers = piece(row, channel);
       ZC_UNROLL
-      for (int c = 0; c < kNumbers; ++c) visit(taken(number(piece.x[c]), channel + c));
+      for (int c = 0; c < kNumbers; ++c) visit(taken(number(numbers.x[c]), channel + c));
     }
   }
 
-  // Each thread half the channels of a row.
+  // Each warp a part of the channels, each lane of it four rows.
   ZC_BOTH void measure_tokens() const {
-    if (by_channel()) return;
-    const int row = thread_ % kPackRows, part = thread_ / kPackRows;
-    Extremes found;
-    for_row(row, part * (kDim / 2), (part + 1) * (kDim / 2), [&](float x) { found.take(x); });
-    shared_.tokens.ranges[part][row] = found;
+    constexpr int kOfLane = kPackRows / kLanes, kOfWarp = kDim / kPackWarps;
+    const int warp = thread_ / kLanes, lane = thread_ % kLanes;
+    float lo[kOfLane], hi[kOfLane];
+    ZC_UNROLL
+    for (int i = 0; i < kOfLane; ++i) lo[i] = INFINITY, hi[i] = -INFINITY;
+    for (int channel = warp * kOfWarp; channel < (warp + 1) * kOfWarp; channel += kNumbers) {
+      ZC_UNROLL
+      for (int i = 0; i < kOfLane; ++i) {
+        const Piece numbers = piece(i * kLanes + lane, channel);
+        ZC_UNROLL
+        for (int c = 0; c < kNumbers; ++c) {
+          const float x = taken(number(numbers.x[c]), channel + c);
+          lo[i] = fminf(lo[i], x);
+          hi[i] = fmaxf(hi[i], x);
+        }
+      }
+    }
+    ZC_UNROLL
+    for (int i = 0; i < kOfLane; ++i) {
+      Extremes& found = shared_.tokens.ranges[warp][i * kLanes + lane];
+      found.lo = lo[i];
+      found.hi = hi[i];
+    }
   }
 
   ZC_BOTH Extremes range_of_token(int row) const {
-    Extremes range = shared_.tokens.ranges[0][row];
-    range.take(shared_.tokens.ranges[1][row]);
+    Extremes range;
+    ZC_UNROLL
+    for (int part = 0; part < kPackWarps; ++part) {
+      range.lo = fminf(range.lo, shared_.tokens.ranges[part][row].lo);
+      range.hi = fmaxf(range.hi, shared_.tokens.ranges[part][row].hi);
+    }
+    if (range.lo == 0) range.lo = first_zero_of_token(row);
     return range;
+  }
+
+  ZC_BOTH float first_zero_of_token(int row) const {
+    for (int channel = 0; channel < kDim; ++channel) {
+      const float x = taken(number(shared_.tile[row][channel]), channel);
+      if (x == 0) return x;
+    }
+    return 0;
   }
 
   // Each thread half the clipped ranges of a row.
   ZC_BOTH void search_tokens() const {
-    if (by_channel() || !searches(fit())) return;
     const int row = thread_ % kPackRows, part = thread_ / kPackRows, tier = shared_.tiers[row];
     if (tier == kLeftOut || !in_codes(bits(shared_.headers[tier]))) return;
     const int width = bits(shared_.headers[tier]), middle = (n_clips(width) + 1) / 2;
     shared_.tokens.searches[part][row] = search_clips(
         range_of_token(row), kDim, width, fit(), part * middle, part == 0 ? middle : n_clips(width),
-        [&](auto&& visit) { for_row(row, 0, kDim, visit); });
+        [&](auto&& visit) { for_row(row, visit); });
   }
 
   // Each thread one column.
   ZC_BOTH void fit_tokens() const {
-    if (by_channel() || thread_ >= shared_.starts[kRecordTiers]) return;
+    if (thread_ >= shared_.starts[kRecordTiers]) return;
     int tier = 0;
     while (thread_ >= shared_.starts[tier + 1]) ++tier;
     const TierHeader& header = shared_.headers[tier];
@@ -577,7 +760,8 @@ class SidePacker {
     constexpr int kWide = wide_words(kDim, kBits), kWords = kBits == 3 ? 3 : kWide;
     constexpr int kPiece = kBits == 3 ? 4 : kWide * 4 / kBits, kPieces = kFragments / kPiece;
     const TierHeader& header = shared_.headers[tier];
-    const int warp = thread_ / kLanes, lane = thread_ % kLanes;
+    const int lane = thread_ % kLanes, ahead = thread_ / kLanes;
+    const int warp = tier % 2 == 0 ? ahead : kPackWarps - 1 - ahead;  // tiers share out the warps
     for (int i = warp; i < units_of(header.count) * kPieces; i += kPackWarps) {
       const int unit = i / kPieces, piece = i % kPieces;
       uint32_t words[kWords] = {};

@@ -18,6 +18,7 @@ void emulate_side(const PackArgs& args, int task, int head, Order order) {
   const auto shared = std::make_unique<Shared>();
   std::memset(static_cast<void*>(shared.get()), 0xCD, sizeof(Shared));  // as good as unknown
   for (int step = 0; step < Packer::kSteps; ++step) {
+    if (!Packer(args, task, head, 0, *shared).has_step(step)) continue;
     for (int i = 0; i < kPackThreads; ++i) {
       const int thread = order == Order::Ascending ? i : kPackThreads - 1 - i;
       Packer(args, task, head, thread, *shared).step(step);
