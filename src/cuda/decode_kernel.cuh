@@ -922,8 +922,8 @@ __device__ void share_queries(const Launch& launch, const Task& task,
 
 // ---- records on their way to shared memory
 
-// Record i from the item's end stands in slot i modulo their number, and is asked for when the one
-// before it in the slot was read. Groups of warps that share records take these in turn.
+// Record i of the item stands in slot i modulo their number, and is asked for when the one before
+// it in the slot was read. Groups of warps that share records take these in turn.
 template <int kDim, int kTiles>
 class Ring {
  public:
@@ -942,7 +942,7 @@ class Ring {
   __device__ void begin() const {
     if (warp_ != 0 || lane_ >= launch_.n_slots) return;
     uint4 entry = {};
-    if (lane_ < item_.count) entry = entry_of(lane_);
+    if (lane_ < item_.count) entry = records_[lane_];
     open_barrier(&shared_.full[lane_], 1);
     shared_.readers[lane_] = 0;
     shared_.asked[lane_] = -1;
@@ -961,7 +961,7 @@ class Ring {
       if (i >= item_.count) return;
       uint4 next = {};  // a Record, on its way while this one is worked on
       const bool more = i + launch_.n_slots < item_.count;
-      if (more && lane_ == 0) next = entry_of(i + launch_.n_slots);
+      if (more && lane_ == 0) next = records_[i + launch_.n_slots];
       wait_for(i, slot, parity);
       work.add(memory_ + slot * launch_.slot_bytes, shared_.entries[slot], warp_ & (sharing - 1),
                sharing);
@@ -971,10 +971,6 @@ class Ring {
   }
 
  private:
-  // The last ones first: 16-bit rows, whose code is new to the processor then, are not what others
-  // wait for.
-  __device__ uint4 entry_of(int i) const { return records_[item_.count - 1 - i]; }
-
   // Record i, into a slot that nothing reads any more.
   __device__ void ask(int i, int slot, uint4 entry) const {
     const uint32_t bytes = (entry.y & 0xFFFF) * 16;

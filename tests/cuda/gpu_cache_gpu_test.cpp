@@ -230,7 +230,7 @@ class GpuCaches : public ::testing::Test {
 };
 
 // What operands of 16 bits leave.
-constexpr double kBound = 1e-3;
+constexpr double kBound = 2e-3;
 
 // Without scores both have the same codes.
 TEST_F(GpuCaches, PoliciesWithoutScoresAnswerAsTheCpu) {
