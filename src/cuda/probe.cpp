@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "cuda/device_memory.hpp"
 #include "cuda/probe_launch.hpp"
 
@@ -36,6 +38,9 @@ Status check(const ProbeArgs& args) {
   if (!args.log_sums && !args.workspace)
     return {Code::BadArgument,
             "sum_probes: found neither log_sums nor a workspace, expected one of them"};
+  if (!(args.scale > 0) || !std::isfinite(args.scale))
+    return {Code::BadArgument,
+            fmt::format("sum_probes: found scale = {}, expected a number above 0", args.scale)};
   return ok();
 }
 

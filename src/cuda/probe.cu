@@ -1,24 +1,39 @@
 // The kernels of the saliency pass: products of rows that a warp keeps in registers with rows that
 // all warps of a block stream through shared memory. The first kernel keeps query rows and streams
 // keys, the second the other way round.
+#include <type_traits>
+
 #include "cuda/device.cuh"
 #include "cuda/probe_launch.hpp"
 
 namespace zipcache::cuda {
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * kLanes;
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
-constexpr float kLowest = -1e30f;  // below every score, and a number
+constexpr float kLowest = -1e30f;  // below every product, and a number
 
-// Tiles of 16 rows that a warp keeps.
-template <int kDim>
-constexpr int kTiles = kDim <= 128 ? 2 : 1;
-// Rows that a block of threads keeps, and streamed rows in shared memory at once.
-template <int kDim>
-constexpr int kKept = kWarps* kTiles<kDim> * 16;
-template <int kDim>
-constexpr int kStreamed = kDim <= 128 ? 64 : 32;
+// How a block of threads shares its work: kSharing warps keep the same rows, and each takes its
+// part of the streamed rows of a stage.
+template <int kChannels, int kSharingWarps>
+struct Form {
+  static constexpr int kDim = kChannels, kSharing = kSharingWarps;
+  static constexpr int kTiles = kDim <= 128 ? 2 : 1;  // of 16 rows, that a warp keeps
+  static constexpr int kSets = 4;                     // of warps that keep the same rows
+  static constexpr int kThreads = kSets * kSharing * kLanes;
+  static constexpr int kOwn = kTiles * 16, kKept = kSets * kOwn;  // rows of a warp, of a block
+  static constexpr int kStages = 3, kStreamed = kDim <= 128 ? 64 : 32;  // streamed rows of a stage
+  static constexpr int kGroups = 2, kAtOnce = kGroups * 8;  // streamed rows that a warp multiplies
+  static constexpr int kStride = kDim + 8;  // 16 bytes more, so that rows do not meet in a bank
+  static_assert(kStreamed % (kSharing * kAtOnce) == 0 && kKept <= kThreads);
+  static_assert(kKept <= kStages * kStreamed);
+
+  // What stands in shared memory: streamed rows, before these the kept ones.
+  using Row = uint16_t[kStride];
+  static constexpr int kRowBytes = kStages * kStreamed * kStride * int(sizeof(uint16_t));
+  // products[group][tile][i] of a lane is of kept row l / 4 + 8 (i / 2) of the tile and of streamed
+  // row 2 (l % 4) + i % 2 of the group.
+  using Products = float[kGroups][kTiles][4];
+};
 
 // Rows of 16 bits, in the order in which products take them.
 struct KeyRows {
@@ -45,90 +60,121 @@ struct QueryRows {
   }
 };
 
-// The first operand of products: kept rows `first` and on, as far as there are any; the last one
-// stands in for others.
-template <int kDim, class Rows>
-struct Kept {
-  uint32_t words[kTiles<kDim>][kDim / 16][4];
+// Begins to copy rows `first` and on to `to` [n]; row `last` stands in for those behind it.
+template <class F, class Rows>
+__device__ __forceinline__ void copy_rows(const Rows& rows, int first, int last, int n,
+                                          typename F::Row* to) {
+  constexpr int kOfRow = 4;  // threads
+  for (int row = int(threadIdx.x) / kOfRow; row < n; row += F::kThreads / kOfRow) {
+    const uint16_t* from = rows[min(first + row, last)];
+#pragma unroll
+    for (int piece = 0; piece < F::kDim / 8; piece += kOfRow) {
+      const int channel = (piece + int(threadIdx.x) % kOfRow) * 8;
+      copy_16(&to[row][channel], from + channel);
+    }
+  }
+}
 
-  __device__ Kept(const Rows& rows, int first, int n_rows) {
+// What a warp does of its block's work.
+template <class F>
+struct OwnPart {
+  int first;  // of its kept rows among the block's
+  int part;   // of the streamed rows
+
+  __device__ OwnPart()
+      : first(int(threadIdx.x) / kLanes % F::kSets * F::kOwn),
+        part(int(threadIdx.x) / kLanes / F::kSets) {}
+  // Calls visit(tile, half, row) for the rows of the block that the lane holds results of.
+  template <class Visit>
+  __device__ __forceinline__ void each(Visit&& visit) const {
+#pragma unroll
+    for (int tile = 0; tile < F::kTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        visit(tile, half, first + tile * 16 + int(threadIdx.x) % kLanes / 4 + 8 * half);
+    }
+  }
+};
+
+// The first operand of products: a warp's kept rows.
+template <class F>
+struct Kept {
+  uint32_t words[F::kTiles][F::kDim / 16][4];
+
+  // By all threads of the block: its rows, through shared memory.
+  template <class Rows>
+  __device__ Kept(const Rows& rows, int block_first, int n_rows, int first,
+                  typename F::Row* space) {
+    copy_rows<F>(rows, block_first, n_rows - 1, F::kKept, space);
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
     const int lane = int(threadIdx.x) % kLanes;
 #pragma unroll
-    for (int tile = 0; tile < kTiles<kDim>; ++tile) {
+    for (int tile = 0; tile < F::kTiles; ++tile) {
+      const uint32_t address = shared_address(&space[first + tile * 16 + lane % 16][lane / 16 * 8]);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = min(first + tile * 16 + lane / 4 + 8 * half, n_rows - 1);
-        const auto* from = reinterpret_cast<const uint32_t*>(rows[row]) + lane % 4;
+      for (int s = 0; s < F::kDim / 16; ++s)
+        load_matrices(address + uint32_t(s) * 32, words[tile][s]);
+    }
+    __syncthreads();
+  }
+
+  // With the streamed rows in shared memory from `rows` on. As many sums side by side as there
+  // are groups and tiles, since each product waits for the one before it.
+  __device__ __forceinline__ void multiply(const typename F::Row* rows,
+                                           typename F::Products& products) const {
+    const int lane = int(threadIdx.x) % kLanes;
+    const uint32_t address = shared_address(&rows[lane % 8][lane / 8 * 8]);
 #pragma unroll
-        for (int s = 0; s < kDim / 16; ++s) {
-          words[tile][s][half] = __ldg(from + 8 * s);
-          words[tile][s][2 + half] = __ldg(from + 8 * s + 4);
+    for (int s = 0; s < F::kDim / 16; s += 2) {
+      uint32_t b[F::kGroups][4];
+#pragma unroll
+      for (int group = 0; group < F::kGroups; ++group)
+        load_matrices(address + uint32_t(group * 8 * sizeof(typename F::Row) + s * 32), b[group]);
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+#pragma unroll
+        for (int group = 0; group < F::kGroups; ++group) {
+#pragma unroll
+          for (int tile = 0; tile < F::kTiles; ++tile) {
+            const auto& a = words[tile][s + odd];
+            multiply_add(products[group][tile], a[0], a[1], a[2], a[3], b[group][2 * odd],
+                         b[group][2 * odd + 1]);
+          }
         }
       }
     }
   }
 };
 
-template <int kDim>
-struct Stages {
-  static constexpr int kStride = kDim + 8;  // 16 bytes more, so that rows do not meet in a bank
-  alignas(16) uint16_t rows[2][kStreamed<kDim>][kStride];
-};
-
-// Hands the products of kept rows with streamed rows `begin` to `end` - 1, eight of these at a
-// time, to use(slot, column, first, products): row `first` and on, the `column`-th and on of those
-// in `slot` of shared memory. products[tile][i] of a lane is of kept row l / 4 + 8 (i / 2) of the
-// tile and of streamed row first + 2 (l % 4) + i % 2, which may lie behind the end. By all threads
-// of the block, which call prepare(slot, first) when a slot is filled; wanted(slot, column) says
-// whether the warp needs these eight.
-template <int kDim, class KeptRows, class Rows, class Prepare, class Wanted, class Use>
-__device__ __forceinline__ void multiply(const Kept<kDim, KeptRows>& kept, const Rows& rows,
-                                         int begin, int end, Stages<kDim>& stages,
-                                         Prepare&& prepare, Wanted&& wanted, Use&& use) {
-  constexpr int kRows = kStreamed<kDim>, kPieces = kDim / 8;
-  const int lane = int(threadIdx.x) % kLanes;
-  const auto fill = [&](int slot, int first) {
-    prepare(slot, first);
-    for (int i = int(threadIdx.x); i < kRows * kPieces; i += kThreads) {
-      const int row = i / kPieces, piece = i % kPieces;
-      copy_16(&stages.rows[slot][row][piece * 8], rows[min(first + row, end - 1)] + piece * 8);
+// Streams rows `begin` to `end` - 1 through shared memory and calls use(slot, row, first) for each
+// kAtOnce of them that the warp takes: rows `first` and on, which are in `space` from `row` of the
+// stage in `slot` on and may lie behind the end. By all threads of the block, which call
+// prepare(slot, first) when they begin to fill a slot; what it copies is there when it is used.
+template <class F, class Rows, class Prepare, class Use>
+__device__ __forceinline__ void stream_rows(const Rows& rows, int begin, int end, int part,
+                                            typename F::Row* space, Prepare&& prepare, Use&& use) {
+  constexpr int kOfWarp = F::kStreamed / F::kSharing;
+  const auto fill = [&](int stage) {
+    const int first = begin + stage * F::kStreamed, slot = stage % F::kStages;
+    if (first < end) {
+      prepare(slot, first);
+      copy_rows<F>(rows, first, end - 1, F::kStreamed, space + slot * F::kStreamed);
     }
     commit_copies();
   };
-  if (begin >= end) return;
-  fill(0, begin);
-  for (int first = begin, slot = 0; first < end; first += kRows, slot ^= 1) {
-    if (first + kRows < end) {
-      fill(slot ^ 1, first + kRows);
-      wait_copies<1>();
-    } else {
-      wait_copies<0>();
+  for (int stage = 0; stage < F::kStages - 1; ++stage) fill(stage);
+  for (int stage = 0; begin + stage * F::kStreamed < end; ++stage) {
+    wait_copies<F::kStages - 2>();
+    __syncthreads();  // and all have left the slot that is filled now
+    fill(stage + F::kStages - 1);
+    const int slot = stage % F::kStages;
+#pragma unroll 1
+    for (int row = part * kOfWarp; row < (part + 1) * kOfWarp; row += F::kAtOnce) {
+      const int first = begin + stage * F::kStreamed + row;
+      if (first < end) use(slot, row, first);
     }
-    __syncthreads();
-    for (int column = 0; column < kRows && first + column < end; column += 8) {
-      if (!wanted(slot, column)) continue;
-      // Two sums side by side, since each product waits for the one before it.
-      float products[kTiles<kDim>][4] = {}, odd[kTiles<kDim>][4] = {};
-      const uint32_t address = shared_address(&stages.rows[slot][column + lane % 8][lane / 8 * 8]);
-#pragma unroll
-      for (int s = 0; s < kDim / 16; s += 2) {
-        uint32_t b[4];
-        load_matrices(address + uint32_t(s) * 32, b);
-#pragma unroll
-        for (int tile = 0; tile < kTiles<kDim>; ++tile) {
-          const auto& a = kept.words[tile];
-          multiply_add(products[tile], a[s][0], a[s][1], a[s][2], a[s][3], b[0], b[1]);
-          multiply_add(odd[tile], a[s + 1][0], a[s + 1][1], a[s + 1][2], a[s + 1][3], b[2], b[3]);
-        }
-      }
-#pragma unroll
-      for (int tile = 0; tile < kTiles<kDim>; ++tile) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) products[tile][i] += odd[tile][i];
-      }
-      use(slot, column, first + column, products);
-    }
-    __syncthreads();
   }
 }
 
@@ -137,11 +183,6 @@ __device__ __forceinline__ float sum_of_row(float x) {
   x += __shfl_xor_sync(~0u, x, 1);
   return x + __shfl_xor_sync(~0u, x, 2);
 }
-__device__ __forceinline__ float largest_of_row(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
 __device__ __forceinline__ const int32_t* limits_of(const ProbeArgs& args, int stream) {
   return args.limits + size_t(stream) * size_t(args.n_probes);
 }
@@ -151,77 +192,106 @@ __device__ __forceinline__ size_t log_place(const ProbeArgs& args, int stream, i
   return probe * size_t(args.n_heads * args.group) + size_t(head * args.group + row % args.group);
 }
 
-// What a warp keeps: which of the block's rows, and which of these its lanes hold results of.
-template <int kDim>
-struct OwnRows {
-  int first;
-
-  __device__ OwnRows()
-      : first((int(blockIdx.x) * kWarps + int(threadIdx.x) / kLanes) * kTiles<kDim> * 16) {}
-  // Calls visit(tile, half, row).
-  template <class Visit>
-  __device__ __forceinline__ void each(Visit&& visit) const {
-#pragma unroll
-    for (int tile = 0; tile < kTiles<kDim>; ++tile) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        visit(tile, half, first + tile * 16 + int(threadIdx.x) % kLanes / 4 + 8 * half);
-    }
-  }
-};
+template <class F>
+__device__ __forceinline__ typename F::Row* row_space() {
+  extern __shared__ __align__(16) uint8_t shared[];
+  return reinterpret_cast<typename F::Row*>(shared);
+}
 
 // ---- logarithms of the sums: a block of threads for some query rows of a KV head
 
-template <int kDim>
-__global__ void __launch_bounds__(kThreads)
-    log_sums_kernel(const __grid_constant__ ProbeArgs args, float* log_sums) {
-  constexpr int kT = kTiles<kDim>;
-  __shared__ Stages<kDim> stages;
-  __shared__ int most;  // keys that any row of the block sees
-  const int head = int(blockIdx.y), stream = int(blockIdx.z), lane = int(threadIdx.x) % kLanes;
-  const int n_rows = args.n_probes * args.group;
-  const OwnRows<kDim> own;
-  const Kept<kDim, QueryRows> kept({args.q, stream, head, args.group}, own.first, n_rows);
+// Of some keys: largest product, sum of exp2(scale * (product - peak)).
+struct Softmax {
+  float peak = kLowest, mass = 0;
 
-  int limits[kT][2];
-  float peaks[kT][2], masses[kT][2];
-  if (threadIdx.x == 0) most = 0;
-  __syncthreads();
-  own.each([&](int tile, int half, int row) {
-    limits[tile][half] =
-        row < n_rows ? min(limits_of(args, stream)[row / args.group], args.n_tokens) : 0;
-    atomicMax(&most, limits[tile][half]);
-    peaks[tile][half] = kLowest;
-    masses[tile][half] = 0;
-  });
-  __syncthreads();
-
-  const float scale = args.scale * kLog2E;
-  multiply<kDim>(
-      kept, KeyRows(args, stream, head), 0, most, stages, [](int, int) {},
-      [](int, int) { return true; },
-      [&](int, int, int key, const float(&products)[kT][4]) {
-        own.each([&](int tile, int half, int) {
-          float scores[2];
+  // n products, of which those of keys < n_seen count, if kMasked; keys are first, first + 1,
+  // first + 8, first + 9 and on.
+  template <bool kMasked, int n>
+  __device__ __forceinline__ void add(const float (&products)[n], float scale, int first,
+                                      int n_seen) {
+    const auto seen = [&](int i) { return !kMasked || first + i / 2 * 8 + i % 2 < n_seen; };
+    float raised = peak;
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const bool seen = key + lane % 4 * 2 + e < limits[tile][half];
-            scores[e] = seen ? products[tile][2 * half + e] * scale : -INFINITY;
-          }
-          float& peak = peaks[tile][half];
-          const float raised = fmaxf(peak, fmaxf(scores[0], scores[1]));
-          masses[tile][half] = masses[tile][half] * fast_exp2(peak - raised) +
-                               fast_exp2(scores[0] - raised) + fast_exp2(scores[1] - raised);
-          peak = raised;
-        });
+    for (int i = 0; i < n; ++i) raised = fmaxf(raised, seen(i) ? products[i] : kLowest);
+    const float top = raised * scale;
+    mass *= fast_exp2(peak * scale - top);
+#pragma unroll
+    for (int i = 0; i < n; ++i) mass += seen(i) ? fast_exp2(products[i] * scale - top) : 0.0f;
+    peak = raised;
+  }
+  __device__ __forceinline__ void merge(const Softmax& other, float scale) {
+    const float raised = fmaxf(peak, other.peak);
+    mass = mass * fast_exp2((peak - raised) * scale) +
+           other.mass * fast_exp2((other.peak - raised) * scale);
+    peak = raised;
+  }
+};
+
+template <class F>
+__global__ void __launch_bounds__(F::kThreads)
+    log_sums_kernel(const __grid_constant__ ProbeArgs args, float* log_sums) {
+  __shared__ Softmax parts[F::kSharing][F::kKept];
+  __shared__ int most;  // keys that any row of the block sees
+  const int head = int(blockIdx.x) % args.n_heads, stream = int(blockIdx.y);
+  const int block_first = int(blockIdx.x) / args.n_heads * F::kKept;
+  const int lane = int(threadIdx.x) % kLanes, n_rows = args.n_probes * args.group;
+  const OwnPart<F> own;
+  if (threadIdx.x == 0) most = 0;
+  const Kept<F> kept(QueryRows{args.q, stream, head, args.group}, block_first, n_rows, own.first,
+                     row_space<F>());
+
+  int limits[F::kTiles][2], own_most = 0, own_least = args.n_tokens;
+  own.each([&](int tile, int half, int i) {
+    const int row = block_first + i;
+    int& limit = limits[tile][half];
+    limit = row < n_rows ? min(limits_of(args, stream)[row / args.group], args.n_tokens) : 0;
+    own_most = max(own_most, limit);
+    own_least = min(own_least, limit);
+  });
+  own_most = __reduce_max_sync(~0u, own_most);
+  own_least = __reduce_min_sync(~0u, own_least);
+  if (lane == 0) atomicMax(&most, own_most);
+  __syncthreads();
+
+  Softmax softmax[F::kTiles][2];
+  const float scale = args.scale * kLog2E;
+  stream_rows<F>(
+      KeyRows(args, stream, head), 0, most, own.part, row_space<F>(), [](int, int) {},
+      [&](int slot, int row, int key) {
+        if (key >= own_most) return;
+        typename F::Products products = {};
+        kept.multiply(row_space<F>() + slot * F::kStreamed + row, products);
+        const auto add = [&](auto masked) {
+          own.each([&](int tile, int half, int) {
+            float of_row[2 * F::kGroups];
+#pragma unroll
+            for (int i = 0; i < 2 * F::kGroups; ++i)
+              of_row[i] = products[i / 2][tile][2 * half + i % 2];
+            softmax[tile][half].template add<decltype(masked)::value>(
+                of_row, scale, key + lane % 4 * 2, limits[tile][half]);
+          });
+        };
+        if (key + F::kAtOnce <= own_least)
+          add(std::false_type());
+        else
+          add(std::true_type());
       });
 
-  own.each([&](int tile, int half, int row) {
-    const float peak = largest_of_row(peaks[tile][half]);
-    const float mass = sum_of_row(masses[tile][half] * fast_exp2(peaks[tile][half] - peak));
-    if (lane % 4 != 0 || row >= n_rows) return;
-    log_sums[log_place(args, stream, head, row)] = (peak + log2f(mass)) * kLn2;
+  own.each([&](int tile, int half, int i) {
+    Softmax& all = softmax[tile][half];
+    for (int by = 1; by < 4; by *= 2) {
+      const Softmax other = {__shfl_xor_sync(~0u, all.peak, by),
+                             __shfl_xor_sync(~0u, all.mass, by)};
+      all.merge(other, scale);
+    }
+    if (lane % 4 == 0) parts[own.part][i] = all;
   });
+  __syncthreads();
+  const int i = int(threadIdx.x), row = block_first + i;
+  if (i >= F::kKept || row >= n_rows) return;
+  Softmax all = parts[0][i];
+  for (int part = 1; part < F::kSharing; ++part) all.merge(parts[part][i], scale);
+  log_sums[log_place(args, stream, head, row)] = (all.peak * scale + log2f(all.mass)) * kLn2;
 }
 
 // ---- sums over probes: a block of threads for some tokens of a KV head
@@ -229,14 +299,15 @@ __global__ void __launch_bounds__(kThreads)
 // A query row, as what keeps tokens needs it.
 struct alignas(8) Column {
   int limit;
-  float log2_sum;
+  float log_sum;
 };
 
 // The first and the one behind the last of the probes that see any token from `first_token` on.
+template <class F>
 __device__ void find_rows(const ProbeArgs& args, int stream, int first_token, int (&range)[2]) {
   if (threadIdx.x == 0) range[0] = args.n_probes, range[1] = 0;
   __syncthreads();
-  for (int probe = int(threadIdx.x); probe < args.n_probes; probe += kThreads) {
+  for (int probe = int(threadIdx.x); probe < args.n_probes; probe += F::kThreads) {
     if (limits_of(args, stream)[probe] <= first_token) continue;
     atomicMin(&range[0], probe);
     atomicMax(&range[1], probe + 1);
@@ -249,83 +320,110 @@ __device__ void count_views(const ProbeArgs& args, const KeyRows& keys, int firs
                             int n_tokens) {
   const int token = first_token + int(threadIdx.x);
   if (int(threadIdx.x) >= n_tokens || token >= args.n_tokens) return;
+  const int32_t* limits = limits_of(args, keys.stream);
   uint32_t n = 0;
-  for (int probe = 0; probe < args.n_probes; ++probe)
-    n += token < limits_of(args, keys.stream)[probe];
+#pragma unroll 8
+  for (int probe = 0; probe < args.n_probes; ++probe) n += token < limits[probe];
   args.seen.tokens(keys.stream, 0)[keys.row(token)] += n;
 }
 
-template <int kDim>
-__global__ void __launch_bounds__(kThreads)
-    probe_sums_kernel(const __grid_constant__ ProbeArgs args) {
-  constexpr int kT = kTiles<kDim>;
-  static_assert(kKept<kDim> <= kThreads);
-  __shared__ Stages<kDim> stages;
-  __shared__ Column columns[2][kStreamed<kDim>];
-  __shared__ int probes[2];
-  const int head = int(blockIdx.y), stream = int(blockIdx.z), lane = int(threadIdx.x) % kLanes;
-  const int block_first = int(blockIdx.x) * kKept<kDim>;
-  const KeyRows keys(args, stream, head);
-  if (head == 0 && args.seen.data) count_views(args, keys, block_first, kKept<kDim>);
-  find_rows(args, stream, block_first, probes);
-  const OwnRows<kDim> own;
-  const Kept<kDim, KeyRows> kept(keys, own.first, args.n_tokens);
+// Of n blocks in the order of tokens the one that begins as the i-th. Those of the first tokens are
+// seen by most probes; the first and the last, in the middle and so on come to the same processors.
+__device__ int block_at(int i, int n) { return i < n / 2 ? i : n + n / 2 - 1 - i; }
 
-  float sums[kT][2] = {};
+template <class F>
+__global__ void __launch_bounds__(F::kThreads, 2)
+    probe_sums_kernel(const __grid_constant__ ProbeArgs args) {
+  __shared__ alignas(16) Column columns[F::kStages][F::kStreamed];
+  __shared__ float parts[F::kSharing][F::kKept];
+  __shared__ int probes[2];
+  const int head = int(blockIdx.x) % args.n_heads, stream = int(blockIdx.y);
+  const int n_blocks = int(gridDim.x) / args.n_heads, lane = int(threadIdx.x) % kLanes;
+  const int block_first = block_at(int(blockIdx.x) / args.n_heads, n_blocks) * F::kKept;
+  const KeyRows keys(args, stream, head);
+  const OwnPart<F> own;
+  const Kept<F> kept(keys, block_first, args.n_tokens, own.first, row_space<F>());
+  find_rows<F>(args, stream, block_first, probes);
+  if (head == 0 && args.seen.data) count_views(args, keys, block_first, F::kKept);
+
+  float sums[F::kTiles][2] = {};
   const float scale = args.scale * kLog2E;
-  const int end = probes[1] * args.group;
-  multiply<kDim>(
-      kept, QueryRows{args.q, stream, head, args.group}, probes[0] * args.group, end, stages,
+  const int end = probes[1] * args.group, own_first = block_first + own.first;
+  stream_rows<F>(
+      QueryRows{args.q, stream, head, args.group}, probes[0] * args.group, end, own.part,
+      row_space<F>(),
       [&](int slot, int first) {
-        for (int i = int(threadIdx.x); i < kStreamed<kDim>; i += kThreads) {
-          const int row = first + i;
-          Column column = {0, 0};
-          if (row < end) {
-            column.limit = limits_of(args, stream)[row / args.group];
-            column.log2_sum = args.log_sums[log_place(args, stream, head, row)] * kLog2E;
-          }
-          columns[slot][i] = column;
+        const int i = int(threadIdx.x), row = first + i;
+        if (i >= F::kStreamed) return;
+        Column& column = columns[slot][i];
+        if (row >= end) {
+          column = {0, 0};
+          return;
         }
+        copy_4(&column.limit, limits_of(args, stream) + row / args.group);
+        copy_4(&column.log_sum, args.log_sums + log_place(args, stream, head, row));
       },
-      [&](int slot, int column) {
-        return __any_sync(~0u, columns[slot][column + lane % 8].limit > own.first);
-      },
-      [&](int slot, int column, int, const float(&products)[kT][4]) {
-        const Column both[2] = {columns[slot][column + lane % 4 * 2],
-                                columns[slot][column + lane % 4 * 2 + 1]};
-        own.each([&](int tile, int half, int token) {
+      [&](int slot, int row, int) {
+        const Column* of_rows = &columns[slot][row];
+        const int limit = of_rows[lane % F::kAtOnce].limit;
+        if (!__any_sync(~0u, limit > own_first)) return;
+        typename F::Products products = {};
+        kept.multiply(row_space<F>() + slot * F::kStreamed + row, products);
+        const auto add = [&](auto masked) {
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const float given = fast_exp2(products[tile][2 * half + e] * scale - both[e].log2_sum);
-            sums[tile][half] += token < both[e].limit ? given : 0.0f;
+          for (int i = 0; i < 2 * F::kGroups; ++i) {
+            const Column column = of_rows[i / 2 * 8 + lane % 4 * 2 + i % 2];
+            const float log2_sum = column.log_sum * kLog2E;
+            own.each([&](int tile, int half, int token) {
+              const float given =
+                  fast_exp2(products[i / 2][tile][2 * half + i % 2] * scale - log2_sum);
+              const bool seen = !decltype(masked)::value || block_first + token < column.limit;
+              sums[tile][half] += seen ? given : 0.0f;
+            });
           }
-        });
+        };
+        if (__all_sync(~0u, limit >= own_first + F::kOwn))
+          add(std::false_type());
+        else
+          add(std::true_type());
       });
 
-  own.each([&](int tile, int half, int token) {
+  own.each([&](int tile, int half, int i) {
     const float sum = sum_of_row(sums[tile][half]);
-    if (lane % 4 == 0 && token < args.n_tokens)
-      args.sums.tokens(stream, head)[keys.row(token)] += sum;
+    if (lane % 4 == 0) parts[own.part][i] = sum;
   });
+  __syncthreads();
+  const int i = int(threadIdx.x), token = block_first + i;
+  if (i >= F::kKept || token >= args.n_tokens) return;
+  float sum = 0;
+  for (int part = 0; part < F::kSharing; ++part) sum += parts[part][i];
+  args.sums.tokens(stream, head)[keys.row(token)] += sum;
 }
 
-template <int kDim>
-dim3 grid_for(const ProbeArgs& args, int n_rows) {
-  return dim3(unsigned((n_rows + kKept<kDim> - 1) / kKept<kDim>), unsigned(args.n_heads),
-              unsigned(args.n_streams));
+// A block for some of n_rows rows of each head of each stream.
+template <class F, class Kernel, class... More>
+cudaError_t launch(Kernel kernel, const ProbeArgs& args, int n_rows, cudaStream_t stream,
+                   More... more) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, F::kRowBytes);
+  if (error != cudaSuccess) return error;
+  const int blocks = (n_rows + F::kKept - 1) / F::kKept;
+  const dim3 grid(unsigned(blocks) * unsigned(args.n_heads), unsigned(args.n_streams));
+  kernel<<<grid, F::kThreads, F::kRowBytes, stream>>>(args, more...);
+  return cudaGetLastError();
 }
 
 template <int kDim>
 cudaError_t launch_log_sums_of(const ProbeArgs& args, float* log_sums, cudaStream_t stream) {
-  const dim3 grid = grid_for<kDim>(args, args.n_probes * args.group);
-  log_sums_kernel<kDim><<<grid, kThreads, 0, stream>>>(args, log_sums);
-  return cudaGetLastError();
+  // Few blocks: more warps in each.
+  using F = Form<kDim, kDim <= 128 ? 4 : 2>;
+  return launch<F>(log_sums_kernel<F>, args, args.n_probes * args.group, stream, log_sums);
 }
 
 template <int kDim>
 cudaError_t launch_probe_sums_of(const ProbeArgs& args, cudaStream_t stream) {
-  probe_sums_kernel<kDim><<<grid_for<kDim>(args, args.n_tokens), kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  using F = Form<kDim, 2>;
+  return launch<F>(probe_sums_kernel<F>, args, args.n_tokens, stream);
 }
 
 }  // namespace
