@@ -60,12 +60,17 @@ struct QueryRows {
   }
 };
 
-// Begins to copy rows `first` and on to `to` [n]; row `last` stands in for those behind it.
-template <class F, class Rows>
-__device__ __forceinline__ void copy_rows(const Rows& rows, int first, int last, int n,
+// Begins to copy kRows rows from `first` on; row `last` stands in for those behind it.
+template <class F, int kRows, class Rows>
+__device__ __forceinline__ void copy_rows(const Rows& rows, int first, int last,
                                           typename F::Row* to) {
-  constexpr int kOfRow = 4;  // threads
-  for (int row = int(threadIdx.x) / kOfRow; row < n; row += F::kThreads / kOfRow) {
+  // Threads of a row, 64 bytes of it at a time at least.
+  constexpr int kOfRow = F::kThreads / kRows > 4 ? F::kThreads / kRows : 4;
+  constexpr int kAtOnce = F::kThreads / kOfRow;
+  static_assert(F::kDim / 8 % kOfRow == 0 && kRows % kAtOnce == 0);
+#pragma unroll
+  for (int done = 0; done < kRows; done += kAtOnce) {
+    const int row = done + int(threadIdx.x) / kOfRow;
     const uint16_t* from = rows[min(first + row, last)];
 #pragma unroll
     for (int piece = 0; piece < F::kDim / 8; piece += kOfRow) {
@@ -105,7 +110,7 @@ struct Kept {
   template <class Rows>
   __device__ Kept(const Rows& rows, int block_first, int n_rows, int first,
                   typename F::Row* space) {
-    copy_rows<F>(rows, block_first, n_rows - 1, F::kKept, space);
+    copy_rows<F, F::kKept>(rows, block_first, n_rows - 1, space);
     commit_copies();
     wait_copies<0>();
     __syncthreads();
@@ -160,7 +165,7 @@ __device__ __forceinline__ void stream_rows(const Rows& rows, int begin, int end
     const int first = begin + stage * F::kStreamed, slot = stage % F::kStages;
     if (first < end) {
       prepare(slot, first);
-      copy_rows<F>(rows, first, end - 1, F::kStreamed, space + slot * F::kStreamed);
+      copy_rows<F, F::kStreamed>(rows, first, end - 1, space + slot * F::kStreamed);
     }
     commit_copies();
   };
