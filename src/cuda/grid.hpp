@@ -163,12 +163,24 @@ ZC_BOTH inline Grid grid_of(float step, float floor) {
 // A code plus 1.5 * 2^23, which leaves no room for fraction bits: the sum rounds half to even.
 // `top` is the largest code.
 constexpr float kNoFraction = 0x1.8p23f;
+constexpr int kNoFractionBits = 0x4B400000;
 ZC_BOTH inline float shifted_code(const Grid& grid, float x, float top) {
   return fminf(fmaxf((x - grid.floor) * grid.inverse, 0.0f), top) + kNoFraction;
 }
 // The code itself stands in the lowest bits.
 ZC_BOTH inline uint32_t code_on(const Grid& grid, float x, float top) {
-  return bits_of(shifted_code(grid, x, top)) - 0x4B400000u;
+  return bits_of(shifted_code(grid, x, top)) - uint32_t(kNoFractionBits);
+}
+// The same where x lies at most 2^23 steps below the floor: then the sum is not below 0, and grows
+// as its bits do, so that these can be cut off after it.
+ZC_BOTH inline uint32_t near_code_on(const Grid& grid, float x, int top) {
+  const int sum = int(bits_of((x - grid.floor) * grid.inverse + kNoFraction));
+#ifdef __CUDA_ARCH__
+  return uint32_t(__viaddmin_s32_relu(sum, -kNoFractionBits, top));
+#else
+  const int code = sum - kNoFractionBits;
+  return uint32_t(code < 0 ? 0 : code < top ? code : top);
+#endif
 }
 
 ZC_BOTH constexpr float top_code_of(int bits) { return float((1 << bits) - 1); }

@@ -285,6 +285,7 @@ class SidePacker {
   ZC_BOTH void begin() const {
     load_rows();
     if (thread_ < kRecordTiers) shared_.steps[thread_] = 0;
+    if (!kIsK && !form_.v_factors && thread_ < kDim) shared_.factors[thread_] = {};
     if (thread_ < kLanes) sort();
     const bool counts_known = ranks() || form_.n_tiers == 1;
     if (thread_ == (counts_known ? kPackThreads - 1 : 0)) lay_out(counts_known);
@@ -623,9 +624,9 @@ class SidePacker {
 
   // ---- parameters of tokens
 
-  // What is coded of a number of the tile.
+  // What is coded of a number of the tile. Where values have no factors, these are 1.
   ZC_BOTH float taken(float x, int channel) const {
-    if (kIsK || !form_.v_factors) return x;
+    if (kIsK || (kRotated && !form_.v_factors)) return x;
     return divided<!kRotated>(x, shared_.factors[channel]);
   }
 
@@ -768,7 +769,7 @@ class SidePacker {
       const UnitOfLane own = unit_of(tier, unit, lane);
       ZC_UNROLL
       for (int f = 0; f < kPiece; ++f)
-        add_codes<kBits>(tier, own, piece * kPiece + f, f, lane, words);
+        add_codes<kBits>(own, piece * kPiece + f, f, lane, words);
       uint8_t* unit_codes = record_ + codes(header) * 16 + unit * unit_bytes(kDim, kBits);
       store_words<kBits>(unit_codes, piece * kWords, lane, words);
     }
@@ -779,11 +780,13 @@ class SidePacker {
     int rows[kOwn / 2];  // of the tile: of its tokens, by [second][odd]; 0 where there is none
     bool present[kOwn / 2];
     Grid grids[kOwn / 2];  // of tokens
+    const Grid* channels;
     int fragment_row;      // whose address the lane gives where a warp reads a fragment together
   };
 
   ZC_BOTH UnitOfLane unit_of(int tier, int unit, int lane) const {
     UnitOfLane own;
+    own.channels = shared_.channel_grids[form_.k_params_tier[tier]];
     const int first = shared_.starts[tier] + unit * kUnitTokens;
     const int left = shared_.headers[tier].count - unit * kUnitTokens;
     ZC_UNROLL
@@ -835,32 +838,36 @@ class SidePacker {
 
   // Adds the codes of a fragment, the `in_piece`-th of its piece, to the piece's words.
   template <int kBits, int kWords>
-  ZC_BOTH void add_codes(int tier, const UnitOfLane& own, int fragment, int in_piece, int lane,
+  ZC_BOTH void add_codes(const UnitOfLane& own, int fragment, int in_piece, int lane,
                          uint32_t (&words)[kWords]) const {
     float x[kOwn];
     load_fragment(own, fragment, lane, x);
-    const Grid* channels = shared_.channel_grids[form_.k_params_tier[tier]];
-    const bool rounded = by_queries();
     ZC_UNROLL
     for (int i = 0; i < kOwn; ++i) {
-      const int channel = fragment * 16 + own_channel(i, lane);
       const bool present = own.present[i % 4];
-      uint32_t code;
-      if constexpr (kBits == 16) {
-        code = present ? half_of(x[i]) : 0;
-      } else if (rounded) {
-        code = present ? uint32_t(x[i]) : 0;
-      } else {
-        const Grid grid = by_channel() ? channels[channel] : own.grids[i % 4];
-        code = code_on(grid, taken(x[i], channel), present ? top_code_of(kBits) : 0.0f);
-      }
       const Place at = lane_place(own_place(i, in_piece), kBits);
-      words[at.word] |= (kBits == 3 ? code & 3 : code) << at.shift;
+      if constexpr (kBits == 16) {
+        words[at.word] += (present ? half_of(x[i]) : 0u) << at.shift;
+        continue;
+      }
+      const int channel = fragment * 16 + own_channel(i, lane);
+      const Grid grid = by_channel() ? own.channels[channel] : own.grids[i % 4];
+      const uint32_t code = code_of(grid, x[i], channel, present ? (1 << kBits) - 1 : 0);
       if constexpr (kBits == 3) {
         const Place top = lane_top_place(own_place(i, in_piece));
-        words[top.word] |= code >> 2 << top.shift;
+        words[at.word] += (code & 3) << at.shift;
+        words[top.word] += (code >> 2) << top.shift;
+      } else {
+        words[at.word] += code << at.shift;
       }
     }
+  }
+
+  // `top`: the largest code.
+  ZC_BOTH uint32_t code_of(const Grid& grid, float x, int channel, int top) const {
+    if (by_queries()) return top > 0 ? uint32_t(x) : 0;
+    if constexpr (kRotated) return code_on(grid, taken(x, channel), float(top));
+    return near_code_on(grid, taken(x, channel), top);
   }
 
   // The words from `first` on of a lane.
