@@ -219,7 +219,7 @@ struct Softmax {
 #pragma unroll
     for (int i = 0; i < n; ++i) raised = fmaxf(raised, seen(i) ? products[i] : kLowest);
     const float top = raised * scale;
-    mass *= fast_exp2(peak * scale - top);
+    mass *= fast_exp2((peak - raised) * scale);  // 1 exactly where both are kLowest
 #pragma unroll
     for (int i = 0; i < n; ++i) mass += seen(i) ? fast_exp2(products[i] * scale - top) : 0.0f;
     peak = raised;
