@@ -1,4 +1,4 @@
-// `zipcache bench cuda`: speed of decode attention over a packed cache on a GPU.
+// `zipcache bench cuda`: speed of decode attention over a packed cache on a GPU, or of packing it.
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -19,6 +19,7 @@ struct Options {
   std::vector<int> depth = {4096, 32768, 131072}, batch = {1, 8, 32};
   int d_head = 128, n_head = 32, n_head_kv = 8, n_queries = 1, reps = 52;
   double most_gb = 60;
+  bool pack = false;
   std::string output = "md";
 };
 
@@ -31,8 +32,8 @@ struct Row {
 
 double gbps(const Row& row) { return row.timing.bytes / row.timing.us.median / 1e3; }
 
-Json to_json(const Row& row, const std::string& gpu) {
-  return {{"kind", "gpu_attention"},
+Json to_json(const Row& row, const std::string& gpu, bool pack) {
+  return {{"kind", pack ? "gpu_packing" : "gpu_attention"},
           {"kernel", "zipcache"},
           {"policy", row.policy},
           {"gpu", gpu},
@@ -76,11 +77,12 @@ void print_table(const std::vector<Row>& rows, const std::string& gpu) {
                              {"error"}},
                             lines, colours(stdout)));
   fmt::print(
-      "\nus: one token's attention of one layer, median of graph replays ± half the middle half's "
+      "\nus: one token's attention of one layer, or its packing, median of graph replays ± half "
+      "the middle half's "
       "width. of copy: "
       "GB/s against a copy's {:.0f}.\nerror: worst head of the first stream against double "
       "precision over the same "
-      "codes.\n{}\n",
+      "codes; 0 of packing, whose bytes tests compare.\n{}\n",
       rows.empty() ? 0.0 : rows.front().copy.median, gpu);
 }
 
@@ -129,12 +131,15 @@ Status run(const Options& options) {
         progress.stage(fmt::format("{}, depth {}, batch {}", options.policies[p], depth, batch));
         const Result<Spread> copy = (*bench)->copy_bandwidth();
         if (!copy.ok()) return copy.status();
-        const Result<GpuTiming> timing = (*bench)->measure(policies[p], shape, options.reps);
+        const Result<GpuTiming> timing =
+            options.pack ? (*bench)->measure_packing(policies[p], shape, options.reps)
+                         : (*bench)->measure(policies[p], shape, options.reps);
         if (!timing.ok()) return timing.status();
         rows.push_back({options.policies[p], shape, *timing, *copy});
         if (*format != Format::Jsonl) continue;
         progress.clear();
-        fmt::print("{}", for_programs(*format, {to_json(rows.back(), (*bench)->name())}));
+        fmt::print("{}",
+                   for_programs(*format, {to_json(rows.back(), (*bench)->name(), options.pack)}));
         std::fflush(stdout);
       }
     }
@@ -144,7 +149,7 @@ Status run(const Options& options) {
     print_table(rows, (*bench)->name());
   } else if (*format != Format::Jsonl) {
     std::vector<Json> objects;
-    for (const Row& row : rows) objects.push_back(to_json(row, (*bench)->name()));
+    for (const Row& row : rows) objects.push_back(to_json(row, (*bench)->name(), options.pack));
     fmt::print("{}", for_programs(*format, objects));
   }
   if (interrupted()) return {Code::Aborted, "bench cuda: interrupted; what was measured is above"};
@@ -177,6 +182,9 @@ void add_bench_cuda(CLI::App& bench, Action& action) {
       ->add_option("--most-gb", options->most_gb,
                    "shapes whose 16-bit cache exceeds twice this are left out")
       ->capture_default_str();
+  command->add_flag("--pack", options->pack,
+                    "time the packing of one layer's tokens instead of attention: MB are rows read "
+                    "and records written");
   command->add_option("-r,--reps", options->reps, "replays of the graph")->capture_default_str();
   command->add_option("-o,--output", options->output, "md, csv, json or jsonl")
       ->capture_default_str();

@@ -7,8 +7,10 @@
 #include <cmath>
 #include <numeric>
 
+#include "base/random.hpp"
 #include "cache/pack.hpp"
 #include "cuda/bandwidth.hpp"
+#include "cuda/pack_form.hpp"
 #include "cuda/record_set.hpp"
 #include "transform/hadamard.hpp"
 
@@ -202,6 +204,126 @@ class Caches {
   int n_packed_ = 0, n_copies_ = 0;
 };
 
+// Rows and scores of a layer on the GPU, several times over, and where their records go.
+class PackWork {
+ public:
+  Status make(const Policy& policy, const GpuShape& shape, double least_bytes) {
+    const auto form = cuda::pack_form({shape.n_head_kv, shape.d_head, shape.d_head}, policy);
+    if (!form.ok()) return form.status();
+    if (policy.tiers.size() > 1) ZC_TRY(cuda::check_ranks_by_scores(policy));
+    args_.form = *form;
+    args_.n_heads = shape.n_head_kv;
+    copy_numbers_ = size_t(shape.batch) * size_t(shape.depth) * size_t(width(shape));
+    n_copies_ = std::clamp(int(least_bytes / double(4 * copy_numbers_)) + 1, 1, 64);
+    ZC_TRY(add_rows(shape, true, k_));
+    ZC_TRY(add_rows(shape, false, v_));
+    ZC_TRY(add_scores(policy, shape));
+    ZC_TRY(add_feedback(shape));
+    return add_records(policy, shape);
+  }
+
+  // The layer's copy number `copy`.
+  cuda::PackArgs args(int copy) const {
+    cuda::PackArgs out = args_;
+    out.k.data = k_.get<uint16_t>() + size_t(copy % n_copies_) * copy_numbers_;
+    out.v.data = v_.get<uint16_t>() + size_t(copy % n_copies_) * copy_numbers_;
+    return out;
+  }
+  int n_copies() const { return n_copies_; }
+  double bytes() const { return double(4 * copy_numbers_ + record_bytes_); }
+  Result<uint32_t> n_wrong() const {
+    uint32_t n = 0;
+    ZC_CUDA(cudaMemcpy(&n, n_wrong_.get(), sizeof(n), cudaMemcpyDeviceToHost));
+    return n;
+  }
+
+ private:
+  static int width(const GpuShape& shape) { return shape.n_head_kv * shape.d_head; }
+
+  // Random rows of some blocks, repeated: [copies, batch, depth, heads, d_head].
+  Status add_rows(const GpuShape& shape, bool keys, DeviceMemory& to) {
+    constexpr int kTokens = 8 * kBlockTokens;
+    const auto rows = synthetic_rows(kTokens, shape.n_head_kv, shape.d_head, keys, keys ? 1 : 2);
+    std::vector<half> halves(rows.size());
+    std::transform(rows.begin(), rows.end(), halves.begin(), to_half);
+    const size_t all = size_t(n_copies_) * copy_numbers_;
+    ZC_TRY(to.take(all * sizeof(half)));
+    for (size_t at = 0; at < all; at += halves.size())
+      ZC_CUDA(cudaMemcpy(to.get<half>() + at, halves.data(),
+                         std::min(halves.size(), all - at) * sizeof(half), cudaMemcpyHostToDevice));
+    cuda::InputRows& input = keys ? args_.k : args_.v;
+    input.head_stride = shape.d_head;
+    input.token_stride = width(shape);
+    input.stream_stride = int64_t{shape.depth} * width(shape);
+    return ok();
+  }
+
+  Status add_scores(const Policy& policy, const GpuShape& shape) {
+    if (policy.tiers.size() == 1) return ok();
+    Random random(4, 0);
+    std::vector<float> scores(size_t(shape.batch) * size_t(shape.n_head_kv) * size_t(shape.depth));
+    for (float& score : scores) score = random.unit();
+    ZC_TRY(scores_.fill(scores));
+    args_.scores = {scores_.get<float>(), int64_t{shape.n_head_kv} * shape.depth, shape.depth};
+    return ok();
+  }
+
+  // What queries taught takes as long whatever it is.
+  Status add_feedback(const GpuShape& shape) {
+    if (!args_.form.k_by_queries) return ok();
+    const size_t n_lists = size_t(shape.batch) * size_t(shape.n_head_kv);
+    ZC_TRY(learnt_.fill(std::vector<uint32_t>(n_lists, 1)));
+    ZC_TRY(feedback_.fill(
+        std::vector<float>(n_lists * size_t(cuda::feedback_floats(shape.d_head)), 0.01f)));
+    args_.learnt = learnt_.get<uint32_t>();
+    args_.feedback = feedback_.get<float>();
+    return ok();
+  }
+
+  Status add_records(const Policy& policy, const GpuShape& shape) {
+    const int n_blocks = shape.depth / kBlockTokens;
+    std::vector<cuda::PackTask> tasks;
+    std::vector<Record> records;
+    size_t at = 0;
+    for (int b = 0; b < n_blocks * shape.batch; ++b) {
+      cuda::PackTask task = cuda::pack_task(policy, uint64_t(b % n_blocks), {}, true);
+      task.stream = b / n_blocks;
+      task.record = b % n_blocks;
+      task.row = b % n_blocks * kBlockTokens;
+      tasks.push_back(task);
+    }
+    for (int stream = 0; stream < shape.batch; ++stream) {
+      for (int i = 0; i < shape.n_head_kv * n_blocks; ++i) {
+        const cuda::PackTask& task = tasks[size_t(i % n_blocks)];
+        cuda::TierHeader headers[cuda::kRecordTiers] = {};
+        const int size = cuda::place_record(args_.form.record, task.counts, headers);
+        int row_map = 0;
+        for (int t = 0; t < args_.form.record.n_tiers; ++t)
+          row_map += cuda::units_of(headers[t].count);
+        records.push_back({uint32_t(at), uint16_t(size), 0, uint32_t(task.row), kBlockTokens});
+        at += size_t(size + row_map);
+      }
+    }
+    record_bytes_ = at * kPiece;
+    ZC_TRY(pool_.take(record_bytes_));
+    ZC_TRY(tasks_.fill(tasks));
+    ZC_TRY(records_.fill(records));
+    ZC_TRY(n_wrong_.fill(std::vector<uint32_t>{0}));
+    args_.tasks = tasks_.get<cuda::PackTask>();
+    args_.n_tasks = int(tasks.size());
+    args_.pool = pool_.get();
+    args_.records = records_.get<Record>();
+    args_.record_stride = n_blocks;
+    args_.n_wrong = n_wrong_.get<uint32_t>();
+    return ok();
+  }
+
+  cuda::PackArgs args_;
+  DeviceMemory k_, v_, scores_, learnt_, feedback_, tasks_, records_, pool_, n_wrong_;
+  size_t copy_numbers_ = 0, record_bytes_ = 0;  // of one copy
+  int n_copies_ = 0;
+};
+
 // What the pattern's records decode to, values turned back.
 struct Decoded {
   Decoded(const Policy& policy, const Pattern& pattern, int dim) {
@@ -341,6 +463,19 @@ class Bench final : public GpuBench {
         cudaMemcpy(found.data(), out.get(), found.size() * sizeof(half), cudaMemcpyDeviceToHost));
     return GpuTiming{*us, caches.bytes(),
                      worst_error(policy, shape, caches, *pattern, q_halves, found)};
+  }
+
+  Result<GpuTiming> measure_packing(const Policy& policy, const GpuShape& shape,
+                                    int reps) override {
+    PackWork work;
+    ZC_TRY(work.make(policy, shape, 4.5 * own_cache_));
+    Result<Spread> us = replay(std::max(12, work.n_copies()), reps,
+                               [&](int i) { return cuda::pack_records(work.args(i), stream_); });
+    if (!us.ok()) return us.status();
+    const Result<uint32_t> n_wrong = work.n_wrong();
+    if (!n_wrong.ok()) return n_wrong.status();
+    if (*n_wrong > 0) return Status{Code::Internal, "packing left records out"};
+    return GpuTiming{*us, work.bytes(), 0};
   }
 
  private:

@@ -1,5 +1,6 @@
-// Decode attention over a synthetic packed cache on a GPU, timed and checked: what `zipcache bench
-// cuda` measures. Without CUDA in the build every function says so.
+// Decode attention over a synthetic packed cache on a GPU, timed and checked, and the packing of
+// one, timed: what `zipcache bench cuda` measures. Without CUDA in the build every function says
+// so.
 #pragma once
 
 #include <memory>
@@ -17,7 +18,7 @@ struct GpuShape {
 
 struct GpuTiming {
   Spread us;
-  double bytes = 0;  // that the kernel has to read of the cache
+  double bytes = 0;  // that the kernel has to move: attention, to read of the cache
   double rel_err =
       0;  // worst head of the first stream against double precision over the same codes
 };
@@ -33,6 +34,10 @@ class GpuBench {
   // One layer's attention of one token of every stream, from a CUDA graph that goes over as many
   // copies of the cache as exceed the GPU's own cache four times; `reps` replays.
   virtual Result<GpuTiming> measure(const Policy& policy, const GpuShape& shape, int reps) = 0;
+  // The packing of one layer's tokens of every stream, tiers by drawn scores, timed the same way.
+  // `bytes`: rows read and records written; `rel_err` is 0, since tests compare the bytes.
+  virtual Result<GpuTiming> measure_packing(const Policy& policy, const GpuShape& shape,
+                                            int reps) = 0;
 };
 
 }  // namespace zipcache::cli

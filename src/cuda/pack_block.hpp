@@ -768,8 +768,7 @@ class SidePacker {
       uint32_t words[kWords] = {};
       const UnitOfLane own = unit_of(tier, unit, lane);
       ZC_UNROLL
-      for (int f = 0; f < kPiece; ++f)
-        add_codes<kBits>(own, piece * kPiece + f, f, lane, words);
+      for (int f = 0; f < kPiece; ++f) add_codes<kBits>(own, piece * kPiece + f, f, lane, words);
       uint8_t* unit_codes = record_ + codes(header) * 16 + unit * unit_bytes(kDim, kBits);
       store_words<kBits>(unit_codes, piece * kWords, lane, words);
     }
@@ -781,7 +780,7 @@ class SidePacker {
     bool present[kOwn / 2];
     Grid grids[kOwn / 2];  // of tokens
     const Grid* channels;
-    int fragment_row;      // whose address the lane gives where a warp reads a fragment together
+    int fragment_row;  // whose address the lane gives where a warp reads a fragment together
   };
 
   ZC_BOTH UnitOfLane unit_of(int tier, int unit, int lane) const {
