@@ -236,8 +236,6 @@ void write_record(const RecordLayout& layout, const PackedHead& head, uint8_t* r
     TierHeader& tier = headers[size_t(t)];
     if (tier.count > 0 && coded(tier.v_bits))
       tier.v_exponent = v_exponent_of(largest_step(halves(record, tier.v_params), tier.count, 2));
-    if (tier.count > 0 && coded(tier.k_bits) && !layout.k_by_token())
-      tier.k_exponent = k_exponent_of(largest_step(halves(record, tier.k_params), layout.dim(), 1));
   }
   std::memcpy(record, headers.data(), size_t(layout.n_tiers()) * sizeof(TierHeader));
 }

@@ -175,7 +175,7 @@ struct PackShared {
   TierHeader headers[kRecordTiers];
   int counts[kRecordTiers];      // tokens of each tier, evicted ones among them
   int starts[kRecordTiers + 1];  // columns where tiers begin, and where the last one ends
-  uint32_t steps[kRecordTiers];  // largest step of each tier, as the bits of a float
+  uint32_t steps[kRecordTiers];  // largest step of each tier's tokens, as the bits of a float
   int n_coded;
   bool wrong_counts, wrong_size;
 
@@ -394,7 +394,8 @@ class SidePacker {
   ZC_BOTH void lay_out(bool counts_known) const {
     int counts[kRecordTiers];
     ZC_UNROLL
-    for (int t = 0; t < kRecordTiers; ++t) counts[t] = counts_known ? task_.counts[t] : shared_.counts[t];
+    for (int t = 0; t < kRecordTiers; ++t)
+      counts[t] = counts_known ? task_.counts[t] : shared_.counts[t];
     if (form_.n_tiers == 1) counts[0] = coded_rows().size();
     shared_.wrong_size = place_record(form_, counts, shared_.headers) != entry_.size;
   }
@@ -543,7 +544,6 @@ class SidePacker {
       halves(place)[k_param_place(channel)] = fitted.step;
       halves(place)[kDim + k_param_place(channel)] = fitted.floor;
       shared_.channel_grids[owner][channel] = fitted.grid;
-      raise(shared_.steps[owner], bits_of(float_of(fitted.step)));
     }
   }
 
@@ -890,16 +890,14 @@ class SidePacker {
     if (thread_ < form_.n_tiers) {
       const TierHeader& header = shared_.headers[thread_];
       auto* to = reinterpret_cast<TierHeader*>(record_) + thread_;
-      const bool has_params = header.count > 0 && in_codes(bits(header));
       if constexpr (kIsK) {
-        alignas(16) TierHeader own = header;
-        const uint32_t step = shared_.steps[form_.k_params_tier[thread_]];
-        if (has_params && by_channel()) own.k_exponent = k_exponent_of(float_from(step));
+        alignas(16) const TierHeader own = header;
         const auto& words = reinterpret_cast<const SixteenBytes&>(own);
         for (int w = 0; w < 3; ++w) reinterpret_cast<uint32_t*>(to)[w] = words.word[w];
         to->v_factors = own.v_factors;
         to->tiers_and_form = own.tiers_and_form;
       } else {
+        const bool has_params = header.count > 0 && in_codes(bits(header));
         to->v_exponent = has_params ? v_exponent_of(float_from(shared_.steps[thread_])) : int8_t{0};
       }
     }

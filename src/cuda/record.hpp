@@ -2,7 +2,7 @@
 // units take their operands. It has the codes and parameters of a packed block of the CPU's layout
 // (cache/block_layout.hpp) in another order, so that one form can be made from the other and back
 // (fragments.hpp). Shared by host and device code; holds no arithmetic but that of places and of
-// the header's exponents.
+// the header's exponent.
 //
 //   header          TierHeader [n_tiers]
 //   v factors       f16 [dim], where values have factors of channels
@@ -50,8 +50,7 @@ inline constexpr int kRawRecordTokens = 32;
 struct TierHeader {
   uint8_t count;  // tokens of the tier
   uint8_t k_bits, v_bits;
-  int8_t k_exponent;  // keys' channel steps are multiplied with 2^-k_exponent in the query, so that
-                      // the product is a 16-bit number
+  uint8_t unused;
   uint16_t k_params, v_params, k_codes, v_codes;
   uint16_t v_factors;      // the same in every tier; 0 for none
   uint8_t tiers_and_form;  // the same in every tier: kTierMask, kHalfShift and kKeysByToken
@@ -190,7 +189,7 @@ struct RecordForm {
   ZC_BOTH constexpr bool holds(int tier) const { return k_bits[tier] != 0; }
 };
 
-// Headers [kRecordTiers] of a record whose tiers have these tokens, exponents 0. Returns the
+// Headers [kRecordTiers] of a record whose tiers have these tokens, exponent 0. Returns the
 // record's size in 16 bytes.
 ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, TierHeader* headers) {
   const int pair = 2 * int(sizeof(uint16_t)), piece = 16;
@@ -237,14 +236,6 @@ ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, Ti
   return at;
 }
 
-// TierHeader::k_exponent for the largest step of a tier's key channels: a power of two that brings
-// it below 1, where 16 bits would not hold its product with a query; 0 for steps of usual size. Its
-// inverse is a 16-bit number too.
-ZC_BOTH inline int8_t k_exponent_of(float largest_step) {
-  if (largest_step == 0 || (largest_step > 0x1p-8f && largest_step < 0x1p4f)) return 0;
-  const int n = ilogbf(largest_step) + 1;
-  return int8_t(n < -15 ? -15 : n);
-}
 // TierHeader::v_exponent for the largest step of a tier's value tokens: the least n for which
 // it is not above 2^n; at least that of the smallest 16-bit number.
 ZC_BOTH inline int8_t v_exponent_of(float largest_step) {

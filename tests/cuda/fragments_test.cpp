@@ -144,20 +144,6 @@ TEST(RecordLayout, SaysWhatNoRecordHolds) {
   EXPECT_FALSE(RecordLayout::create({1, 128, 64}, *parse_policy("zip")).ok());
 }
 
-// What steps are multiplied with, and what queries then are, are 16-bit numbers.
-TEST(Record, ExponentsOfKeysFitSteps) {
-  for (float step = 0x1p-24f; step <= kHalfMax; step *= 1.37f) {
-    const int exponent = k_exponent_of(step);
-    const half factor = to_half(std::ldexp(1.0f, -exponent));
-    EXPECT_EQ(to_float(factor), std::ldexp(1.0f, -exponent)) << step;
-    if (exponent != 0) {
-      EXPECT_LE(step * to_float(factor), 1.0f) << step;
-    }
-    EXPECT_LT(step * to_float(factor) * 64, kHalfMax) << step;
-  }
-  EXPECT_EQ(k_exponent_of(0), 0);
-}
-
 TEST(Plan, CoversEveryRecordOnce) {
   const std::vector<StreamRecords> streams = {{10, 3}, {0, 1}, {0, 0}, {100, 4}};
   for (const int n_blocks : {1, 8, 64, 264, 5000}) {

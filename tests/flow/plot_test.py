@@ -67,7 +67,7 @@ def test_speed_and_sensitivity_show_what_was_measured(tmp_path):
 
 @needs_gnuplot
 def test_roofline_is_what_was_measured(tmp_path):
-    results = BENCH / "2026-11-28-gpu-h100-3.jsonl"
+    results = BENCH / "2026-11-28-gpu-h100-4.jsonl"
     measured = [json.loads(line) for line in results.read_text().splitlines()]
     files = plot(tmp_path, "roofline", results)
     assert len(files) == len({(row["n_head"], row["n_head_kv"], row["d_head"]) for row in measured})
