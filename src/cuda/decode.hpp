@@ -49,7 +49,7 @@ struct MaskArgs {
 
 struct DecodeArgs {
   int dim = 0, n_heads = 0, group = 0;
-  int n_queries = 1;  // of each stream, 1 to 16 / group and more in further passes
+  int n_queries = 1;  // of each stream; 8 query rows of a KV head share a read
   const uint8_t* pool = nullptr;
   const Record* records = nullptr;  // [n_streams, n_heads, record_stride]
   int record_stride = 0;

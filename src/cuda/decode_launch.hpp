@@ -13,7 +13,7 @@ struct Launch {
   DecodeArgs args;
   int n_slots, slot_bytes, dynamic_bytes;  // of shared memory, scores of all warps before the slots
   int n_columns;                           // query rows of a KV head
-  int tiles;     // matrix instructions side by side: 8 or 16 query rows share a read
+  int tiles;     // matrix instructions side by side: 4 or 8 query rows share a read
   bool masked;   // places are looked at
   float* parts;  // [n_items, n_heads, n_columns, kRowFloats + dim]
   int* tickets;  // [streams, n_heads, column tiles]
