@@ -139,10 +139,10 @@ Result<DecodeBlocks> decode_blocks(const DecodeArgs& args) {
     DecodeArgs own = args;
     own.n_warps = n_warps;
     Result<Launch> launch = launch_of(own, *device);
-    if (!launch.ok()) return launch.status();
     blocks = 0;
     // Large blocks need a slot for each warp.
-    if (n_warps == kLargeWarps && launch->n_slots < n_warps) return ok();
+    if (n_warps == kLargeWarps && (!launch.ok() || launch->n_slots < n_warps)) return ok();
+    if (!launch.ok()) return launch.status();
     launch->blocks = &blocks;
     ZC_TRY(run(*launch, nullptr, "asking for the occupancy of decode attention"));
     blocks *= device->processors;

@@ -55,7 +55,7 @@ struct DecodeArgs {
   int record_stride = 0;
   const WorkItem* items = nullptr;  // [n_items], of a DecodePlan
   int n_items = 0;
-  int n_warps = kSmallWarps;                    // of the same plan
+  int n_warps = 0;                              // of the same plan
   int max_record_bytes = 0;                     // of all records
   bool k_hadamard = false, v_hadamard = false;  // records hold rotated rows, those of 16 bits too
   // Places below visible[s] are seen by the first query of stream s, one more by each further one;

@@ -902,7 +902,7 @@ __device__ void share_queries(const Launch& launch, const Task& task,
 #pragma unroll
     for (int c = 0; c < Rows::kOwn; ++c) largest = fmaxf(largest, fabsf(x[c]));
     largest = largest_of_warp(largest);
-    const int exponent = largest > 0 && largest < INFINITY ? 5 - ilogbf(largest) : 0;
+    const int exponent = largest > 0 && largest < INFINITY ? min(5 - ilogbf(largest), 126) : 0;
     const float grow = ldexpf(1.0f, exponent);
 #pragma unroll
     for (int c = 0; c < Rows::kOwn; ++c) {

@@ -219,9 +219,10 @@ Status Cache::begin(std::span<const int> n_new, cudaStream_t stream) {
 }
 
 Status Cache::plan(cudaStream_t stream) {
-  // Blocks that 8 columns of a prompt's queries each have to themselves; fewer splits are merged
-  // sooner.
-  const int n_shares = is_long() ? shape_.group * kMostStepTokens / (2 * kColumns) : 1;
+  // Blocks that the columns of a prompt's queries which share a read have to themselves; fewer
+  // splits are merged sooner.
+  const int n_columns = (shape_.dim <= 128 ? 2 : 1) * kColumns;
+  const int n_shares = is_long() ? shape_.group * kMostStepTokens / n_columns : 1;
   plan_ = plan_decode(schedule_.counts(), shape_.n_heads,
                       {device_blocks_.small / n_shares, device_blocks_.large / n_shares});
   std::vector<int32_t> visible, oldest;

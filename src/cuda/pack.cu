@@ -22,7 +22,9 @@ __device__ __forceinline__ void pack_side(const PackArgs& args, int task, int he
 
 // Blocks that a multiprocessor holds, as shared memory (227 KB) and registers allow.
 template <int kDim, bool kRotated>
-constexpr int kResident = kRotated || kDim == 256 ? 2 : 4;
+constexpr int kResident = kRotated&& kDim == 256    ? 1
+                          : kRotated || kDim == 256 ? 2
+                                                    : 4;
 
 // One block of threads for each side of each head of each task: keys first, since blocks that run
 // side by side then share instructions, neighbours in memory after another.
@@ -41,6 +43,7 @@ template <int kDim, bool kKRotated, bool kVRotated>
 cudaError_t launch(const PackArgs& args, cudaStream_t stream) {
   auto* kernel = pack_kernel<kDim, kKRotated, kVRotated>;
   constexpr size_t kBytes = sizeof(PackShared < kDim, kKRotated || kVRotated >);
+  static_assert(kBytes <= 163 * 1024, "what a block has on sm_80");
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kBytes));
   if (error != cudaSuccess) return error;

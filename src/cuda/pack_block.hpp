@@ -150,8 +150,10 @@ struct PackShared {
   // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a
   // bank.
   static constexpr int kStride = kDim + 16 / int(sizeof(Value));
-  // Channels are measured four by four, every kGroups-th row by the same thread.
-  static constexpr int kQuads = kDim / 4, kGroups = kPackThreads / kQuads;
+  // Channels are measured four by four, every kGroups-th row by the same thread. Half of the
+  // threads do so where more groups would not fit beside the rows.
+  static constexpr int kQuads = kDim / 4;
+  static constexpr int kGroups = kPackThreads / kQuads / (kRotated && kDim == 256 ? 2 : 1);
 
   alignas(16) Value tile[kPackRows][kStride];
   union {
@@ -458,6 +460,7 @@ class SidePacker {
   // Each thread four channels of a group of the rows.
   ZC_BOTH void measure_channels() const {
     const int quad = thread_ % Shared::kQuads, group = thread_ / Shared::kQuads;
+    if (group >= Shared::kGroups) return;
     if constexpr (kIsK) {
       for (int t = 0; t < form_.n_tiers; ++t) {
         if (form_.k_params_tier[t] == t) measure_owned(t, group, quad);

@@ -26,7 +26,7 @@ struct ProbeArgs {
   // its own makes them, in `workspace`, probe_workspace() bytes.
   const float* log_sums = nullptr;
   float* workspace = nullptr;
-  float scale = 0;  // above 0
+  float scale = 0;          // above 0
   PerToken<float> sums;     // by row, as keys are; attention is added to them
   PerToken<uint32_t> seen;  // by row; the number of probes that see a token is added to them, or
                             // null; of head 0

@@ -11,7 +11,7 @@
 namespace zipcache::cuda {
 namespace {
 
-constexpr int kMostTokens = 1 << 22;  // blocks of threads of a launch reach no further
+constexpr int kMostTokens = 65535 * 64;  // blocks of threads of a launch reach no further
 
 Status wrong(std::string_view what, long long found, std::string_view expected) {
   return {Code::BadArgument,
