@@ -94,7 +94,6 @@ __device__ __forceinline__ uint32_t half_pair(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);
 }
-__device__ __forceinline__ uint32_t half_pair(float both) { return half_pair(both, both); }
 // A number rounded to 16 bits, and in the upper half what this leaves over.
 __device__ __forceinline__ uint32_t half_and_rest(float x) {
   const __half rounded = __float2half_rn(x);
@@ -103,16 +102,6 @@ __device__ __forceinline__ uint32_t half_and_rest(float x) {
 __device__ __forceinline__ float2 pair_of(uint32_t x) {
   return __half22float2(reinterpret_cast<const __half2&>(x));
 }
-__device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b) {
-  const __half2 product =
-      __hmul2(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
-  return reinterpret_cast<const uint32_t&>(product);
-}
-
-__device__ __forceinline__ uint4 times(uint4 a, uint32_t b) {
-  return {times(a.x, b), times(a.y, b), times(a.z, b), times(a.w, b)};
-}
-
 // 2^x, 0 for -infinity; a few units of the last place off.
 __device__ __forceinline__ float fast_exp2(float x) {
   float y;
@@ -121,6 +110,16 @@ __device__ __forceinline__ float fast_exp2(float x) {
 }
 // 2^n for -126 <= n <= 127.
 __device__ __forceinline__ float power_of_two(int n) { return __int_as_float((127 + n) << 23); }
+
+// Over the 4 lanes that hold numbers of the same row of products.
+__device__ __forceinline__ float sum_of_row(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+__device__ __forceinline__ float largest_of_row(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
 
 // Of the numbers of all lanes, none below 0.
 __device__ __forceinline__ float largest_of_warp(float x) {

@@ -109,6 +109,7 @@ class Cache final : public GpuCache {
   Status check_step(int layer, bool is_prompt) const;
   Status plan(cudaStream_t stream);
   DecodeArgs decode_args(const Layer& own) const;
+  DecodeArgs step_args(const Layer& own, const float* sinks, float scale) const;
 
   PerToken<float> ring_sums(const Layer& own) const;
   PerToken<uint32_t> ring_seen(const Layer& own) const;
@@ -397,6 +398,17 @@ Status Cache::pack(const Layer& own, bool own_rows, const InputRows& k, const In
   return pack_records(args, stream);
 }
 
+// Of the step's new tokens, which see all tokens up to their own.
+DecodeArgs Cache::step_args(const Layer& own, const float* sinks, float scale) const {
+  DecodeArgs args = decode_args(own);
+  args.n_queries = most_new_;
+  args.items = parcel_.at<WorkItem>(items_at_);
+  args.visible = parcel_.at<int32_t>(visible_at_);
+  args.sinks = sinks;
+  args.scale = scale;
+  return args;
+}
+
 Status Cache::decode(int index, const DecodeStep& step, cudaStream_t stream) {
   ZC_TRY(check_step(index, false));
   if ((scored() || by_queries()) && step.q_type != Number::F16)
@@ -406,13 +418,8 @@ Status Cache::decode(int index, const DecodeStep& step, cudaStream_t stream) {
   if (most_new_ == 0) return ok();
   const Layer& own = layer(index);
   ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, false, stream));
-  DecodeArgs args = decode_args(own);
-  args.n_queries = most_new_;
-  args.items = parcel_.at<WorkItem>(items_at_);
-  args.visible = parcel_.at<int32_t>(visible_at_);
+  DecodeArgs args = step_args(own, step.sinks, step.scale);
   args.mask = step.mask;
-  args.sinks = step.sinks;
-  args.scale = step.scale;
   args.q = step.q, args.out = step.out;
   args.q_type = step.q_type, args.out_type = step.out_type;
   args.log_sums = step.log_sums;
@@ -513,12 +520,7 @@ Status Cache::attend(const Layer& own, const PromptStep& step, cudaStream_t stre
 Status Cache::attend_short(const Layer& own, const PromptStep& step, cudaStream_t stream) {
   ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, false, stream));
   ZC_TRY(pick_queries(step, 0, most_new_, stream));
-  DecodeArgs args = decode_args(own);
-  args.n_queries = most_new_;
-  args.items = parcel_.at<WorkItem>(items_at_);
-  args.visible = parcel_.at<int32_t>(visible_at_);
-  args.sinks = step.sinks;
-  args.scale = step.scale;
+  DecodeArgs args = step_args(own, step.sinks, step.scale);
   args.q = queries_.at<void>();
   args.out = step.out, args.out_type = step.out_type;
   args.log_sums = prompt_log_sums_.at<float>();

@@ -183,11 +183,6 @@ __device__ __forceinline__ void stream_rows(const Rows& rows, int begin, int end
   }
 }
 
-// Over the 4 lanes that hold numbers of the same kept row.
-__device__ __forceinline__ float sum_of_row(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
 __device__ __forceinline__ const int32_t* limits_of(const ProbeArgs& args, int stream) {
   return args.limits + size_t(stream) * size_t(args.n_probes);
 }

@@ -53,16 +53,6 @@ __device__ __forceinline__ void ask_rows(uint16_t (&to)[kCount][Shared<kDim>::kS
   }
 }
 
-// Over the 4 lanes that hold numbers of the same row.
-__device__ __forceinline__ float sum_of_row(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-__device__ __forceinline__ float largest_of_row(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
 __device__ __forceinline__ void store_pair(__half* to, float x, float y) {
   *reinterpret_cast<__half2*>(to) = __floats2half2_rn(x, y);
 }
