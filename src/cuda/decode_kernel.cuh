@@ -18,7 +18,7 @@ constexpr float kLowest = -1e30f;
 
 // A tier of the record at hand, in registers.
 struct TierOf {
-  int count, k_bits, v_bits, v_exponent;
+  int count, k_bits, v_bits;
   int k_params, v_params, k_codes, v_codes, v_factors;  // in bytes from the record's first
   bool k_by_token, is_raw;  // is_raw: 16-bit rows in the order of tokens
 
@@ -27,14 +27,13 @@ struct TierOf {
       : count(words.x & 0xFF),
         k_bits(words.x >> 8 & 0xFF),
         v_bits(words.x >> 16 & 0xFF),
-        v_exponent(int(words.w) >> 24),
         k_params((words.y & 0xFFFF) * 16),
         v_params((words.y >> 16) * 16),
         k_codes((words.z & 0xFFFF) * 16),
         v_codes((words.z >> 16) * 16),
         v_factors((words.w & 0xFFFF) * 16),
-        k_by_token((words.w >> 16 & kKeysByToken) != 0),
-        is_raw((words.w >> 16 & kTierMask) == 1 && k_bits == 16 && v_bits == 16) {}
+        k_by_token((words.x >> 24 & kKeysByToken) != 0),
+        is_raw((words.x >> 24 & kTierMask) == 1 && k_bits == 16 && v_bits == 16) {}
 };
 
 // What a block of threads works on.
@@ -172,7 +171,7 @@ class Warp {
   __device__ __forceinline__ void add(const uint8_t* record, const Record& entry, int share,
                                       int sharing) {
     const auto* words = reinterpret_cast<const uint4*>(record);
-    const int form = int(words[0].w >> 16), n_tiers = form & kTierMask;
+    const int form = int(words[0].x >> 24), n_tiers = form & kTierMask;
     int begin = 0, end = kRecordTokens;
     if (sharing == 2) {
       const int half = form >> kHalfShift & kHalfMask;
@@ -630,30 +629,30 @@ class Warp {
 
   __device__ __forceinline__ void sum_codes(const uint8_t* record, const TierOf& tier,
                                             const Units& units, const float (&top)[kTiles]) {
-    // Weights times steps, which are at most 2^v_exponent, are rounded to this many parts of it.
-    constexpr float kParts = 65534;
-    const float grow = kParts * power_of_two(-tier.v_exponent);
     Part parts[kTiles];
     int sums[kTiles][kF][4] = {};
-    float factors[kTiles];
+    float unit[kTiles], factors[kTiles];
+    weigh_values(record + tier.v_params, units, top, parts, unit);
     with_bits(tier.v_bits, [&](auto bits) {
       constexpr int kBits = decltype(bits)::value;
       const uint8_t* codes = record + tier.v_codes;
-      for_pairs(units, [&](int unit, int second) {
+      for_pairs(units, [&](int first, int second) {
         uint32_t weights[kTiles][2];
 #pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          // Parameters of the second, where there is none, are another's; its weights are 0.
-          const int own = u == 0 ? unit : second;
-          weigh_values(record + tier.v_params + own * kUnitTokens * 4, unit + u - units.begin, grow,
-                       top, parts, weights, u);
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const float grow = 1 / unit[tile];
+#pragma unroll
+          for (int u = 0; u < 2; ++u) {
+            const float2 own = scores_.at[tile][first + u - units.begin][lane_];
+            weights[tile][u] = transposed(byte_pairs(own.x * grow, own.y * grow));
+          }
         }
-        multiply_values<kBits>(codes + unit * unit_bytes(kDim, kBits),
+        multiply_values<kBits>(codes + first * unit_bytes(kDim, kBits),
                                codes + second * unit_bytes(kDim, kBits), weights, sums);
       });
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile)
-        factors[tile] = finish_part(tile, top, parts[tile], tier.v_factors != 0) / grow;
+        factors[tile] = finish_part(tile, top, parts[tile], tier.v_factors != 0) * unit[tile];
       add_sums<kBits>(record + tier.v_factors, tier.v_factors != 0, factors, parts, sums);
     });
   }
@@ -675,20 +674,38 @@ class Warp {
     return factor;
   }
 
-  // `params` are steps and floors of the unit's tokens.
-  __device__ __forceinline__ void weigh_values(const uint8_t* params, int place, float grow,
+  // Scores become weights times steps; `params` are steps and floors of the tier's tokens. These
+  // are rounded to 16 bits then, to whole numbers of `unit`: the largest of a query row is 65534.
+  __device__ __forceinline__ void weigh_values(const uint8_t* params, const Units& units,
                                                const float (&top)[kTiles], Part (&parts)[kTiles],
-                                               uint32_t (&weights)[kTiles][2], int u) const {
-    const auto* pairs = reinterpret_cast<const __half2*>(params) + row_;
-    const float2 own[2] = {__half22float2(pairs[0]), __half22float2(pairs[8])};
-    const float steps[2] = {own[0].x * grow, own[1].x * grow};
+                                               float (&unit)[kTiles]) {
+    float largest[kTiles] = {};
+    for_pairs(units, [&](int first, int second) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        // Parameters of the second, where there is none, are another's; its weights are 0.
+        const auto* pairs =
+            reinterpret_cast<const __half2*>(params) + (u == 0 ? first : second) * kUnitTokens;
+        const float2 own[2] = {__half22float2(pairs[row_]), __half22float2(pairs[row_ + 8])};
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const int place = first + u - units.begin;
+          float p[2];
+          weigh(tile, place, top, p);
+          parts[tile].mass += p[0] + p[1];
+          parts[tile].floors = fmaf(p[0], own[0].y, fmaf(p[1], own[1].y, parts[tile].floors));
+          const float2 scaled = {p[0] * own[0].x, p[1] * own[1].x};
+          largest[tile] = fmaxf(largest[tile], fmaxf(scaled.x, scaled.y));
+          scores_.at[tile][place][lane_] = scaled;
+        }
+      }
+    });
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      float p[2];
-      weigh(tile, place, top, p);
-      parts[tile].mass += p[0] + p[1];
-      parts[tile].floors = fmaf(p[0], own[0].y, fmaf(p[1], own[1].y, parts[tile].floors));
-      weights[tile][u] = transposed(byte_pairs(p[0] * steps[0], p[1] * steps[1]));
+#pragma unroll
+      for (int step = 4; step < kLanes; step *= 2)
+        largest[tile] = fmaxf(largest[tile], __shfl_xor_sync(~0u, largest[tile], step));
+      unit[tile] = fmaxf(largest[tile], 1e-30f) * (1 / 65534.0f);
     }
   }
 

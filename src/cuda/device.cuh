@@ -108,8 +108,6 @@ __device__ __forceinline__ float fast_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// 2^n for -126 <= n <= 127.
-__device__ __forceinline__ float power_of_two(int n) { return __int_as_float((127 + n) << 23); }
 
 // Over the 4 lanes that hold numbers of the same row of products.
 __device__ __forceinline__ float sum_of_row(float x) {

@@ -99,13 +99,6 @@ Unit unit_of(const SideOfTier& side, int dim, int unit, const uint8_t* record) {
               size_t(unit) * size_t(unit_bytes(dim, side.bits))};
 }
 
-// Of `n` steps, `stride` numbers apart.
-float largest_step(const half* steps, int n, int stride) {
-  float largest = 0;
-  for (int i = 0; i < n; ++i) largest = std::max(largest, to_float(steps[i * stride]));
-  return largest;
-}
-
 // Steps and floors between the tile's order, [sets] each, and the record's.
 enum class Direction { ToRecord, FromRecord };
 
@@ -189,6 +182,22 @@ void move_head(Direction direction, const RecordLayout& layout,
   }
 }
 
+SideForm side_form(const PackedLayout& packed, const Policy& policy, SideId id) {
+  const Side& side = id == SideId::K ? policy.k : policy.v;
+  SideForm form;
+  form.axis = side.axis;
+  form.codec = side.codec;
+  form.group = uint16_t(side.group);
+  form.rank = uint8_t(side.rank);
+  form.channel_factors = side.channel_factors();
+  form.token_factors = side.token_factors();
+  for (size_t t = 0; t < policy.tiers.size(); ++t) {
+    form.bits[t] = uint8_t(id == SideId::K ? policy.tiers[t].k_bits : policy.tiers[t].v_bits);
+    form.params_tier[t] = uint8_t(packed.params_tier(id, t));
+  }
+  return form;
+}
+
 }  // namespace
 
 Result<RecordLayout> RecordLayout::create(const LayerShape& shape, const Policy& policy) {
@@ -206,14 +215,9 @@ Result<RecordLayout> RecordLayout::create(const LayerShape& shape, const Policy&
   RecordForm& form = layout.form_;
   form.dim = shape.k_dim;
   form.n_tiers = int(policy.tiers.size());
-  form.k_by_token = policy.k.axis == Axis::Token;
-  form.v_factors = policy.v.channel_factors();
   const PackedLayout packed(shape, policy);
-  for (size_t t = 0; t < policy.tiers.size(); ++t) {
-    form.k_bits[t] = uint8_t(policy.tiers[t].k_bits);
-    form.v_bits[t] = uint8_t(policy.tiers[t].v_bits);
-    form.k_params_tier[t] = uint8_t(packed.params_tier(SideId::K, t));
-  }
+  form.k = side_form(packed, policy, SideId::K);
+  form.v = side_form(packed, policy, SideId::V);
   return layout;
 }
 
@@ -229,14 +233,9 @@ size_t RecordLayout::bytes(const TierCounts& counts) const {
 }
 
 void write_record(const RecordLayout& layout, const PackedHead& head, uint8_t* record) {
-  auto headers = layout.headers(head.held);
+  const auto headers = layout.headers(head.held);
   std::memset(record, 0, layout.bytes(head.held));
   move_head(Direction::ToRecord, layout, headers, head, record);
-  for (int t = 0; t < layout.n_tiers(); ++t) {
-    TierHeader& tier = headers[size_t(t)];
-    if (tier.count > 0 && coded(tier.v_bits))
-      tier.v_exponent = v_exponent_of(largest_step(halves(record, tier.v_params), tier.count, 2));
-  }
   std::memcpy(record, headers.data(), size_t(layout.n_tiers()) * sizeof(TierHeader));
 }
 

@@ -24,8 +24,8 @@ class RecordLayout {
   const RecordForm& form() const { return form_; }
   int dim() const { return form_.dim; }
   int n_tiers() const { return form_.n_tiers; }
-  bool v_factors() const { return form_.v_factors; }
-  bool k_by_token() const { return form_.k_by_token; }
+  bool v_factors() const { return form_.v.channel_factors; }
+  bool k_by_token() const { return form_.k_by_token(); }
 
  private:
   RecordLayout() = default;

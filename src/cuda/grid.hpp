@@ -24,14 +24,6 @@ ZC_BOTH inline uint32_t bits_of(float x) {
 #endif
 }
 
-ZC_BOTH inline float float_from(uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  return __uint_as_float(bits);
-#else
-  return std::bit_cast<float>(bits);
-#endif
-}
-
 ZC_BOTH inline float float_of(uint16_t half_bits) {
 #ifdef __CUDA_ARCH__
   return __half2float(__ushort_as_half(half_bits));
@@ -56,15 +48,6 @@ __device__ __forceinline__ uint32_t bits_of(__half2 pair) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 #endif
-
-// Raises a number that threads share.
-ZC_BOTH inline void raise(uint32_t& number, uint32_t to) {
-#ifdef __CUDA_ARCH__
-  atomicMax(&number, to);
-#else
-  number = to > number ? to : number;
-#endif
-}
 
 // The smaller, the larger of both 16-bit numbers of two words.
 ZC_BOTH inline uint32_t smaller_of_pairs(uint32_t a, uint32_t b) {

@@ -174,10 +174,9 @@ struct PackShared {
   };
   alignas(16) uint8_t tiers[kPackRows];
   alignas(16) uint8_t order[kPackColumns];  // the row behind each column
-  TierHeader headers[kRecordTiers];
+  alignas(16) TierHeader headers[kRecordTiers];
   int counts[kRecordTiers];      // tokens of each tier, evicted ones among them
   int starts[kRecordTiers + 1];  // columns where tiers begin, and where the last one ends
-  uint32_t steps[kRecordTiers];  // largest step of each tier's tokens, as the bits of a float
   int n_coded;
   bool wrong_counts, wrong_size;
 
@@ -212,7 +211,7 @@ class SidePacker {
         return kRotated && rotates();
       case 3:
       case 4:
-        return kIsK ? by_channel() : form_.v_factors;
+        return kIsK ? by_channel() : form_.v.channel_factors;
       case 5:
         return !by_channel() || (kRotated && args_.form.k_by_queries);
       case 6:
@@ -257,7 +256,7 @@ class SidePacker {
   static constexpr int kFragments = kDim / 16;
   static constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
 
-  ZC_BOTH bool by_channel() const { return kIsK && !form_.k_by_token; }
+  ZC_BOTH bool by_channel() const { return kIsK && !form_.k_by_token(); }
   ZC_BOTH bool rotates() const { return kIsK ? args_.form.k_hadamard : args_.form.v_hadamard; }
   // Of a head nothing may have been learnt yet.
   ZC_BOTH bool by_queries() const {
@@ -286,8 +285,7 @@ class SidePacker {
   // Rows are on their way while a warp ranks them and a thread of another makes the headers.
   ZC_BOTH void begin() const {
     load_rows();
-    if (thread_ < kRecordTiers) shared_.steps[thread_] = 0;
-    if (!kIsK && !form_.v_factors && thread_ < kDim) shared_.factors[thread_] = {};
+    if (!kIsK && !form_.v.channel_factors && thread_ < kDim) shared_.factors[thread_] = {};
     if (thread_ < kLanes) sort();
     const bool counts_known = ranks() || form_.n_tiers == 1;
     if (thread_ == (counts_known ? kPackThreads - 1 : 0)) lay_out(counts_known);
@@ -449,8 +447,8 @@ class SidePacker {
   // The tier on whose parameters a row's key is coded; none for what has no codes.
   ZC_BOTH int owner_of(int row) const {
     const int tier = shared_.tiers[row];
-    if (tier == kLeftOut || !in_codes(form_.k_bits[tier])) return -1;
-    return form_.k_params_tier[tier];
+    if (tier == kLeftOut || !in_codes(form_.k.bits[tier])) return -1;
+    return form_.k.params_tier[tier];
   }
 
   ZC_BOTH const Quad& quad(int row, int channel) const {
@@ -463,7 +461,7 @@ class SidePacker {
     if (group >= Shared::kGroups) return;
     if constexpr (kIsK) {
       for (int t = 0; t < form_.n_tiers; ++t) {
-        if (form_.k_params_tier[t] == t) measure_owned(t, group, quad);
+        if (form_.k.params_tier[t] == t) measure_owned(t, group, quad);
       }
     } else {
       measure_sizes(group, quad);
@@ -473,7 +471,7 @@ class SidePacker {
   ZC_BOTH void measure_owned(int owner, int group, int own_quad) const {
     Quad lo = Quad::all(INFINITY), hi = Quad::all(-INFINITY);
     for (int t = owner; t < form_.n_tiers; ++t) {
-      if (form_.k_params_tier[t] != owner || !in_codes(form_.k_bits[t])) continue;
+      if (form_.k.params_tier[t] != owner || !in_codes(form_.k.bits[t])) continue;
       const int end = shared_.starts[t] + shared_.counts[t];
       for (int column = shared_.starts[t] + group; column < end; column += Shared::kGroups) {
         const Quad& x = quad(shared_.order[column], own_quad * 4);
@@ -527,7 +525,7 @@ class SidePacker {
   ZC_BOTH int n_owned(int owner) const {
     int n = 0;
     for (int t = 0; t < form_.n_tiers; ++t) {
-      if (form_.k_params_tier[t] == owner) n += shared_.headers[t].count;
+      if (form_.k.params_tier[t] == owner) n += shared_.headers[t].count;
     }
     return n;
   }
@@ -536,8 +534,8 @@ class SidePacker {
   ZC_BOTH void fit_channels() const {
     for (int i = thread_; i < form_.n_tiers * kDim; i += kPackThreads) {
       const int owner = i / kDim, channel = i % kDim, place = params(shared_.headers[owner]);
-      if (place == 0 || form_.k_params_tier[owner] != owner) continue;
-      const int width = form_.k_bits[owner];
+      if (place == 0 || form_.k.params_tier[owner] != owner) continue;
+      const int width = form_.k.bits[owner];
       const Extremes range = range_of_channel(owner, channel);
       Search found;
       if (searches(fit()))
@@ -569,7 +567,7 @@ class SidePacker {
     const float* feedback =
         args_.feedback + list() * size_t(feedback_floats(kDim)) + first * kFeedbackGroup;
     const uint16_t* params = halves(params_of(owner));
-    const float top = top_code_of(form_.k_bits[owner]);
+    const float top = top_code_of(form_.k.bits[owner]);
     uint32_t codes[kFeedbackGroup / 4] = {};
     ZC_UNROLL
     for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -629,7 +627,7 @@ class SidePacker {
 
   // What is coded of a number of the tile. Where values have no factors, these are 1.
   ZC_BOTH float taken(float x, int channel) const {
-    if (kIsK || (kRotated && !form_.v_factors)) return x;
+    if (kIsK || (kRotated && !form_.v.channel_factors)) return x;
     return divided<!kRotated>(x, shared_.factors[channel]);
   }
 
@@ -730,7 +728,6 @@ class SidePacker {
     auto* pairs = reinterpret_cast<uint32_t*>(record_ + params(header) * 16);
     pairs[thread_ - shared_.starts[tier]] = fitted.step | uint32_t(fitted.floor) << 16;
     shared_.token_grids[thread_] = fitted.grid;
-    raise(shared_.steps[tier], bits_of(float_of(fitted.step)));
   }
 
   // ---- codes
@@ -788,7 +785,7 @@ class SidePacker {
 
   ZC_BOTH UnitOfLane unit_of(int tier, int unit, int lane) const {
     UnitOfLane own;
-    own.channels = shared_.channel_grids[form_.k_params_tier[tier]];
+    own.channels = shared_.channel_grids[form_.k.params_tier[tier]];
     const int first = shared_.starts[tier] + unit * kUnitTokens;
     const int left = shared_.headers[tier].count - unit * kUnitTokens;
     ZC_UNROLL
@@ -888,23 +885,13 @@ class SidePacker {
 
   // ---- header and row map
 
-  // The threads of keys write all of a header but the last byte, which is of the values.
+  // What both sides have in common is written by the keys' threads.
   ZC_BOTH void finish() const {
-    if (thread_ < form_.n_tiers) {
-      const TierHeader& header = shared_.headers[thread_];
-      auto* to = reinterpret_cast<TierHeader*>(record_) + thread_;
-      if constexpr (kIsK) {
-        alignas(16) const TierHeader own = header;
-        const auto& words = reinterpret_cast<const SixteenBytes&>(own);
-        for (int w = 0; w < 3; ++w) reinterpret_cast<uint32_t*>(to)[w] = words.word[w];
-        to->v_factors = own.v_factors;
-        to->tiers_and_form = own.tiers_and_form;
-      } else {
-        const bool has_params = header.count > 0 && in_codes(bits(header));
-        to->v_exponent = has_params ? v_exponent_of(float_from(shared_.steps[thread_])) : int8_t{0};
-      }
-    }
-    if (kIsK && thread_ < shared_.starts[kRecordTiers] / 16) {
+    if (!kIsK) return;
+    if (thread_ < form_.n_tiers)
+      reinterpret_cast<SixteenBytes*>(record_)[thread_] =
+          reinterpret_cast<const SixteenBytes*>(shared_.headers)[thread_];
+    if (thread_ < shared_.starts[kRecordTiers] / 16) {
       auto* rows = reinterpret_cast<SixteenBytes*>(record_ + entry_.size * 16);
       rows[thread_] = reinterpret_cast<const SixteenBytes*>(shared_.order)[thread_];
     }

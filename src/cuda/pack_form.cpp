@@ -38,7 +38,7 @@ Result<PackForm> pack_form(const LayerShape& shape, const Policy& policy) {
   form.v_fit = policy.v.fit;
   form.k_hadamard = policy.k.rotation == Rotation::Hadamard;
   form.v_hadamard = policy.v.rotation == Rotation::Hadamard;
-  form.k_by_queries = policy.k_rounding == Rounding::Query && !form.record.k_by_token;
+  form.k_by_queries = policy.k_rounding == Rounding::Query && !form.record.k_by_token();
   return form;
 }
 

@@ -1,16 +1,21 @@
 // How a GPU holds the tokens of one KV head of one block: a record, in the order in which matrix
 // units take their operands. It has the codes and parameters of a packed block of the CPU's layout
 // (cache/block_layout.hpp) in another order, so that one form can be made from the other and back
-// (fragments.hpp). Shared by host and device code; holds no arithmetic but that of places and of
-// the header's exponent.
+// (fragments.hpp). Shared by host and device code; holds no arithmetic but that of places.
 //
 //   header          TierHeader [n_tiers]
 //   v factors       f16 [dim], where values have factors of channels
+//   k factors       f16 [dim], where keys have
 //   for each tier   K parameters, unless an earlier tier has the same: steps, then floors, f16
-//   [dim]
-//                   of channels, or f16 pairs (step, floor) [units, 16] of tokens
+//                   [dim] of channels, or f16 pairs (step, floor) [units, 16] of tokens
 //   for each tier   V parameters: f16 pairs (step, floor) [units, 16] of tokens
-//   for each tier   K codes [units], then V codes [units]
+//   for each tier   K token factors and low-rank factors, where there are any, K codes [units],
+//   then
+//                   the same of V
+//
+// That is the form of the policies with the fastest kernel. Parameters and factors of a side that
+// these do not fit (SideForm::as_tile: groups, levels, factors of tokens) stand in the order of the
+// CPU's tiles (codec/tile.hpp). 16-bit codes have none.
 //
 // A unit is 16 tokens of a tier, the last one of a tier filled up with codes and parameters of 0.
 // Its codes are a row of fragments, 16 x 16 numbers each: of K tokens x channels, of V channels x
@@ -20,9 +25,10 @@
 // 8-bit numbers code * 2^p, of one row: operands of products of whole numbers (multiply_bytes).
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
+
+#include "codec/levels.hpp"
 
 #ifdef __CUDACC__
 #define ZC_BOTH __host__ __device__
@@ -50,16 +56,14 @@ inline constexpr int kRawRecordTokens = 32;
 struct TierHeader {
   uint8_t count;  // tokens of the tier
   uint8_t k_bits, v_bits;
-  uint8_t unused;
-  uint16_t k_params, v_params, k_codes, v_codes;
-  uint16_t v_factors;      // the same in every tier; 0 for none
   uint8_t tiers_and_form;  // the same in every tier: kTierMask, kHalfShift and kKeysByToken
-  int8_t v_exponent;       // of a power of two that no step of the values exceeds
+  uint16_t k_params, v_params, k_codes, v_codes;
+  uint16_t v_factors, k_factors;  // the same in every tier; 0 for none
 };
 inline constexpr int kTierMask = 7;   // number of tiers
 inline constexpr int kHalfShift = 3;  // 4 bits: units of the first of two warps that share it
 inline constexpr int kHalfMask = 15;
-inline constexpr int kKeysByToken = 128;  // keys have parameters of tokens, not of channels
+inline constexpr int kKeysByToken = 128;  // keys have pairs of tokens, not parameters of channels
 static_assert(sizeof(TierHeader) == 16);
 
 // Where a record lies in the pool; the entries of a stream's block table, in any order of places.
@@ -179,69 +183,103 @@ ZC_BOTH constexpr TierHeader raw_header(int dim, int count, int room) {
   return tier;
 }
 
+// How one side, K or V, of a layer's records is coded.
+struct SideForm {
+  Axis axis = Axis::Channel;
+  Codec codec = Codec::Affine;
+  uint16_t group = 0;  // channels of a set for Axis::Group, tokens for Axis::ChannelGroup
+  uint8_t rank = 0;    // of the low-rank factors
+  bool channel_factors = false, token_factors = false;
+  bool as_tile = false;                    // parameters and factors stand in the order of a tile
+  uint8_t bits[kRecordTiers] = {};         // 0: held nowhere
+  uint8_t params_tier[kRecordTiers] = {};  // whose parameters a tier has
+};
+
+// Sets of parameters of a tier, those that fill up among them (codec/tile.hpp: n_sets), and their
+// bytes.
+ZC_BOTH constexpr int sets_of(const SideForm& side, int dim, int n_tokens) {
+  const int filled = units_of(n_tokens) * kUnitTokens;
+  switch (side.axis) {
+    case Axis::Channel:
+      return dim;
+    case Axis::ChannelGroup:
+      return (n_tokens + side.group - 1) / side.group * dim;
+    case Axis::Group:
+      return dim / side.group * filled;
+    case Axis::None:
+      return 0;
+    default:
+      return filled;
+  }
+}
+ZC_BOTH constexpr int param_bytes(const SideForm& side, int dim, int n_tokens) {
+  return sets_of(side, dim, n_tokens) * int(set_bytes(side.codec));
+}
+// Bytes of token factors, and of the low-rank factors behind them, right before a tier's codes.
+ZC_BOTH constexpr int token_factor_bytes(const SideForm& side, int n_tokens) {
+  return side.token_factors ? units_of(n_tokens) * kUnitTokens * int(sizeof(uint16_t)) : 0;
+}
+ZC_BOTH constexpr int low_rank_bytes(const SideForm& side, int dim, int n_tokens) {
+  return side.rank * (dim + units_of(n_tokens) * kUnitTokens) * int(sizeof(uint16_t));
+}
+
 // What decides where the parts of a layer's records stand.
 struct RecordForm {
   int dim = 0, n_tiers = 0;
-  uint8_t k_bits[kRecordTiers] = {}, v_bits[kRecordTiers] = {};  // both 0: held nowhere
-  uint8_t k_params_tier[kRecordTiers] = {};                      // whose key parameters a tier has
-  bool k_by_token = false, v_factors = false;
+  SideForm k, v;
 
-  ZC_BOTH constexpr bool holds(int tier) const { return k_bits[tier] != 0; }
+  ZC_BOTH constexpr bool holds(int tier) const { return k.bits[tier] != 0; }
+  ZC_BOTH constexpr bool k_by_token() const { return k.axis == Axis::Token && !k.as_tile; }
 };
 
-// Headers [kRecordTiers] of a record whose tiers have these tokens, exponent 0. Returns the
-// record's size in 16 bytes.
+// Headers [kRecordTiers] of a record whose tiers have these tokens. Returns the record's size in 16
+// bytes.
 ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, TierHeader* headers) {
-  const int pair = 2 * int(sizeof(uint16_t)), piece = 16;
+  constexpr int kPiece = 16;
   int at = form.n_tiers;
   const auto take = [&at](int bytes) {
     const int begin = at;
-    at += bytes / piece;
+    at += bytes / kPiece;
     return uint16_t(begin);
   };
-  const uint16_t factors = form.v_factors ? take(form.dim * pair / 2) : uint16_t(0);
+  const int factor_bytes = form.dim * int(sizeof(uint16_t));
+  const uint16_t v_factors = form.v.channel_factors ? take(factor_bytes) : uint16_t(0);
+  const uint16_t k_factors = form.k.channel_factors ? take(factor_bytes) : uint16_t(0);
   for (int t = 0; t < form.n_tiers; ++t) {
     TierHeader& tier = headers[t];
     tier = {};
     tier.count = uint8_t(form.holds(t) ? counts[t] : 0);
-    tier.k_bits = form.k_bits[t];
-    tier.v_bits = form.v_bits[t];
-    tier.v_factors = factors;
+    tier.k_bits = form.k.bits[t];
+    tier.v_bits = form.v.bits[t];
+    tier.v_factors = v_factors;
+    tier.k_factors = k_factors;
   }
   const int half = first_half(headers, form.n_tiers);
   for (int t = 0; t < form.n_tiers; ++t)
     headers[t].tiers_and_form =
-        uint8_t(form.n_tiers | half << kHalfShift | (form.k_by_token ? kKeysByToken : 0));
-  for (int t = 0; t < form.n_tiers; ++t) {
-    TierHeader& tier = headers[t];
-    if (tier.count == 0 || !in_codes(tier.k_bits)) continue;
-    if (form.k_by_token) {
-      tier.k_params = take(units_of(tier.count) * kUnitTokens * pair);
-    } else {
-      TierHeader& owner = headers[form.k_params_tier[t]];
-      if (owner.k_params == 0) owner.k_params = take(form.dim * pair);
-      tier.k_params = owner.k_params;
+        uint8_t(form.n_tiers | half << kHalfShift | (form.k_by_token() ? kKeysByToken : 0));
+  const auto take_params = [&](const SideForm& side, uint16_t TierHeader::*params) {
+    for (int t = 0; t < form.n_tiers; ++t) {
+      if (headers[t].count == 0 || !in_codes(side.bits[t])) continue;
+      TierHeader& owner = headers[side.params_tier[t]];
+      const int bytes = param_bytes(side, form.dim, headers[t].count);
+      if (owner.*params == 0 && bytes > 0) owner.*params = take(bytes);
+      headers[t].*params = owner.*params;
     }
-  }
+  };
+  take_params(form.k, &TierHeader::k_params);
+  take_params(form.v, &TierHeader::v_params);
+  const auto take_codes = [&](const SideForm& side, int t) {
+    const int n = headers[t].count;
+    if (n > 0 && in_codes(side.bits[t]))
+      take(token_factor_bytes(side, n) + low_rank_bytes(side, form.dim, n));
+    return take(units_of(n) * unit_bytes(form.dim, side.bits[t]));
+  };
   for (int t = 0; t < form.n_tiers; ++t) {
-    TierHeader& tier = headers[t];
-    if (tier.count > 0 && in_codes(tier.v_bits))
-      tier.v_params = take(units_of(tier.count) * kUnitTokens * pair);
-  }
-  for (int t = 0; t < form.n_tiers; ++t) {
-    TierHeader& tier = headers[t];
-    tier.k_codes = take(units_of(tier.count) * unit_bytes(form.dim, tier.k_bits));
-    tier.v_codes = take(units_of(tier.count) * unit_bytes(form.dim, tier.v_bits));
+    headers[t].k_codes = take_codes(form.k, t);
+    headers[t].v_codes = take_codes(form.v, t);
   }
   return at;
-}
-
-// TierHeader::v_exponent for the largest step of a tier's value tokens: the least n for which
-// it is not above 2^n; at least that of the smallest 16-bit number.
-ZC_BOTH inline int8_t v_exponent_of(float largest_step) {
-  if (largest_step <= 0x1p-24f) return -24;
-  const int n = ilogbf(largest_step);
-  return int8_t(largest_step > ldexpf(1.0f, n) ? n + 1 : n);
 }
 
 }  // namespace zipcache::cuda

@@ -123,6 +123,15 @@ TEST_F(Decode, ValuesThatAreFlat) {
   }
 }
 
+// Of a token that is not attended to, so that the others' weights must not be rounded in its units.
+TEST_F(Decode, ATokenOfLargeValues) {
+  for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform4"}) {
+    for (const bool threads : {false, true})
+      expect_right(
+          {.policy = policy, .large_value = 300, .bits = true, .copy_by_threads = threads});
+  }
+}
+
 TEST_F(Decode, SharpAttention) {
   for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform2"})
     expect_right({.policy = policy, .q_size = 6}, 6e-3);

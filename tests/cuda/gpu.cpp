@@ -17,6 +17,9 @@ std::vector<float> times(std::vector<float> x, float size) {
   return x;
 }
 
+// Place in its block of the token that Case::large_value is of; hidden where Case::bits are.
+constexpr int kLargeToken = 64;
+
 // One stream: its blocks on the CPU, and the step's queries.
 struct Stream {
   std::unique_ptr<BlockRig> rig;
@@ -42,6 +45,9 @@ Stream make_stream(const Case& test, int index) {
     auto values = times(zipcache::test::random_rows(stream.n_tokens, width, seed + 1), test.v_size);
     if (test.flat_values) {
       for (size_t i = 0; i < values.size(); ++i) values[i] = values[i - i % size_t(test.dim)];
+    }
+    for (int token = kLargeToken; token < stream.n_tokens; token += kBlockTokens) {
+      for (int i = 0; i < width; ++i) values[size_t(token * width + i)] *= test.large_value;
     }
     stream.rig->append(
         stream.n_tokens,

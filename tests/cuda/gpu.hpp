@@ -54,6 +54,7 @@ struct Case {
   std::vector<int> lengths = {700};  // tokens of each stream, those of the step included
   float k_size = 1, v_size = 1, q_size = 1;
   bool flat_values = false;   // the same in all channels of a token
+  float large_value = 1;      // how many times as large one token's of each 128 are
   int n_blocks = 132;         // of threads that the plan is made for
   bool large = false;         // they may be large ones
   Number type = Number::F32;  // of q and out

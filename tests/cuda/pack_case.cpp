@@ -147,7 +147,7 @@ void add_stream(const PackCase& test, const Policy& policy, int s, PackInput& in
 
 size_t bytes_of(const Record& record, const uint8_t* bytes) {
   size_t columns = 0;
-  for (int t = 0; t < (bytes[14] & kTierMask); ++t) {
+  for (int t = 0; t < (bytes[offsetof(TierHeader, tiers_and_form)] & kTierMask); ++t) {
     TierHeader header;
     std::memcpy(&header, bytes + size_t(t) * sizeof header, sizeof header);
     columns += size_t(units_of(header.count)) * kUnitTokens;
