@@ -66,6 +66,7 @@ class DeviceMemory {
 // One head's packed blocks and 16-bit rows, as records.
 struct Pattern {
   RecordSet set;
+  cuda::RecordForm form;
   int n_raw;         // records of 16-bit rows in each head
   size_t raw_begin;  // where their bytes begin in the pool
 };
@@ -104,7 +105,7 @@ Result<Pattern> make_pattern(const Policy& asked, const GpuShape& shape) {
     }
   }
   const int n_raw_tokens = policy.window.recent + policy.window.sinks;
-  Pattern pattern{RecordSet(shape.d_head, 1, 1, kPatternBlocks + 1),
+  Pattern pattern{RecordSet(shape.d_head, 1, 1, kPatternBlocks + 1), layout->form(),
                   (n_raw_tokens + cuda::kRawRecordTokens - 1) / cuda::kRawRecordTokens, 0};
   const auto raw_rows = [&](const Side& side, const std::vector<float>& rows) {
     std::vector<half> out(size_t(cuda::kRawRecordTokens * shape.d_head));
@@ -433,6 +434,7 @@ class Bench final : public GpuBench {
     args.n_queries = shape.n_queries;
     args.pool = caches.pool();
     args.record_stride = caches.n_records();
+    args.form = pattern->form;
     args.max_record_bytes = pattern->set.max_record_bytes();
     args.k_hadamard = policy.k.rotation == Rotation::Hadamard;
     args.v_hadamard = policy.v.rotation == Rotation::Hadamard;

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "cuda/decode_launch.hpp"
-#include "cuda/device.cuh"
+#include "cuda/decoder.cuh"
 #include "cuda/hadamard.hpp"
 
 namespace zipcache::cuda {
@@ -18,13 +18,14 @@ constexpr float kLowest = -1e30f;
 
 // A tier of the record at hand, in registers.
 struct TierOf {
-  int count, k_bits, v_bits;
+  int number, count, k_bits, v_bits;
   int k_params, v_params, k_codes, v_codes, v_factors;  // in bytes from the record's first
   bool k_by_token, is_raw;  // is_raw: 16-bit rows in the order of tokens
 
-  // `words` are a TierHeader.
-  __device__ __forceinline__ explicit TierOf(uint4 words)
-      : count(words.x & 0xFF),
+  // `words` are the `number`-th TierHeader of a record.
+  __device__ __forceinline__ TierOf(int number, uint4 words)
+      : number(number),
+        count(words.x & 0xFF),
         k_bits(words.x >> 8 & 0xFF),
         v_bits(words.x >> 16 & 0xFF),
         k_params((words.y & 0xFFFF) * 16),
@@ -138,7 +139,7 @@ struct Scores {
 // rounded to 16 bits, and of these the upper byte stands in one column of the operand, the lower in
 // the next; the same with weights. So a sum over 32 codes costs one instruction, as precise as
 // 16-bit fixed point, and a lane finds both bytes' sums side by side.
-template <int kDim, int kTiles, bool kMasked>
+template <int kDim, int kTiles, bool kAny>
 class Warp {
  public:
   static constexpr int kF = kFragments<kDim>;
@@ -185,7 +186,7 @@ class Warp {
     int before = 0;  // units of the tiers before
 #pragma unroll 1
     for (int t = 0; t < n_tiers; ++t) {
-      const TierOf tier(words[t]);
+      const TierOf tier(t, words[t]);
       const int after = before + units_of(tier.count);
       const Units units = {max(begin, before) - before, min(end, after) - before, before};
       if (units.begin < units.end) add_tier(record, entry, tier, units);
@@ -210,20 +211,70 @@ class Warp {
   // Scores of all tokens first, then their weights: these are rounded in units of the largest.
   __device__ __forceinline__ void add_tier(const uint8_t* record, const Record& entry,
                                            const TierOf& tier, const Units& units) {
-    const bool hides = (kMasked && launch_.masked) || int(entry.first) + kRecordTokens > base_;
+    const bool hides = (kAny && launch_.masked) || int(entry.first) + kRecordTokens > base_;
     float top[kTiles];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) top[tile] = kLowest;
-    if (tier.k_bits == 16)
-      score_rows(record, entry, tier, units, hides, top);
-    else
-      score_codes(record, entry, tier, units, hides, top);
+    score(record, entry, tier, units, hides, top);
     raise_peaks(top);
-    if (tier.v_bits == 16)
-      sum_rows(record, tier, units, top);
-    else
-      sum_codes(record, tier, units, top);
+    sum(record, tier, units, top);
   }
+
+  __device__ __forceinline__ void score(const uint8_t* record, const Record& entry,
+                                        const TierOf& tier, const Units& units, bool hides,
+                                        float (&top)[kTiles]) {
+    if (tier.k_bits == 16) {
+      score_rows<kF / 2>(units, top, RowsOf(record + tier.k_codes, lane_));
+      return settle(record, entry, tier, units, hides, top);
+    }
+    if constexpr (kAny) {
+      const SideForm& form = launch_.args.form.k;
+      if (form.as_tile) {
+        const Decoder<kDim, true> decoder(form, launch_.k_values.of[tier.number], record,
+                                          header(record, tier), lane_);
+        with_bits(tier.k_bits, [&](auto bits) {
+          score_rows<1>(units, top, [&](int unit, int f, uint32_t(&words)[4]) {
+            decoder.template fragment<decltype(bits)::value>(unit, f, words);
+          });
+        });
+        return settle(record, entry, tier, units, hides, top);
+      }
+    }
+    score_codes(record, entry, tier, units, hides, top);
+  }
+
+  __device__ __forceinline__ void sum(const uint8_t* record, const TierOf& tier, const Units& units,
+                                      const float (&top)[kTiles]) {
+    if (tier.v_bits == 16) return sum_rows(units, top, RowsOf(record + tier.v_codes, lane_));
+    if constexpr (kAny) {
+      const SideForm& form = launch_.args.form.v;
+      if (form.as_tile) {
+        const Decoder<kDim, false> decoder(form, launch_.v_values.of[tier.number], record,
+                                           header(record, tier), lane_);
+        return with_bits(tier.v_bits, [&](auto bits) {
+          sum_rows(units, top, [&](int unit, int f, uint32_t(&words)[4]) {
+            decoder.template fragment<decltype(bits)::value>(unit, f, words);
+          });
+        });
+      }
+    }
+    sum_codes(record, tier, units, top);
+  }
+
+  __device__ __forceinline__ static const TierHeader& header(const uint8_t* record,
+                                                             const TierOf& tier) {
+    return reinterpret_cast<const TierHeader*>(record)[tier.number];
+  }
+
+  // Reads fragments of 16-bit rows.
+  struct RowsOf {
+    const uint8_t* rows;
+    int lane;
+    __device__ __forceinline__ RowsOf(const uint8_t* rows, int lane) : rows(rows), lane(lane) {}
+    __device__ __forceinline__ void operator()(int unit, int f, uint32_t (&words)[4]) const {
+      load_words<4>(rows + unit * unit_bytes(kDim, 16) + (f * kLanes + lane) * 16, words);
+    }
+  };
 
   template <class Use>
   __device__ __forceinline__ static void with_bits(int bits, Use&& use) {
@@ -453,18 +504,19 @@ class Warp {
     }
   }
 
-  __device__ __forceinline__ void score_rows(const uint8_t* record, const Record& entry,
-                                             const TierOf& tier, const Units& units, bool hides,
-                                             float (&top)[kTiles]) {
+  // Keys as 16-bit numbers: fragment(unit, f, words) gives a lane's words of an operand. It stands
+  // in the code twice kAtOnce times.
+  template <int kAtOnce, class Fragment>
+  __device__ __forceinline__ void score_rows(const Units& units, float (&top)[kTiles],
+                                             Fragment&& fragment) {
 #pragma unroll 1
     for (int unit = units.begin; unit < units.end; ++unit) {
-      const uint8_t* rows = record + tier.k_codes + unit * unit_bytes(kDim, 16);
       float sums[kTiles][4] = {}, odd[kTiles][4] = {};
-#pragma unroll
+#pragma unroll kAtOnce
       for (int s = 0; s < kF; s += 2) {
         uint32_t a[4], b[4];
-        load_words<4>(rows + (s * kLanes + lane_) * 16, a);
-        load_words<4>(rows + ((s + 1) * kLanes + lane_) * 16, b);
+        fragment(unit, s, a);
+        fragment(unit, s + 1, b);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
           const uint4 q = operand(tile, s);
@@ -487,7 +539,6 @@ class Warp {
       for (int tile = 0; tile < kTiles; ++tile)
         top[tile] = fmaxf(top[tile], fmaxf(scores[tile][0], scores[tile][1]));
     }
-    settle(record, entry, tier, units, hides, top);
   }
 
   __device__ __forceinline__ void load_scores(int place, float (&scores)[kTiles][2]) const {
@@ -536,7 +587,7 @@ class Warp {
     if (rows) rows += unit_of_record * kUnitTokens;
     const int first = int(entry.first) + (rows ? 0 : unit * kUnitTokens);
     const int left = tier.count - unit * kUnitTokens;
-    if constexpr (kMasked) {
+    if constexpr (kAny) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int token = row_ + 8 * i;
@@ -760,9 +811,11 @@ class Warp {
     }
   }
 
-  // Values of 16 bits: weights are two 16-bit numbers each, the second what the first leaves over.
-  __device__ __forceinline__ void sum_rows(const uint8_t* record, const TierOf& tier,
-                                           const Units& units, const float (&top)[kTiles]) {
+  // Values as 16-bit numbers (score_rows); weights are two such numbers each, the second what the
+  // first leaves over.
+  template <class Fragment>
+  __device__ __forceinline__ void sum_rows(const Units& units, const float (&top)[kTiles],
+                                           Fragment&& fragment) {
     Part parts[kTiles];
     float sums[kTiles][kF][4] = {};
 #pragma unroll 1
@@ -776,11 +829,10 @@ class Warp {
 #pragma unroll
         for (int i = 0; i < 2; ++i) weights[tile][i] = transposed(half_and_rest(p[i]));
       }
-      const uint8_t* rows = record + tier.v_codes + unit * unit_bytes(kDim, 16);
 #pragma unroll
       for (int m = 0; m < kF; ++m) {
         uint32_t a[4];
-        load_words<4>(rows + (m * kLanes + lane_) * 16, a);
+        fragment(unit, m, a);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile)
           multiply_add(sums[tile][m], a[0], a[1], a[2], a[3], weights[tile][0], weights[tile][1]);
@@ -1020,8 +1072,8 @@ class Ring {
 
 // The way of cards without bulk copies: the computing threads copy too, as many records at once as
 // half of the slots hold.
-template <int kDim, int kTiles, bool kMasked>
-__device__ void copy_and_compute(Warp<kDim, kTiles, kMasked>& work, const Launch& launch,
+template <int kDim, int kTiles, bool kAny>
+__device__ void copy_and_compute(Warp<kDim, kTiles, kAny>& work, const Launch& launch,
                                  const Task& task, const Record* records, uint8_t* memory) {
   const int count = task.item.count;
   const int n_warps = launch.args.n_warps;
@@ -1237,7 +1289,7 @@ __device__ void finish(const Launch& launch, const Task& task, const float* spac
   });
 }
 
-template <int kDim, int kTiles, bool kMasked, bool kBulk>
+template <int kDim, int kTiles, bool kAny, bool kBulk>
 __global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
     decode_kernel(const __grid_constant__ Launch launch) {
   extern __shared__ __align__(128) uint8_t dynamic[];
@@ -1260,7 +1312,7 @@ __global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
   const Ring<kDim, kTiles> ring(launch, task, records, slots, shared);
   if constexpr (kBulk) ring.begin();
   share_queries<kDim, kTiles>(launch, task, queries, shared.queries);
-  Warp<kDim, kTiles, kMasked> work(launch, task, shared.queries, scores[int(threadIdx.x) / kLanes]);
+  Warp<kDim, kTiles, kAny> work(launch, task, shared.queries, scores[int(threadIdx.x) / kLanes]);
   if constexpr (kBulk)
     ring.run(work);
   else
@@ -1271,9 +1323,9 @@ __global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
   finish<kDim, kTiles>(launch, task, space, shared.last);
 }
 
-template <int kDim, int kTiles, bool kMasked, bool kBulk>
+template <int kDim, int kTiles, bool kAny, bool kBulk>
 cudaError_t launch_one(const Launch& launch, dim3 grid, cudaStream_t stream) {
-  auto* kernel = decode_kernel<kDim, kTiles, kMasked, kBulk>;
+  auto* kernel = decode_kernel<kDim, kTiles, kAny, kBulk>;
   const size_t bytes = size_t(launch.dynamic_bytes);
   const int n_threads = launch.args.n_warps * kLanes;
   // Set once a device would do; it costs less than a lookup whether it was.
@@ -1289,7 +1341,7 @@ cudaError_t launch_one(const Launch& launch, dim3 grid, cudaStream_t stream) {
 template <int kDim>
 cudaError_t launch_dim(const Launch& launch, dim3 grid, cudaStream_t stream) {
   if (launch.args.copy_by_threads) return launch_one<kDim, 1, true, false>(launch, grid, stream);
-  if (launch.masked) return launch_one<kDim, 1, true, true>(launch, grid, stream);
+  if (launch.any) return launch_one<kDim, 1, true, true>(launch, grid, stream);
   if constexpr (kDim <= 128) {
     if (launch.tiles == 2) return launch_one<kDim, 2, false, true>(launch, grid, stream);
   }
