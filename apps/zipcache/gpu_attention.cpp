@@ -66,6 +66,7 @@ class DeviceMemory {
 // One head's packed blocks and 16-bit rows, as records.
 struct Pattern {
   RecordSet set;
+  cuda::RecordForm form;
   int n_raw;         // records of 16-bit rows in each head
   size_t raw_begin;  // where their bytes begin in the pool
 };
@@ -104,7 +105,7 @@ Result<Pattern> make_pattern(const Policy& asked, const GpuShape& shape) {
     }
   }
   const int n_raw_tokens = policy.window.recent + policy.window.sinks;
-  Pattern pattern{RecordSet(shape.d_head, 1, 1, kPatternBlocks + 1),
+  Pattern pattern{RecordSet(shape.d_head, 1, 1, kPatternBlocks + 1), layout->form(),
                   (n_raw_tokens + cuda::kRawRecordTokens - 1) / cuda::kRawRecordTokens, 0};
   const auto raw_rows = [&](const Side& side, const std::vector<float>& rows) {
     std::vector<half> out(size_t(cuda::kRawRecordTokens * shape.d_head));
@@ -330,7 +331,7 @@ struct Decoded {
     for (int i = 0; i <= kPatternBlocks; ++i) {
       keys.emplace_back();
       values.emplace_back();
-      cuda::decode_record(dim, pattern.set.bytes(pattern.set.record(0, 0, i)), keys.back(),
+      cuda::decode_record(pattern.form, pattern.set.bytes(pattern.set.record(0, 0, i)), keys.back(),
                           values.back());
       if (policy.v.rotation == Rotation::Hadamard)
         hadamard(values.back().data(), int(values.back().size()) / dim, dim, dim);
