@@ -331,7 +331,7 @@ struct Decoded {
     for (int i = 0; i <= kPatternBlocks; ++i) {
       keys.emplace_back();
       values.emplace_back();
-      cuda::decode_record(dim, pattern.set.bytes(pattern.set.record(0, 0, i)), keys.back(),
+      cuda::decode_record(pattern.form, pattern.set.bytes(pattern.set.record(0, 0, i)), keys.back(),
                           values.back());
       if (policy.v.rotation == Rotation::Hadamard)
         hadamard(values.back().data(), int(values.back().size()) / dim, dim, dim);

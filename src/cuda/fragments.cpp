@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "codec/low_rank.hpp"
 #include "transform/hadamard.hpp"
 
 namespace zipcache::cuda {
@@ -13,21 +14,19 @@ namespace {
 
 constexpr size_t kPiece = 16;  // bytes that places count
 
-Status refused(std::string_view what) {
-  return {Code::Incompatible, fmt::format("the GPU cache found {}, expected keys with parameters "
-                                          "of channels or tokens, values with "
-                                          "parameters of tokens, affine codes and heads of 64, 128 "
-                                          "or 256 channels; take such a policy "
-                                          "(zip, zipcache, uniform4, had4), or the CPU",
-                                          what)};
+Status refused(std::string_view what, std::string_view expected) {
+  return {
+      Code::Incompatible,
+      fmt::format("the GPU cache found {}, expected {}; take such a policy or model, or the CPU",
+                  what, expected)};
 }
 
-// A side's parts that no record has a place for.
-Status check_side(const Side& side, const char* name) {
-  if (side.codec != Codec::Affine) return refused(fmt::format("{}_codec other than affine", name));
-  if (side.rank > 0) return refused(fmt::format("{}_rank={}", name, side.rank));
-  if (side.token_factors()) return refused(fmt::format("{}_dual on sets along channels", name));
-  if (side.rotation == Rotation::File) return refused(fmt::format("{}_rotate=file", name));
+Status check_side(const Side& side, int dim, std::string_view name) {
+  if (side.axis == Axis::Group && dim % side.group != 0)
+    return refused(fmt::format("{}_axis=group{} and heads of {} channels", name, side.group, dim),
+                   "whole groups in a head");
+  if (side.rotation == Rotation::File)
+    return refused(fmt::format("{}_rotate=file", name), "rotate=hadamard or none");
   return ok();
 }
 
@@ -82,15 +81,38 @@ void for_tokens(int count, Visit&& visit) {
     visit(token / kUnitTokens, token % kUnitTokens, token);
 }
 
+// One side of a tier in a record. `tile` has the parts of a side in the order of a tile; their
+// memory is the record's, which alone the direction ToRecord writes.
 struct SideOfTier {
   bool is_k;
   int bits;
-  uint16_t codes, params;
+  uint16_t codes, params, factors;
+  TileView tile;
 };
 
-std::array<SideOfTier, 2> sides(const TierHeader& tier) {
-  return {{{true, tier.k_bits, tier.k_codes, tier.k_params},
-           {false, tier.v_bits, tier.v_codes, tier.v_params}}};
+SideOfTier side_of_tier(const RecordForm& form, const TierHeader& tier, bool is_k,
+                        const uint8_t* record) {
+  const SideForm& side = is_k ? form.k : form.v;
+  SideOfTier out = {true, tier.k_bits, tier.k_codes, tier.k_params, tier.k_factors, {}};
+  if (!is_k) out = {false, tier.v_bits, tier.v_codes, tier.v_params, tier.v_factors, {}};
+  TileView& tile = out.tile;
+  tile.shape = {tier.count, form.dim,   out.bits,
+                side.axis,  side.group, is_k ? Lanes::Tokens : Lanes::Channels,
+                side.codec, side.rank};
+  if (!in_codes(out.bits) || !side.as_tile) return out;
+  const uint8_t* low_rank = record + out.codes * kPiece - low_rank_bytes(tile.shape);
+  tile.params = halves(record, out.params);
+  if (side.channel_factors) tile.factors = halves(record, out.factors);
+  if (side.token_factors)
+    tile.token_factors =
+        reinterpret_cast<const half*>(low_rank - token_factor_bytes(side, tier.count));
+  if (side.rank > 0) tile.low_rank = reinterpret_cast<const half*>(low_rank);
+  return out;
+}
+
+std::array<SideOfTier, 2> sides(const RecordForm& form, const TierHeader& tier,
+                                const uint8_t* record) {
+  return {side_of_tier(form, tier, true, record), side_of_tier(form, tier, false, record)};
 }
 
 Unit unit_of(const SideOfTier& side, int dim, int unit, const uint8_t* record) {
@@ -99,7 +121,7 @@ Unit unit_of(const SideOfTier& side, int dim, int unit, const uint8_t* record) {
               size_t(unit) * size_t(unit_bytes(dim, side.bits))};
 }
 
-// Steps and floors between the tile's order, [sets] each, and the record's.
+// Between the tile's order and the record's.
 enum class Direction { ToRecord, FromRecord };
 
 void move(Direction direction, half& in_record, half& in_tile) {
@@ -107,6 +129,24 @@ void move(Direction direction, half& in_record, half& in_tile) {
       direction == Direction::ToRecord ? in_tile : in_record;
 }
 
+// Parts that stand alike in both.
+void move_part(Direction direction, const half* in_record, const half* in_tile, size_t bytes) {
+  if (bytes == 0 || !in_record) return;
+  const bool to_record = direction == Direction::ToRecord;
+  std::memcpy(const_cast<half*>(to_record ? in_record : in_tile), to_record ? in_tile : in_record,
+              bytes);
+}
+
+// All but factors of channels, which belong to no tier.
+void move_as_tile(Direction direction, const TileView& in_record, const TileView& in_tile) {
+  const TileShape& shape = in_tile.shape;
+  const size_t n_filled = size_t(padded_to(shape.n_tokens, kUnitTokens));
+  move_part(direction, in_record.params, in_tile.params, param_bytes(shape));
+  move_part(direction, in_record.token_factors, in_tile.token_factors, sizeof(half) * n_filled);
+  move_part(direction, in_record.low_rank, in_tile.low_rank, low_rank_bytes(shape));
+}
+
+// Steps and floors in the order of operands; in a tile [sets] each.
 void move_channel_params(Direction direction, int dim, half* in_record, half* in_tile) {
   for (int c = 0; c < dim; ++c) {
     for (int part = 0; part < 2; ++part)
@@ -122,7 +162,9 @@ void move_token_params(Direction direction, int count, half* in_record, half* in
   }
 }
 
-void move_factors(Direction direction, int dim, half* in_record, half* in_tile) {
+void move_factors(Direction direction, const SideForm& side, int dim, half* in_record,
+                  half* in_tile) {
+  if (side.as_tile) return move_part(direction, in_record, in_tile, sizeof(half) * size_t(dim));
   for (int c = 0; c < dim; ++c) move(direction, in_record[v_factor_place(c)], in_tile[c]);
 }
 
@@ -146,44 +188,48 @@ void move_codes(Direction direction, const SideOfTier& side, const TileShape& ti
   });
 }
 
-void move_side(Direction direction, const SideOfTier& side, bool by_channel, bool own_params,
-               const TileView& tile, const uint8_t* record) {
+// Tiers that share parameters move them one after another.
+void move_side(Direction direction, const SideForm& form, const SideOfTier& side,
+               const TileView& tile, uint8_t* record) {
   if (tile.shape.n_tokens == 0) return;
-  auto* params = const_cast<half*>(tile.params);
-  auto* in_record = halves(const_cast<uint8_t*>(record), side.params);
-  if (coded(side.bits) && !by_channel)
-    move_token_params(direction, tile.shape.n_tokens, in_record, params);
-  if (coded(side.bits) && by_channel && own_params)
-    move_channel_params(direction, tile.shape.dim, in_record, params);
+  if (form.as_tile) {
+    move_as_tile(direction, side.tile, tile);
+  } else if (in_codes(side.bits)) {
+    auto* params = const_cast<half*>(tile.params);
+    if (form.axis == Axis::Channel)
+      move_channel_params(direction, tile.shape.dim, halves(record, side.params), params);
+    else
+      move_token_params(direction, tile.shape.n_tokens, halves(record, side.params), params);
+  }
   move_codes(direction, side, tile.shape, record, const_cast<uint8_t*>(tile.codes));
 }
 
-// A tier's own parameters are not those of a tier before it.
-bool owns_params(const std::array<TierHeader, kRecordTiers>& headers, int tier) {
-  for (int t = 0; t < tier; ++t) {
-    if (headers[size_t(t)].count > 0 &&
-        headers[size_t(t)].k_params == headers[size_t(tier)].k_params)
-      return false;
+void move_head(Direction direction, const RecordForm& form, const TierHeader* headers,
+               const PackedHead& head, uint8_t* record) {
+  const auto move_channel_factors = [&](const SideForm& side, int place, half* in_tile) {
+    if (side.channel_factors)
+      move_factors(direction, side, form.dim, halves(record, place), in_tile);
+  };
+  move_channel_factors(form.k, headers[0].k_factors, head.k.factors);
+  move_channel_factors(form.v, headers[0].v_factors, head.v.factors);
+  for (int t = 0; t < form.n_tiers; ++t) {
+    const auto [k, v] = sides(form, headers[t], record);
+    move_side(direction, form.k, k, head.k.tiers[t], record);
+    move_side(direction, form.v, v, head.v.tiers[t], record);
   }
-  return true;
 }
 
-void move_head(Direction direction, const RecordLayout& layout,
-               const std::array<TierHeader, kRecordTiers>& headers, const PackedHead& head,
-               const uint8_t* record) {
-  if (layout.v_factors())
-    move_factors(direction, layout.dim(),
-                 halves(const_cast<uint8_t*>(record), headers[0].v_factors), head.v.factors);
-  for (int t = 0; t < layout.n_tiers(); ++t) {
-    const auto [k, v] = sides(headers[size_t(t)]);
-    // Where tiers share key parameters the first one's tile holds them, tokens or not.
-    move_side(direction, k, !layout.k_by_token(), owns_params(headers, t), head.k.tiers[t], record);
-    move_side(direction, v, false, true, head.v.tiers[t], record);
-  }
+// What the fast kernels read: the parameters of a token or channel are a pair, times a factor of
+// the channel at most.
+bool in_operand_order(const Side& side, bool is_k) {
+  if (side.codec != Codec::Affine || side.rank > 0 || side.token_factors()) return false;
+  if (is_k) return side.axis == Axis::Channel || (side.axis == Axis::Token && side.dual == 0);
+  return side.axis == Axis::Token || side.axis == Axis::Cst;
 }
 
 SideForm side_form(const PackedLayout& packed, const Policy& policy, SideId id) {
-  const Side& side = id == SideId::K ? policy.k : policy.v;
+  const bool is_k = id == SideId::K;
+  const Side& side = is_k ? policy.k : policy.v;
   SideForm form;
   form.axis = side.axis;
   form.codec = side.codec;
@@ -191,10 +237,13 @@ SideForm side_form(const PackedLayout& packed, const Policy& policy, SideId id) 
   form.rank = uint8_t(side.rank);
   form.channel_factors = side.channel_factors();
   form.token_factors = side.token_factors();
+  bool has_codes = false;
   for (size_t t = 0; t < policy.tiers.size(); ++t) {
-    form.bits[t] = uint8_t(id == SideId::K ? policy.tiers[t].k_bits : policy.tiers[t].v_bits);
+    form.bits[t] = uint8_t(is_k ? policy.tiers[t].k_bits : policy.tiers[t].v_bits);
     form.params_tier[t] = uint8_t(packed.params_tier(id, t));
+    has_codes = has_codes || in_codes(form.bits[t]);
   }
+  form.as_tile = has_codes && !in_operand_order(side, is_k);
   return form;
 }
 
@@ -202,15 +251,12 @@ SideForm side_form(const PackedLayout& packed, const Policy& policy, SideId id) 
 
 Result<RecordLayout> RecordLayout::create(const LayerShape& shape, const Policy& policy) {
   if (shape.k_dim != shape.v_dim || (shape.k_dim != 64 && shape.k_dim != 128 && shape.k_dim != 256))
-    return refused(fmt::format("heads of {} and {} channels", shape.k_dim, shape.v_dim));
-  if (policy.raw()) return refused("a policy that packs nothing");
-  ZC_TRY(check_side(policy.k, "k"));
-  ZC_TRY(check_side(policy.v, "v"));
-  if (policy.k.axis != Axis::Channel && policy.k.axis != Axis::Token)
-    return refused("another k_axis");
-  if (policy.v.axis != Axis::Token && policy.v.axis != Axis::Cst) return refused("another v_axis");
-  if (policy.k.channel_factors()) return refused("channel factors of keys");
-  if (policy.cadence == Cadence::Prompt) return refused("cadence=prompt");
+    return refused(fmt::format("heads of {} and {} channels", shape.k_dim, shape.v_dim),
+                   "64, 128 or 256, the same for keys and values");
+  if (policy.raw()) return refused("a policy that packs nothing", "one that packs");
+  if (policy.cadence == Cadence::Prompt) return refused("cadence=prompt", "cadence=stream");
+  ZC_TRY(check_side(policy.k, shape.k_dim, "k"));
+  ZC_TRY(check_side(policy.v, shape.v_dim, "v"));
   RecordLayout layout;
   RecordForm& form = layout.form_;
   form.dim = shape.k_dim;
@@ -235,15 +281,26 @@ size_t RecordLayout::bytes(const TierCounts& counts) const {
 void write_record(const RecordLayout& layout, const PackedHead& head, uint8_t* record) {
   const auto headers = layout.headers(head.held);
   std::memset(record, 0, layout.bytes(head.held));
-  move_head(Direction::ToRecord, layout, headers, head, record);
+  move_head(Direction::ToRecord, layout.form(), headers.data(), head, record);
   std::memcpy(record, headers.data(), size_t(layout.n_tiers()) * sizeof(TierHeader));
 }
 
 void read_record(const RecordLayout& layout, const uint8_t* record, const PackedHead& head) {
   std::array<TierHeader, kRecordTiers> headers = {};
   std::memcpy(headers.data(), record, size_t(layout.n_tiers()) * sizeof(TierHeader));
-  move_head(Direction::FromRecord, layout, headers, head, record);
+  move_head(Direction::FromRecord, layout.form(), headers.data(), head,
+            const_cast<uint8_t*>(record));
 }
+
+namespace {
+
+RecordForm raw_form(int dim) {
+  RecordForm form;
+  form.dim = dim;
+  return form;
+}
+
+}  // namespace
 
 size_t raw_record_bytes(int dim, int n) {
   return kPiece + 2 * size_t(units_of(n)) * size_t(unit_bytes(dim, 16));
@@ -254,7 +311,7 @@ void write_raw_record(int dim, int n, const half* k, const half* v, uint8_t* rec
   const TierHeader tier = raw_header(dim, n, n);
   std::memcpy(record, &tier, sizeof tier);
   for_tokens(n, [&](int unit, int in_unit, int token) {
-    const auto [k_side, v_side] = sides(tier);
+    const auto [k_side, v_side] = sides(raw_form(dim), tier, record);
     for (int c = 0; c < dim; ++c) {
       unit_of(k_side, dim, unit, record).write(in_unit, c, k[token * dim + c]);
       unit_of(v_side, dim, unit, record).write(in_unit, c, v[token * dim + c]);
@@ -274,40 +331,73 @@ std::vector<half> rows_for_record(const Side& side, int dim, int n, const half* 
 
 namespace {
 
-float decoded(const TierHeader& tier, const SideOfTier& side, int dim, const uint8_t* record,
-              int unit, int in_unit, int token, int channel) {
-  const uint32_t code = unit_of(side, dim, unit, record).read(in_unit, channel);
-  float value;
-  if (side.bits == 16) {
-    value = to_float(half(code));
-  } else if (side.is_k && !(tier.tiers_and_form & kKeysByToken)) {
-    const half* params = halves(record, side.params);
-    value =
-        decode(uint8_t(code), params[k_param_place(channel)], params[dim + k_param_place(channel)]);
-  } else {
-    const half* params = halves(record, side.params) + 2 * token;
-    value = decode(uint8_t(code), params[0], params[1]);
+// Step and floor of a number.
+struct Params {
+  float step = 0, floor = 0;
+};
+
+Params params_of(const SideForm& form, const SideOfTier& side, const uint8_t* record, int token,
+                 int channel) {
+  const TileShape& shape = side.tile.shape;
+  if (form.as_tile) {
+    const int set = set_of(shape, token, channel);
+    const half* floors = side.tile.params + n_sets(shape);
+    const bool has_floor = form.codec == Codec::Affine;
+    return {step_of(shape, side.tile.params, set), has_floor ? to_float(floors[set]) : 0.0f};
   }
-  if (!side.is_k && tier.v_factors && side.bits != 16)
-    value *= to_float(halves(record, tier.v_factors)[v_factor_place(channel)]);
+  const half* params = halves(record, side.params);
+  if (form.axis == Axis::Channel) {
+    const int place = k_param_place(channel);
+    return {to_float(params[place]), to_float(params[shape.dim + place])};
+  }
+  return {to_float(params[2 * token]), to_float(params[2 * token + 1])};
+}
+
+float channel_factor(const SideForm& form, const SideOfTier& side, const uint8_t* record,
+                     int channel) {
+  if (!form.channel_factors) return 1;
+  return to_float(halves(record, side.factors)[form.as_tile ? channel : v_factor_place(channel)]);
+}
+
+// As decode_tile() does.
+float decoded(const SideForm& form, const SideOfTier& side, const uint8_t* record, int token,
+              int channel) {
+  const TileView& tile = side.tile;
+  const uint32_t code =
+      unit_of(side, tile.shape.dim, token / kUnitTokens, record).read(token % kUnitTokens, channel);
+  if (side.bits == 16) return to_float(half(code));
+  const float* levels = levels_of(form.codec, side.bits);
+  const float level = levels ? levels[code] : float(code) + implied_floor(form.codec, side.bits);
+  const Params params = params_of(form, side, record, token, channel);
+  float value = level * params.step + params.floor;
+  value *= channel_factor(form, side, record, channel);
+  if (tile.token_factors) value *= to_float(tile.token_factors[token]);
   return value;
+}
+
+void decode_side(const SideForm& form, const SideOfTier& side, const uint8_t* record,
+                 std::vector<float>& out) {
+  const TileShape& shape = side.tile.shape;
+  std::vector<float> rows;
+  for (int token = 0; token < shape.n_tokens; ++token) {
+    for (int c = 0; c < shape.dim; ++c) rows.push_back(decoded(form, side, record, token, c));
+  }
+  add_low_rank(side.tile, rows.data());
+  out.insert(out.end(), rows.begin(), rows.end());
 }
 
 }  // namespace
 
-void decode_record(int dim, const uint8_t* record, std::vector<float>& k, std::vector<float>& v) {
+void decode_record(const RecordForm& form, const uint8_t* record, std::vector<float>& k,
+                   std::vector<float>& v) {
   TierHeader first;
   std::memcpy(&first, record, sizeof first);
   for (int t = 0; t < (first.tiers_and_form & kTierMask); ++t) {
     TierHeader tier;
     std::memcpy(&tier, record + size_t(t) * sizeof tier, sizeof tier);
-    for_tokens(tier.count, [&](int unit, int in_unit, int token) {
-      const auto [k_side, v_side] = sides(tier);
-      for (int c = 0; c < dim; ++c) {
-        k.push_back(decoded(tier, k_side, dim, record, unit, in_unit, token, c));
-        v.push_back(decoded(tier, v_side, dim, record, unit, in_unit, token, c));
-      }
-    });
+    const auto [k_side, v_side] = sides(form, tier, record);
+    decode_side(form.k, k_side, record, k);
+    decode_side(form.v, v_side, record, v);
   }
 }
 

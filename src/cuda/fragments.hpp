@@ -24,8 +24,6 @@ class RecordLayout {
   const RecordForm& form() const { return form_; }
   int dim() const { return form_.dim; }
   int n_tiers() const { return form_.n_tiers; }
-  bool v_factors() const { return form_.v.channel_factors; }
-  bool k_by_token() const { return form_.k_by_token(); }
 
  private:
   RecordLayout() = default;
@@ -46,7 +44,9 @@ void write_raw_record(int dim, int n, const half* k, const half* v, uint8_t* rec
 // Rows [n, dim] as records of 16-bit rows of a side hold them.
 std::vector<half> rows_for_record(const Side& side, int dim, int n, const half* rows);
 
-// What a record's tokens decode to, tier after tier: [tokens, dim]. For tests and checks.
-void decode_record(int dim, const uint8_t* record, std::vector<float>& k, std::vector<float>& v);
+// What a record's tokens decode to, tier after tier: [tokens, dim]; of a record of 16-bit rows too.
+// For tests and checks.
+void decode_record(const RecordForm& form, const uint8_t* record, std::vector<float>& k,
+                   std::vector<float>& v);
 
 }  // namespace zipcache::cuda

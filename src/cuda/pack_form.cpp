@@ -34,6 +34,8 @@ Result<PackForm> pack_form(const LayerShape& shape, const Policy& policy) {
   ZC_TRY(check_side(policy.v, "v"));
   PackForm form;
   form.record = layout->form();
+  if (form.record.k.as_tile) return refused("k_axis, k_codec or k_rank that no fast kernel reads");
+  if (form.record.v.as_tile) return refused("v_axis, v_codec or v_rank that no fast kernel reads");
   form.k_fit = policy.k.fit;
   form.v_fit = policy.v.fit;
   form.k_hadamard = policy.k.rotation == Rotation::Hadamard;

@@ -57,6 +57,7 @@ inline constexpr const char* kPackPolicies[] = {
     "zip,k_round=nearest,bits=8/3/2,ratio=0.2/0.3",
     "had4,fit=unbiased",
     "zipcache,k=16/2,v=16/2,rotate=hadamard,ratio=0.2",
+    "h2o",  // no codes
 };
 
 inline constexpr uint8_t kUntouched = 0xAA;
