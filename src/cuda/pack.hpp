@@ -19,12 +19,21 @@ namespace zipcache::cuda {
 inline constexpr int kPackRows = 128;  // of a block
 static_assert(kPackRows == kBlockTokens);
 
+// A side that no fast kernel makes (pack_sets.hpp).
+struct SetPackForm {
+  bool used = false;
+  Clip clip;
+  int dual = 0;  // rounds of dual scaling
+};
+inline constexpr int kMostDual = 8;  // of them
+
 // How rows become records under a policy; made by pack_form() (pack_form.hpp).
 struct PackForm {
   RecordForm record;
   Fit k_fit = Fit::Endpoint, v_fit = Fit::Endpoint;
   bool k_hadamard = false, v_hadamard = false;
   bool k_by_queries = false;  // k_round=query: PackArgs::feedback decides keys' codes
+  SetPackForm k_sets, v_sets;
 };
 
 // Of keys that are rounded by what queries see (codec/query_rounding.hpp): coefficients of a KV

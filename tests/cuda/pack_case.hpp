@@ -58,6 +58,28 @@ inline constexpr const char* kPackPolicies[] = {
     "had4,fit=unbiased",
     "zipcache,k=16/2,v=16/2,rotate=hadamard,ratio=0.2",
     "h2o",  // no codes
+    "kivi2",
+    "kivi4,k_axis=channel96,v_axis=channel32,bits=8/3/2,ratio=0.3/0.3",
+    "uniform4,v_axis=channel,v=4/4,k=4/2,ratio=0.4",
+    "sym8",
+    "sym8-had",
+    "sym4,bits=4/3/2,ratio=0.3/0.3",
+    "turbo-k4v4",
+    "turbo-k4v4,bits=4/3/2,ratio=0.3/0.3,codec=lloyd,v_axis=channel32",
+    "fp8",
+    "fp8,k_axis=token,v_axis=cst",
+    "nvfp4",
+    "nvfp4,k_axis=channel16,v_axis=token",
+    "qserve4",
+    "mikv",
+    "rotatekv",
+    "kivi2,clip=q0.93",
+    "zipcache,clip=0.7",
+    "had4,k_axis=token,v_axis=group32,clip=q0.9,bits=4/2,ratio=0.5",
+    "kvarn-k4v2",
+    "kvarn-k4v2,k_axis=token,v_axis=channel32,dual=3,k=16/4/4/2,v=16/8/4/2,ratio=0.1/0.3/0.3",
+    "zipcache,k_axis=channel,k_dual=1,v_axis=cst",
+    "rdkv,alloc=fraction,ratio=0.2/0.3/0.3,pool=1",
 };
 
 inline constexpr uint8_t kUntouched = 0xAA;
