@@ -434,6 +434,7 @@ class Bench final : public GpuBench {
     args.n_queries = shape.n_queries;
     args.pool = caches.pool();
     args.record_stride = caches.n_records();
+    args.form = pattern->form;
     args.max_record_bytes = pattern->set.max_record_bytes();
     args.k_hadamard = policy.k.rotation == Rotation::Hadamard;
     args.v_hadamard = policy.v.rotation == Rotation::Hadamard;

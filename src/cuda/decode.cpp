@@ -42,8 +42,12 @@ Result<Device> current_device() {
   return found;
 }
 
+bool needs_any(const DecodeArgs& args) {
+  return masks(args.mask) || args.form.k.as_tile || args.form.v.as_tile;
+}
+
 int tiles_of(const DecodeArgs& args) {
-  const bool two = args.group * args.n_queries > kColumns && args.dim <= 128 && !masks(args.mask) &&
+  const bool two = args.group * args.n_queries > kColumns && args.dim <= 128 && !needs_any(args) &&
                    !args.copy_by_threads;
   return two ? 2 : 1;
 }
@@ -113,6 +117,9 @@ Result<Launch> launch_of(DecodeArgs args, const Device& device) {
   launch.n_columns = args.group * args.n_queries;
   launch.tiles = tiles_of(args);
   launch.masked = masks(args.mask);
+  launch.any = needs_any(args);
+  launch.k_values = side_values(args.form.k);
+  launch.v_values = side_values(args.form.v);
   launch.tickets = static_cast<int*>(args.workspace);
   launch.parts = reinterpret_cast<float*>(static_cast<uint8_t*>(args.workspace) +
                                           decode_workspace(args) - decode_part_bytes(args));

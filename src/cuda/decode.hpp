@@ -38,7 +38,8 @@ struct WorkItem {
 static_assert(sizeof(WorkItem) == 24);
 
 // Everything that may hide a token from a query, or change its score; all of it optional. What is
-// not null or 0 here takes a slower kernel that looks at the place of every token.
+// not null or 0 here takes a slower kernel that looks at the place of every token; so do records
+// with a side in the order of tiles.
 struct MaskArgs {
   int window = 0;                       // tokens that a query sees, itself included; 0 for all
   const uint32_t* bits = nullptr;       // [n_streams, n_queries, bits_stride] 1 for a visible place
@@ -53,6 +54,7 @@ struct DecodeArgs {
   const uint8_t* pool = nullptr;
   const Record* records = nullptr;  // [n_streams, n_heads, record_stride]
   int record_stride = 0;
+  RecordForm form;                  // of the packed ones; RecordLayout::form()
   const WorkItem* items = nullptr;  // [n_items], of a DecodePlan
   int n_items = 0;
   int n_warps = 0;                              // of the same plan

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "cuda/code_values.hpp"
 #include "cuda/decode.hpp"
 
 namespace zipcache::cuda {
@@ -13,12 +14,14 @@ struct Launch {
   DecodeArgs args;
   int n_slots, slot_bytes, dynamic_bytes;  // of shared memory, scores of all warps before the slots
   int n_columns;                           // query rows of a KV head
-  int tiles;     // matrix instructions side by side: 4 or 8 query rows share a read
-  bool masked;   // places are looked at
-  float* parts;  // [n_items, n_heads, n_columns, kRowFloats + dim]
-  int* tickets;  // [streams, n_heads, column tiles]
-  int* blocks;   // where not null: nothing is launched, and it takes the blocks that a processor
-                 // runs at once
+  int tiles;    // matrix instructions side by side: 4 or 8 query rows share a read
+  bool masked;  // places are looked at
+  bool any;     // the kernel that has everything: masks, sides in the order of tiles
+  SideValues k_values, v_values;  // of sides in that order
+  float* parts;                   // [n_items, n_heads, n_columns, kRowFloats + dim]
+  int* tickets;                   // [streams, n_heads, column tiles]
+  int* blocks;  // where not null: nothing is launched, and it takes the blocks that a processor
+                // runs at once
 };
 
 cudaError_t launch_decode_64(const Launch& launch, dim3 grid, cudaStream_t stream);

@@ -284,6 +284,7 @@ DecodeArgs Cache::decode_args(const Layer& own) const {
   args.record_stride = sizes().record_stride;
   args.n_items = int(plan_.items.size());
   args.n_warps = plan_.n_warps;
+  args.form = form.record;
   args.max_record_bytes = sizes().max_record;
   args.k_hadamard = form.k_hadamard, args.v_hadamard = form.v_hadamard;
   args.workspace = workspace_.at<void>();

@@ -90,9 +90,14 @@ void add_rows(const Case& test, const Stream& stream, int s, int slot, int head,
                     values.data() + first * test.dim, uint32_t(block.first) + uint32_t(first));
 }
 
-RecordSet make_records(const Case& test, const std::vector<Stream>& streams) {
+RecordLayout layout_of(const Case& test) {
   const auto layout = RecordLayout::create({test.n_heads, test.dim, test.dim}, policy_of(test));
   if (!layout.ok()) throw std::runtime_error(layout.status().message());
+  return *layout;
+}
+
+RecordSet make_records(const Case& test, const std::vector<Stream>& streams) {
+  const RecordLayout layout = layout_of(test);
   int longest = 0;
   for (const Stream& stream : streams) longest = std::max(longest, stream.n_tokens);
   RecordSet records(test.dim, int(streams.size()), test.n_heads, longest / kRawRecordTokens + 8);
@@ -102,7 +107,7 @@ RecordSet make_records(const Case& test, const std::vector<Stream>& streams) {
       for (const int slot : rig.log.order()) {
         const StoredBlock& stored = rig.store.block(slot);
         if (stored.packed)
-          records.add_packed(int(s), head, *layout, rig.store.head(slot, head), stored.sinks,
+          records.add_packed(int(s), head, layout, rig.store.head(slot, head), stored.sinks,
                              uint32_t(rig.log.block(slot).first));
       }
       for (const int slot : rig.log.order())
@@ -238,6 +243,7 @@ double error_of(const Case& test) {
   args.pool = pool.get();
   args.records = table.get();
   args.record_stride = longest / kRawRecordTokens + 8;
+  args.form = layout_of(test).form();
   args.items = work.get();
   args.n_items = int(plan.items.size());
   args.n_warps = plan.n_warps;
