@@ -25,7 +25,8 @@ struct SetPackForm {
   Clip clip;
   int dual = 0;  // rounds of dual scaling
 };
-inline constexpr int kMostDual = 8;  // of them
+inline constexpr int kMostDual = 8;   // of them
+inline constexpr int kMostRank = 16;  // of low rank
 
 // How rows become records under a policy; made by pack_form() (pack_form.hpp).
 struct PackForm {

@@ -4,10 +4,12 @@
 
 #include "codec/query_rounding.hpp"
 #include "cuda/fragments.hpp"
+#include "policy/fields.hpp"
 
 namespace zipcache::cuda {
 
 static_assert(kFeedbackGroup == kMomentGroup);
+static_assert(kMostRank == kMaxRank);
 
 namespace {
 
@@ -20,7 +22,6 @@ Status refused(std::string_view what, std::string_view expected) {
 }
 
 Status check_side(const Side& side, std::string_view name) {
-  if (side.rank > 0) return refused(fmt::format("{}_rank={}", name, side.rank), "rank 0");
   if (side.dual > kMostDual)
     return refused(fmt::format("{}_dual={}", name, side.dual),
                    fmt::format("at most {} rounds", kMostDual));
@@ -48,7 +49,7 @@ Result<PackForm> pack_form(const LayerShape& shape, const Policy& policy) {
   form.v_sets = set_form(policy.v, form.record.v);
   form.k_by_queries = policy.k_rounding == Rounding::Query && !form.record.k_by_token();
   if (form.k_by_queries && form.k_sets.used)
-    return refused("k_round=query with k_clip or k_dual", "k_round=nearest with these");
+    return refused("k_round=query with k_clip, k_dual or k_rank", "k_round=nearest with these");
   return form;
 }
 

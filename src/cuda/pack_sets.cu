@@ -1,8 +1,7 @@
-// The kernels of packing sets of any shape: the steps of pack_sets.hpp with barriers between them.
-// Compiled without fusing of products and sums.
-#include "cuda/pack_sets.hpp"
-
+// The kernels of packing sets of any shape: the steps of pack_low_rank.hpp with barriers between
+// them. Compiled without fusing of products and sums.
 #include "cuda/pack_launch.hpp"
+#include "cuda/pack_low_rank.hpp"
 
 namespace zipcache::cuda {
 namespace {
@@ -12,7 +11,7 @@ template <int kDim, bool kIsK>
 __global__ void __launch_bounds__(kPackThreads)
     pack_sets_kernel(const __grid_constant__ PackArgs args) {
   extern __shared__ __align__(16) uint8_t memory[];
-  using Packer = SetPacker<kDim, kIsK>;
+  using Packer = LowRankPacker<kDim, kIsK>;
   auto& shared = *reinterpret_cast<typename Packer::Shared*>(memory);
   const int head = int(blockIdx.x) % args.n_heads, task = int(blockIdx.x) / args.n_heads;
   const Packer packer(args, task, head, int(threadIdx.x), shared);

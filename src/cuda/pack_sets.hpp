@@ -1,7 +1,8 @@
 // What one block of threads does to make a side of a record that the fast steps (pack_block.hpp) do
-// not know: sets of parameters of any shape, codecs of levels, clips, dual scaling. A thread makes
-// one set after another, its codes where its numbers stood: simple, not fast. Steps with a barrier
-// after each, every step a function of the thread, as there.
+// not know: sets of parameters of any shape, codecs of levels, clips, dual scaling
+// (pack_low_rank.hpp adds low rank). A thread makes one set after another, its codes where its
+// numbers stood: simple, not fast. Steps with a barrier after each, every step a function of the
+// thread, as there.
 #pragma once
 
 #include "codec/clip.hpp"
@@ -18,8 +19,14 @@ struct SetShared : SortedTokens {
 
   // Rows, then codes in their place.
   alignas(16) float tile[kPackRows][kStride];
-  // What each round of dual scaling divides by.
-  double channel_spreads[kMostDual][kDim], token_spreads[kMostDual][kPackRows];
+  union {
+    struct {  // what each round of dual scaling divides by
+      double channel_spreads[kMostDual][kDim], token_spreads[kMostDual][kPackRows];
+    };
+    struct {  // low rank of one tier (pack_low_rank.hpp): [rank, kDim], and [rank, tokens]
+      float channels[kMostRank * kDim], tokens[kMostRank * kPackRows], roots[kMostRank];
+    } low_rank;
+  };
   float channel_factors[kDim], token_factors[kPackRows];
 
   ZC_BOTH SetShared() {}
@@ -56,7 +63,7 @@ class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
     this->finish();
   }
 
- private:
+ protected:
   static constexpr int kLoading = 3;  // steps
   using Base::args_, Base::entry_, Base::form_, Base::record_, Base::shared_, Base::thread_;
   using Base::bits, Base::codes, Base::fit, Base::halves, Base::kFragments, Base::kOwn,

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <memory>
 
-#include "cuda/pack_sets.hpp"
+#include "cuda/pack_low_rank.hpp"
 
 namespace zipcache::cuda::test {
 
@@ -33,7 +33,7 @@ void emulate_side(const PackArgs& args, int task, int head, Order order) {
 
 template <int kDim, bool kIsK>
 void emulate_sets(const PackArgs& args, int task, int head, Order order) {
-  using Packer = SetPacker<kDim, kIsK>;
+  using Packer = LowRankPacker<kDim, kIsK>;
   emulate_steps<Packer>(Packer::n_steps(args), args, task, head, order);
 }
 

@@ -79,6 +79,14 @@ inline constexpr const char* kPackPolicies[] = {
     "kvarn-k4v2",
     "kvarn-k4v2,k_axis=token,v_axis=channel32,dual=3,k=16/4/4/2,v=16/8/4/2,ratio=0.1/0.3/0.3",
     "zipcache,k_axis=channel,k_dual=1,v_axis=cst",
+    "gear2-l",
+    "kivi2,rank=16,bits=16/4/3/2,ratio=0.2/0.3/0.3",
+    "sym8-had,rank=3",
+    "nvfp4,rank=1",
+    "turbo-k4v4,rank=2",
+    "kvarn-k4v2,rank=2",
+    "zipcache,rank=2,k=4/4/2,v=4/3/2,ratio=0.3/0.3",
+    "fp8,rank=2",
     "rdkv,alloc=fraction,ratio=0.2/0.3/0.3,pool=1",
 };
 

@@ -103,10 +103,9 @@ TEST(PackForm, NamesWhatIsNotThere) {
     EXPECT_EQ(form.status().code(), Code::Incompatible);
     return form.status().message();
   };
-  EXPECT_NE(message("gear2-l").find("found k_rank=2, expected"), std::string::npos);
-  EXPECT_NE(message("had4,v_rank=1").find("found v_rank=1"), std::string::npos);
   EXPECT_NE(message("had4,v_dual=9").find("v_dual=9, expected at most 8"), std::string::npos);
-  EXPECT_NE(message("zip,k_clip=0.9").find("k_round=query with k_clip"), std::string::npos);
+  for (const char* text : {"zip,k_clip=0.9", "zip,k_dual=2", "zip,k_rank=1"})
+    EXPECT_NE(message(text).find("k_round=query with k_clip"), std::string::npos) << text;
   EXPECT_NE(message("oscar2,rotations=a.rot").find("k_rotate=file"), std::string::npos);
 }
 
