@@ -1,7 +1,7 @@
 // Packing on a GPU: blocks of 128 rows of 16-bit floating point numbers become records
 // (record.hpp), bit for bit those of the CPU's packing (cache/pack.hpp, fragments.hpp) of the same
-// rows. One launch reads each row once. Capturable in CUDA graphs, ordered by its stream, waits for
-// nothing on the host.
+// rows. Each row is read once, twice where low rank is fitted. Capturable in CUDA graphs, ordered
+// by its stream, waits for nothing on the host.
 #pragma once
 
 #include <cstdint>
