@@ -65,7 +65,7 @@ enum class Rotation : uint8_t {
 struct Clip {
   int permille = 1000;    // of the range, about its middle; in 1/1000
   bool quantile = false;  // instead the range from the quantile 1 - permille/1000 to permille/1000
-  bool clips() const { return permille < 1000; }
+  constexpr bool clips() const { return permille < 1000; }
   bool operator==(const Clip&) const = default;
 };
 

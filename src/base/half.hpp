@@ -15,7 +15,7 @@ inline constexpr half kHalfNegInf = 0xFC00;
 inline constexpr float kHalfMax = 65504.0f;
 
 // Exact for every pattern, subnormals, infinities and NaN included.
-inline float to_float(half h) {
+constexpr float to_float(half h) {
   const uint32_t magnitude = static_cast<uint32_t>(h & 0x7FFFu) << 13;
   // Multiplying by 2^112 moves the exponent bias from 15 to 127 and normalises subnormals.
   const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
@@ -25,7 +25,7 @@ inline float to_float(half h) {
 }
 
 // Rounds half to even; values beyond the range become infinities.
-inline half to_half(float value) {
+constexpr half to_half(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const half sign = static_cast<half>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
@@ -43,13 +43,13 @@ inline half to_half(float value) {
 }
 
 // The nearest finite number.
-inline half finite_half(float value) { return to_half(std::clamp(value, -kHalfMax, kHalfMax)); }
+constexpr half finite_half(float value) { return to_half(std::clamp(value, -kHalfMax, kHalfMax)); }
 
 // Of either sign.
 constexpr bool is_zero(half h) { return (h & 0x7FFFu) == 0; }
 constexpr bool is_finite(half h) { return (h & 0x7C00u) != 0x7C00u; }
 
 // The value after a round trip through 16 bits.
-inline float rounded_to_half(float value) { return to_float(to_half(value)); }
+constexpr float rounded_to_half(float value) { return to_float(to_half(value)); }
 
 }  // namespace zipcache

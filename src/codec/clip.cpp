@@ -1,31 +1,17 @@
 #include "codec/clip.hpp"
 
 #include <algorithm>
-#include <cmath>
 
 namespace zipcache {
 namespace {
 
-struct Ends {
-  float lo, hi;
-};
-
-// Value at the share p of sorted values, between neighbours in proportion.
-float quantile(const std::vector<float>& sorted, double p) {
-  const double at = p * double(sorted.size() - 1);
-  const size_t below = size_t(at), above = std::min(below + 1, sorted.size() - 1);
-  return float(sorted[below] + (at - double(below)) * (double(sorted[above]) - sorted[below]));
-}
-
 Ends ends_of(std::vector<float>& values, const Clip& clip) {
-  const double p = clip.permille / 1000.0;
   if (clip.quantile) {
     std::sort(values.begin(), values.end());
-    return {quantile(values, 1 - p), quantile(values, p)};
+    return quantiles_of(int(values.size()), clip, [&](int i) { return values[size_t(i)]; });
   }
   const auto [lo, hi] = std::minmax_element(values.begin(), values.end());
-  const double centre = 0.5 * (double(*lo) + *hi), reach = 0.5 * p * (double(*hi) - *lo);
-  return {float(centre - reach), float(centre + reach)};
+  return middle_of(*lo, *hi, clip);
 }
 
 // Every set of rows [n, dim] holds `tokens` by `channels` values, the last ones fewer.
@@ -41,7 +27,7 @@ void clip_rectangles(const Clip& clip, int n, int dim, int tokens, int channels,
       values.clear();
       each(token, channel, [&](float x) { values.push_back(x); });
       const Ends ends = ends_of(values, clip);
-      each(token, channel, [&](float& x) { x = std::clamp(x, ends.lo, ends.hi); });
+      each(token, channel, [&](float& x) { x = ends.clip(x); });
     }
   }
 }

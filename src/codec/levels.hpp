@@ -1,6 +1,5 @@
 // What codes stand for in every codec (zipcache/policy.hpp: Codec), and how a set of values becomes
-// codes in those that have a step and no floor. Pure functions, one number at a time in a fixed
-// order, so that every machine writes the same bytes; thread-safe.
+// codes in those that have a step and no floor (level_codes.hpp). Pure functions, thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -39,8 +38,7 @@ float code_set(Codec codec, int bits, const float* x, int n, uint8_t* codes);
 // The same on a given step.
 void code_on(Codec codec, int bits, float step, const float* x, int n, uint8_t* codes);
 
-// The 8-bit floating point number nearest to x, half to even; what is too large becomes 448.
-uint8_t to_e4m3(float x);
+// The 8-bit floating point number of a code (level_codes.hpp: to_e4m3).
 float from_e4m3(uint8_t code);
 
 }  // namespace zipcache

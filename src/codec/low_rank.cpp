@@ -1,33 +1,8 @@
 #include "codec/low_rank.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
-
-#include "base/random.hpp"
 
 namespace zipcache {
-namespace {
-
-constexpr int kRounds = 3;  // of power iteration, as in GEAR's code
-
-float dot(const float* a, const float* b, int n) { return std::inner_product(a, a + n, b, 0.0f); }
-
-// Makes row `r` of rows [r + 1, n] orthogonal to those before it and 1 long; zeros where they leave
-// nothing of it but rounding.
-void orthonormalize(float* rows, int r, int n) {
-  float* row = rows + r * n;
-  const float before = std::sqrt(dot(row, row, n));
-  for (int other = 0; other < r; ++other) {
-    const float along = dot(rows + other * n, row, n);
-    for (int i = 0; i < n; ++i) row[i] -= along * rows[other * n + i];
-  }
-  const float length = std::sqrt(dot(row, row, n));
-  const float scale = length > 1e-5f * before ? 1 / length : 0;
-  for (int i = 0; i < n; ++i) row[i] *= scale;
-}
-
-}  // namespace
 
 LowRank low_rank_of(const TileView& tile) {
   if (!tile.low_rank) return {};
@@ -45,13 +20,12 @@ void store_low_rank(const TileView& tile, std::vector<float> rows) {
   for (size_t i = 0; i < rows.size(); ++i) rows[i] -= decoded[i];
 
   std::vector<float> channels(size_t(out.rank * dim)), tokens(size_t(out.rank * n));
-  Random random(uint64_t(out.rank));
-  for (float& x : channels) x = random.unit() - 0.5f;
+  for (size_t i = 0; i < channels.size(); ++i) channels[i] = low_rank_start(out.rank, int(i));
   const auto row = [&](int t) { return rows.data() + ptrdiff_t(t) * dim; };
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = 0; round < kLowRankRounds; ++round) {
     for (int r = 0; r < out.rank; ++r) {
       for (int t = 0; t < n; ++t)
-        tokens[size_t(r * n + t)] = dot(row(t), &channels[size_t(r * dim)], dim);
+        tokens[size_t(r * n + t)] = dot_in_order(row(t), &channels[size_t(r * dim)], dim);
       orthonormalize(tokens.data(), r, n);
     }
     std::fill(channels.begin(), channels.end(), 0.0f);
@@ -62,15 +36,13 @@ void store_low_rank(const TileView& tile, std::vector<float> rows) {
       }
     }
   }
-  // Both factors get the same length, which 16 bits hold for whatever they hold of the rows.
   const int filled = padded_to(n, kUnitRows);
   auto* channels_out = const_cast<half*>(out.channels);
   auto* tokens_out = const_cast<half*>(out.tokens);
   std::fill_n(tokens_out, out.rank * filled, half{0});
   for (int r = 0; r < out.rank; ++r) {
     const float* along = &channels[size_t(r * dim)];
-    const float root = std::sqrt(std::sqrt(dot(along, along, dim)));
-    const float inverse = root > 0 ? 1 / root : 0;
+    const float root = low_rank_root(along, dim), inverse = inverse_of_root(root);
     for (int c = 0; c < dim; ++c) channels_out[r * dim + c] = to_half(along[c] * inverse);
     for (int t = 0; t < n; ++t)
       tokens_out[r * filled + t] = to_half(tokens[size_t(r * n + t)] * root);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "codec/kernels.hpp"
+#include "codec/level_codes.hpp"
 
 namespace zipcache {
 namespace {

@@ -49,7 +49,14 @@ Status check(const PackArgs& args) {
 
 Status pack_records(const PackArgs& args, cudaStream_t stream) {
   ZC_TRY(check(args));
-  return from_cuda(launch_pack(args, stream), "launching the packing of records");
+  const PackForm& form = args.form;
+  if (!form.k_sets.used || !form.v_sets.used)
+    ZC_TRY(from_cuda(launch_pack(args, stream), "launching the packing of records"));
+  for (const bool is_k : {true, false}) {
+    if ((is_k ? form.k_sets : form.v_sets).used)
+      ZC_TRY(from_cuda(launch_pack_sets(args, is_k, stream), "launching the packing of sets"));
+  }
+  return ok();
 }
 
 }  // namespace zipcache::cuda

@@ -26,13 +26,14 @@ constexpr int kResident = kRotated&& kDim == 256    ? 1
                           : kRotated || kDim == 256 ? 2
                                                     : 4;
 
-// One block of threads for each side of each head of each task: keys first, since blocks that run
-// side by side then share instructions, neighbours in memory after another.
+// One block of threads for each fast side of each head of each task: keys first, since blocks that
+// run side by side then share instructions, neighbours in memory after another.
 template <int kDim, bool kKRotated, bool kVRotated>
 __global__ void __launch_bounds__(kPackThreads, kResident<kDim, kKRotated || kVRotated>)
     pack_kernel(const __grid_constant__ PackArgs args) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const int head = int(blockIdx.x) % args.n_heads, number = int(blockIdx.x) / args.n_heads;
+  const int head = int(blockIdx.x) % args.n_heads;
+  const int number = int(blockIdx.x) / args.n_heads + (args.form.k_sets.used ? args.n_tasks : 0);
   if (number < args.n_tasks)
     pack_side<kDim, true, kKRotated>(args, number, head, memory);
   else
@@ -47,7 +48,8 @@ cudaError_t launch(const PackArgs& args, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kBytes));
   if (error != cudaSuccess) return error;
-  const unsigned n_blocks = unsigned(args.n_tasks) * unsigned(args.n_heads) * 2;
+  const unsigned n_sides = unsigned(!args.form.k_sets.used) + unsigned(!args.form.v_sets.used);
+  const unsigned n_blocks = unsigned(args.n_tasks) * unsigned(args.n_heads) * n_sides;
   kernel<<<n_blocks, kPackThreads, kBytes, stream>>>(args);
   return cudaGetLastError();
 }

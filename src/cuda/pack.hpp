@@ -1,7 +1,7 @@
 // Packing on a GPU: blocks of 128 rows of 16-bit floating point numbers become records
 // (record.hpp), bit for bit those of the CPU's packing (cache/pack.hpp, fragments.hpp) of the same
-// rows. One launch reads each row once. Capturable in CUDA graphs, ordered by its stream, waits for
-// nothing on the host.
+// rows. Each row is read once, twice where low rank is fitted. Capturable in CUDA graphs, ordered
+// by its stream, waits for nothing on the host.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +19,22 @@ namespace zipcache::cuda {
 inline constexpr int kPackRows = 128;  // of a block
 static_assert(kPackRows == kBlockTokens);
 
+// A side that no fast kernel makes (pack_sets.hpp).
+struct SetPackForm {
+  bool used = false;
+  Clip clip;
+  int dual = 0;  // rounds of dual scaling
+};
+inline constexpr int kMostDual = 8;   // of them
+inline constexpr int kMostRank = 16;  // of low rank
+
 // How rows become records under a policy; made by pack_form() (pack_form.hpp).
 struct PackForm {
   RecordForm record;
   Fit k_fit = Fit::Endpoint, v_fit = Fit::Endpoint;
   bool k_hadamard = false, v_hadamard = false;
   bool k_by_queries = false;  // k_round=query: PackArgs::feedback decides keys' codes
+  SetPackForm k_sets, v_sets;
 };
 
 // Of keys that are rounded by what queries see (codec/query_rounding.hpp): coefficients of a KV

@@ -24,6 +24,10 @@ ZC_BOTH inline uint32_t rank_key(float score) {
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
+ZC_BOTH inline float float_of_key(uint32_t key) {
+  return std::bit_cast<float>(key >> 31 ? key & 0x7FFFFFFFu : ~key);
+}
+
 // A set of rows: bit r % 32 of word r / 32.
 struct RowSet {
   static constexpr int kWords = kPackRows / 32;
@@ -143,8 +147,19 @@ ZC_BOTH void with_width(int bits, Use&& use) {
 
 // ---- shared memory of a block of threads
 
+// Tokens by tiers, and where the parts of the record stand.
+struct SortedTokens {
+  alignas(16) uint8_t tiers[kPackRows];
+  alignas(16) uint8_t order[kPackColumns];  // the row behind each column
+  alignas(16) TierHeader headers[kRecordTiers];
+  int counts[kRecordTiers];      // tokens of each tier, evicted ones among them
+  int starts[kRecordTiers + 1];  // columns where tiers begin, and where the last one ends
+  int n_coded;
+  bool wrong_counts, wrong_size;
+};
+
 template <int kDim, bool kRotated>
-struct PackShared {
+struct PackShared : SortedTokens {
   using Value = std::conditional_t<kRotated, float, uint16_t>;
   using Quad = QuadOf<Value>;
   // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a
@@ -172,25 +187,19 @@ struct PackShared {
       alignas(16) Grid token_grids[kPackColumns];
     };
   };
-  alignas(16) uint8_t tiers[kPackRows];
-  alignas(16) uint8_t order[kPackColumns];  // the row behind each column
-  alignas(16) TierHeader headers[kRecordTiers];
-  int counts[kRecordTiers];      // tokens of each tier, evicted ones among them
-  int starts[kRecordTiers + 1];  // columns where tiers begin, and where the last one ends
-  int n_coded;
-  bool wrong_counts, wrong_size;
 
   ZC_BOTH PackShared() {}
 };
 
-// Keys (kIsK) or values of one record. Where rows are rotated, or keys rounded by what queries see,
-// the tile holds 32-bit numbers (kRotated).
-template <int kDim, bool kIsK, bool kRotated>
-class SidePacker {
+// What all ways to pack the keys (kIsK) or the values of one record have in common: rows are
+// loaded, rotated and sorted, the parts of the record get their places. The tile holds 16-bit
+// numbers, or 32-bit ones (kRotated).
+template <int kDim, bool kIsK, class SharedMemory>
+class RecordPacker {
  public:
-  using Shared = PackShared<kDim, kRotated>;
+  using Shared = SharedMemory;
 
-  ZC_BOTH SidePacker(const PackArgs& args, int task, int head, int thread, Shared& shared)
+  ZC_BOTH RecordPacker(const PackArgs& args, int task, int head, int thread, Shared& shared)
       : args_(args),
         form_(args.form.record),
         task_(args.tasks[task]),
@@ -202,66 +211,13 @@ class SidePacker {
         thread_(thread),
         shared_(shared) {}
 
-  // Steps with a barrier between them; threads of a block agree on which of them there are.
-  static constexpr int kSteps = 9;
-  ZC_BOTH bool has_step(int number) const {
-    switch (number) {
-      case 1:
-      case 2:
-        return kRotated && rotates();
-      case 3:
-      case 4:
-        return kIsK ? by_channel() : form_.v.channel_factors;
-      case 5:
-        return !by_channel() || (kRotated && args_.form.k_by_queries);
-      case 6:
-        return !by_channel() && searches(fit());
-      case 7:
-        return !by_channel();
-      default:
-        return true;
-    }
-  }
-  ZC_BOTH void step(int number) const {
-    if (number > 0 && (shared_.wrong_counts || shared_.wrong_size)) {
-      if (number + 1 == kSteps && kIsK && thread_ == 0 && args_.n_wrong) count_wrong();
-      return;
-    }
-    switch (number) {
-      case 0:
-        return begin();
-      case 1:
-        return rotate_near();
-      case 2:
-        return rotate_far();
-      case 3:
-        return measure_channels();
-      case 4:
-        return kIsK ? fit_channels() : take_factors();
-      case 5:
-        return by_channel() ? round_keys() : measure_tokens();
-      case 6:
-        return search_tokens();
-      case 7:
-        return fit_tokens();
-      default:
-        code();
-        return finish();
-    }
-  }
-
- private:
+ protected:
   using Value = typename Shared::Value;
-  using Quad = typename Shared::Quad;
+  static constexpr bool kRotated = sizeof(Value) == sizeof(float);
   static constexpr int kFragments = kDim / 16;
   static constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
 
-  ZC_BOTH bool by_channel() const { return kIsK && !form_.k_by_token(); }
   ZC_BOTH bool rotates() const { return kIsK ? args_.form.k_hadamard : args_.form.v_hadamard; }
-  // Of a head nothing may have been learnt yet.
-  ZC_BOTH bool by_queries() const {
-    return kIsK && kRotated && args_.form.k_by_queries && args_.learnt[list()] > 0;
-  }
   ZC_BOTH size_t list() const {
     return size_t(task_.stream) * size_t(args_.n_heads) + size_t(head_);
   }
@@ -277,15 +233,12 @@ class SidePacker {
 
   ZC_BOTH static float number(uint16_t half_bits) { return float_of(half_bits); }
   ZC_BOTH static float number(float x) { return x; }
-  ZC_BOTH static void store(uint16_t& to, float x) { to = half_of(x); }
-  ZC_BOTH static void store(float& to, float x) { to = x; }
 
   // ---- tiers
 
   // Rows are on their way while a warp ranks them and a thread of another makes the headers.
   ZC_BOTH void begin() const {
     load_rows();
-    if (!kIsK && !form_.v.channel_factors && thread_ < kDim) shared_.factors[thread_] = {};
     if (thread_ < kLanes) sort();
     const bool counts_known = ranks() || form_.n_tiers == 1;
     if (thread_ == (counts_known ? kPackThreads - 1 : 0)) lay_out(counts_known);
@@ -400,7 +353,11 @@ class SidePacker {
     shared_.wrong_size = place_record(form_, counts, shared_.headers) != entry_.size;
   }
 
+  // What the tiers hold does not add up or makes another record.
+  ZC_BOTH bool wrong() const { return shared_.wrong_counts || shared_.wrong_size; }
+  // One thread of the keys' counts it.
   ZC_BOTH void count_wrong() const {
+    if (!kIsK || thread_ != 0 || !args_.n_wrong) return;
 #ifdef __CUDA_ARCH__
     atomicAdd(args_.n_wrong, 1u);
 #else
@@ -440,6 +397,125 @@ class SidePacker {
         for (int c = 0; c < kDim / 16; ++c) at[16 * c] = x[c] * norm;
       }
     }
+  }
+
+  // codec/quantize.hpp: cst_factors.
+  ZC_BOTH static uint16_t cst_factor(float largest_size) {
+    const uint16_t factor = half_of(sqrtf(largest_size));
+    return factor != 0 ? factor : half_of(1.0f);
+  }
+
+  // ---- header and row map
+
+  // What both sides have in common is written by the keys' threads.
+  ZC_BOTH void finish() const {
+    if (!kIsK) return;
+    if (thread_ < form_.n_tiers)
+      reinterpret_cast<SixteenBytes*>(record_)[thread_] =
+          reinterpret_cast<const SixteenBytes*>(shared_.headers)[thread_];
+    if (thread_ < shared_.starts[kRecordTiers] / 16) {
+      auto* rows = reinterpret_cast<SixteenBytes*>(record_ + entry_.size * 16);
+      rows[thread_] = reinterpret_cast<const SixteenBytes*>(shared_.order)[thread_];
+    }
+  }
+
+  // ---- codes
+
+  // A lane's numbers of a fragment.
+  static constexpr int kOwn = 8;
+  ZC_BOTH static constexpr FragmentPlace own_place(int i, int fragment) {
+    return kIsK ? FragmentPlace{fragment, 0, i / 2 % 2, i / 4, i % 2}
+                : FragmentPlace{fragment, 0, i / 4, i / 2 % 2, i % 2};
+  }
+  // Token of the unit and channel of the fragment of a lane's number (record.hpp: fragment_place).
+  ZC_BOTH static int own_token(int i, int lane) {
+    return kIsK ? lane / 4 + i / 2 % 2 * 8 : lane % 4 * 2 + i % 2 + i / 2 % 2 * 8;
+  }
+  ZC_BOTH static int own_channel(int i, int lane) {
+    return kIsK ? lane % 4 * 2 + i % 2 + i / 4 * 8 : lane / 4 + i / 4 * 8;
+  }
+
+  const PackArgs& args_;
+  const RecordForm& form_;
+  const PackTask& task_;
+  const Record entry_;
+  uint8_t* const record_;
+  const int head_, thread_;
+  Shared& shared_;
+};
+
+// Keys (kIsK) or values of one record. Where rows are rotated, or keys rounded by what queries see,
+// the tile holds 32-bit numbers (kRotated).
+template <int kDim, bool kIsK, bool kRotated>
+class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
+  using Base = RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>>;
+
+ public:
+  using Shared = typename Base::Shared;
+  using Base::Base;
+
+  // Steps with a barrier between them; threads of a block agree on which of them there are.
+  static constexpr int kSteps = 9;
+  ZC_BOTH bool has_step(int number) const {
+    switch (number) {
+      case 1:
+      case 2:
+        return kRotated && rotates();
+      case 3:
+      case 4:
+        return kIsK ? by_channel() : form_.v.channel_factors;
+      case 5:
+        return !by_channel() || (kRotated && args_.form.k_by_queries);
+      case 6:
+        return !by_channel() && searches(fit());
+      case 7:
+        return !by_channel();
+      default:
+        return true;
+    }
+  }
+  ZC_BOTH void step(int number) const {
+    if (number > 0 && this->wrong()) {
+      if (number + 1 == kSteps) this->count_wrong();
+      return;
+    }
+    switch (number) {
+      case 0:
+        if (!kIsK && !form_.v.channel_factors && thread_ < kDim) shared_.factors[thread_] = {};
+        return this->begin();
+      case 1:
+        return this->rotate_near();
+      case 2:
+        return this->rotate_far();
+      case 3:
+        return measure_channels();
+      case 4:
+        return kIsK ? fit_channels() : take_factors();
+      case 5:
+        return by_channel() ? round_keys() : measure_tokens();
+      case 6:
+        return search_tokens();
+      case 7:
+        return fit_tokens();
+      default:
+        code();
+        return this->finish();
+    }
+  }
+
+ private:
+  using Value = typename Base::Value;
+  using Quad = typename Shared::Quad;
+  using Base::args_, Base::entry_, Base::form_, Base::record_, Base::shared_, Base::task_,
+      Base::thread_;
+  using Base::bits, Base::codes, Base::fit, Base::halves, Base::kFragments, Base::kOwn, Base::list,
+      Base::number, Base::own_channel, Base::own_place, Base::own_token, Base::params,
+      Base::rotates;
+
+  ZC_BOTH bool by_channel() const { return kIsK && !form_.k_by_token(); }
+  // Of a head nothing may have been learnt yet.
+  ZC_BOTH bool by_queries() const {
+    return kIsK && kRotated && args_.form.k_by_queries && args_.learnt[list()] > 0;
   }
 
   // ---- parameters of channels, and factors of channels
@@ -610,14 +686,11 @@ class SidePacker {
     return size;
   }
 
-  // codec/quantize.hpp: cst_factors. Where nothing is coded they stay 0.
+  // Where nothing is coded they stay 0.
   ZC_BOTH void take_factors() const {
     if (thread_ >= kDim) return;
     uint16_t factor = 0;
-    if (shared_.n_coded > 0) {
-      factor = half_of(sqrtf(size_of_channel(thread_)));
-      if (factor == 0) factor = half_of(1.0f);
-    }
+    if (shared_.n_coded > 0) factor = this->cst_factor(size_of_channel(thread_));
     halves(shared_.headers[0].v_factors)[v_factor_place(thread_)] = factor;
     const float value = float_of(factor);
     shared_.factors[thread_] = {value, 1.0f / value};
@@ -738,20 +811,6 @@ class SidePacker {
       with_width(bits(shared_.headers[t]),
                  [&](auto width) { code_tier<decltype(width)::value>(t); });
     }
-  }
-
-  // A lane's numbers of a fragment.
-  static constexpr int kOwn = 8;
-  ZC_BOTH static constexpr FragmentPlace own_place(int i, int fragment) {
-    return kIsK ? FragmentPlace{fragment, 0, i / 2 % 2, i / 4, i % 2}
-                : FragmentPlace{fragment, 0, i / 4, i / 2 % 2, i % 2};
-  }
-  // Token of the unit and channel of the fragment of a lane's number (record.hpp: fragment_place).
-  ZC_BOTH static int own_token(int i, int lane) {
-    return kIsK ? lane / 4 + i / 2 % 2 * 8 : lane % 4 * 2 + i % 2 + i / 2 % 2 * 8;
-  }
-  ZC_BOTH static int own_channel(int i, int lane) {
-    return kIsK ? lane % 4 * 2 + i % 2 + i / 4 * 8 : lane / 4 + i / 4 * 8;
   }
 
   // Each warp a piece of a unit: as many fragments as make 16 bytes of a lane, or three words of
@@ -882,28 +941,6 @@ class SidePacker {
       for (int w = 0; w < kWords; ++w) to[unit_word(kDim, kBits, lane, first + w)] = words[w];
     }
   }
-
-  // ---- header and row map
-
-  // What both sides have in common is written by the keys' threads.
-  ZC_BOTH void finish() const {
-    if (!kIsK) return;
-    if (thread_ < form_.n_tiers)
-      reinterpret_cast<SixteenBytes*>(record_)[thread_] =
-          reinterpret_cast<const SixteenBytes*>(shared_.headers)[thread_];
-    if (thread_ < shared_.starts[kRecordTiers] / 16) {
-      auto* rows = reinterpret_cast<SixteenBytes*>(record_ + entry_.size * 16);
-      rows[thread_] = reinterpret_cast<const SixteenBytes*>(shared_.order)[thread_];
-    }
-  }
-
-  const PackArgs& args_;
-  const RecordForm& form_;
-  const PackTask& task_;
-  const Record entry_;
-  uint8_t* const record_;
-  const int head_, thread_;
-  Shared& shared_;
 };
 
 }  // namespace zipcache::cuda

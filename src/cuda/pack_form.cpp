@@ -4,25 +4,32 @@
 
 #include "codec/query_rounding.hpp"
 #include "cuda/fragments.hpp"
+#include "policy/fields.hpp"
 
 namespace zipcache::cuda {
 
 static_assert(kFeedbackGroup == kMomentGroup);
+static_assert(kMostRank == kMaxRank);
 
 namespace {
 
-Status refused(std::string_view what) {
+Status refused(std::string_view what, std::string_view expected) {
   return {
       Code::Incompatible,
-      fmt::format("packing on the GPU found {}, expected no clip and no dual scaling; take such "
-                  "a policy (zip, zipcache, had4), or pack on the CPU",
-                  what)};
+      fmt::format("packing on the GPU found {}, expected {}; take such a policy, or pack on the "
+                  "CPU",
+                  what, expected)};
 }
 
 Status check_side(const Side& side, std::string_view name) {
-  if (side.clip.clips()) return refused(fmt::format("{}_clip", name));
-  if (side.dual > 0) return refused(fmt::format("{}_dual={}", name, side.dual));
+  if (side.dual > kMostDual)
+    return refused(fmt::format("{}_dual={}", name, side.dual),
+                   fmt::format("at most {} rounds", kMostDual));
   return {};
+}
+
+SetPackForm set_form(const Side& side, const SideForm& form) {
+  return {form.as_tile || side.clip.clips() || side.dual > 0, side.clip, side.dual};
 }
 
 }  // namespace
@@ -34,13 +41,15 @@ Result<PackForm> pack_form(const LayerShape& shape, const Policy& policy) {
   ZC_TRY(check_side(policy.v, "v"));
   PackForm form;
   form.record = layout->form();
-  if (form.record.k.as_tile) return refused("k_axis, k_codec or k_rank that no fast kernel reads");
-  if (form.record.v.as_tile) return refused("v_axis, v_codec or v_rank that no fast kernel reads");
   form.k_fit = policy.k.fit;
   form.v_fit = policy.v.fit;
   form.k_hadamard = policy.k.rotation == Rotation::Hadamard;
   form.v_hadamard = policy.v.rotation == Rotation::Hadamard;
+  form.k_sets = set_form(policy.k, form.record.k);
+  form.v_sets = set_form(policy.v, form.record.v);
   form.k_by_queries = policy.k_rounding == Rounding::Query && !form.record.k_by_token();
+  if (form.k_by_queries && form.k_sets.used)
+    return refused("k_round=query with k_clip, k_dual or k_rank", "k_round=nearest with these");
   return form;
 }
 

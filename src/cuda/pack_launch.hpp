@@ -7,6 +7,9 @@
 
 namespace zipcache::cuda {
 
+// The sides with a fast kernel.
 cudaError_t launch_pack(const PackArgs& args, cudaStream_t stream);
+// One side by sets of any shape.
+cudaError_t launch_pack_sets(const PackArgs& args, bool is_k, cudaStream_t stream);
 
 }  // namespace zipcache::cuda

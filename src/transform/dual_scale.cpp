@@ -1,29 +1,13 @@
 #include "transform/dual_scale.hpp"
 
-#include <algorithm>
 #include <cmath>
-
-#include "base/half.hpp"
 
 namespace zipcache {
 namespace {
 
-// Sums over n numbers and over their squares.
-struct Moments {
-  double sum = 0, squares = 0;
-  void add(double value) { sum += value, squares += value * value; }
-  // Standard deviation; 1 for numbers whose spread is lost in rounding.
-  double spread(double n) const {
-    const double mean = sum / n, variance = squares / n - mean * mean;
-    return variance > 1e-12 * squares / n ? std::sqrt(variance) : 1.0;
-  }
-};
-
 std::vector<float> held_by_halves(const std::vector<double>& factors) {
-  constexpr double kLeast = 0x1p-14;  // the least with all its digits
   std::vector<float> out;
-  for (const double factor : factors)
-    out.push_back(to_float(to_half(float(std::clamp(factor, kLeast, double(kHalfMax))))));
+  for (const double factor : factors) out.push_back(to_float(held_factor(factor)));
   return out;
 }
 
@@ -37,13 +21,13 @@ DualScale dual_scale(const float* x, int n, int dim, int rounds) {
     std::vector<Moments> over_tokens(n_channels);
     for (size_t i = 0; i < y.size(); ++i) over_tokens[i % n_channels].add(y[i]);
     std::vector<double> spreads;
-    for (const Moments& moments : over_tokens) spreads.push_back(moments.spread(n));
+    for (const Moments& moments : over_tokens) spreads.push_back(std::sqrt(moments.variance(n)));
     for (size_t c = 0; c < n_channels; ++c) channels[c] *= spreads[c];
     for (size_t t = 0; t < n_tokens; ++t) {
       double* row = &y[t * n_channels];
       Moments over_channels;
       for (size_t c = 0; c < n_channels; ++c) over_channels.add(row[c] /= spreads[c]);
-      const double spread = over_channels.spread(dim);
+      const double spread = std::sqrt(over_channels.variance(dim));
       tokens[t] *= spread;
       for (size_t c = 0; c < n_channels; ++c) row[c] /= spread;
     }

@@ -3,9 +3,29 @@
 // square roots and products only, so that all machines get the same bits.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
+#include "base/half.hpp"
+
 namespace zipcache {
+
+// Sums over n numbers and over their squares; runs on a GPU too.
+struct Moments {
+  double sum = 0, squares = 0;
+  constexpr void add(double value) { sum += value, squares += value * value; }
+  // The square of their standard deviation; 1 for numbers whose spread is lost in rounding.
+  constexpr double variance(double n) const {
+    const double mean = sum / n, variance = squares / n - mean * mean;
+    return variance > 1e-12 * squares / n ? variance : 1.0;
+  }
+};
+
+// A factor as 16 bits hold it, above 0.
+constexpr half held_factor(double factor) {
+  constexpr double kLeast = 0x1p-14;  // the least with all its digits
+  return to_half(float(std::clamp(factor, kLeast, double(kHalfMax))));
+}
 
 // Numbers that 16 bits hold, above 0.
 struct DualScale {

@@ -22,7 +22,8 @@ std::string refusal(const zipcache_gpu_shape& shape, const char* policy, zipcach
 TEST(CudaInterface, CachesThatCannotBeAreRefusedByName) {
   EXPECT_NE(refusal(kShape, "zipcash", ZC_BAD_POLICY).find("zipcash"), std::string::npos);
 #ifdef ZIPCACHE_CUDA
-  EXPECT_NE(refusal(kShape, "kivi2", ZC_INCOMPATIBLE).find("k_axis"), std::string::npos);
+  EXPECT_NE(refusal(kShape, "skvq,rotations=a.rot", ZC_INCOMPATIBLE).find("k_rotate"),
+            std::string::npos);
   EXPECT_NE(refusal(kShape, "tova", ZC_INCOMPATIBLE).find("score"), std::string::npos);
   zipcache_gpu_shape shape = kShape;
   shape.dim = 96;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "codec/level_codes.hpp"
 #include "support/random_rows.hpp"
 
 namespace zipcache {

@@ -88,8 +88,8 @@ TEST_F(Pack, TiersThatAreGiven) {
 
 TEST_F(Pack, LeavesSinksOut) {
   for (const int n_sinks : {1, 4, 100, 127, 128}) {
-    expect_same({.n_sinks = n_sinks});
-    expect_same({.policy = "had4", .n_sinks = n_sinks});
+    for (const char* policy : {"zipcache", "had4", "kvarn-k4v2", "qserve4", "mikv", "nvfp4"})
+      expect_same({.policy = policy, .n_sinks = n_sinks});
   }
 }
 

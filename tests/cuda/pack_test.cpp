@@ -51,8 +51,8 @@ TEST(Pack, TiersThatAreGiven) {
 
 TEST(Pack, LeavesSinksOut) {
   for (const int n_sinks : {1, 4, 100, 127, 128}) {
-    expect_same({.dim = 64, .n_sinks = n_sinks});
-    expect_same({.policy = "had4", .dim = 64, .n_sinks = n_sinks});
+    for (const char* policy : {"zipcache", "had4", "kvarn-k4v2", "qserve4", "mikv", "nvfp4"})
+      expect_same({.policy = policy, .dim = 64, .n_sinks = n_sinks});
   }
 }
 
@@ -61,22 +61,23 @@ TEST(Pack, StreamsAndRowsWithGaps) {
 }
 
 TEST(Pack, WritesNothingWhereTheEntryIsOfAnotherSize) {
-  const PackCase test{.dim = 64, .n_heads = 1, .n_blocks = 1, .by = By::Tiers};
-  PackInput input = make_pack_input(test);
-  std::vector<uint8_t> pool(input.expected.size(), kUntouched);
-  const std::vector<uint8_t> untouched = pool;
-  uint32_t n_wrong = 0;
-  PackArgs args = args_of(input);
-  args.pool = pool.data();
-  args.n_wrong = &n_wrong;
-  input.tiers[3] ^= 1;  // 48 of 128 tokens or so fill other units
-  for (int row = 0; row < 40; ++row) input.tiers[size_t(row)] = 0;
-  emulate_pack(args, Order::Ascending);
-  EXPECT_EQ(n_wrong, 1u);
-  input.tiers[5] = 7;  // no such tier
-  emulate_pack(args, Order::Ascending);
-  EXPECT_EQ(n_wrong, 2u);
-  EXPECT_EQ(pool, untouched);
+  for (const char* policy : {"zipcache", "zipcache,k_axis=channel32", "mikv"}) {
+    const PackCase test{.policy = policy, .dim = 64, .n_heads = 1, .n_blocks = 1, .by = By::Tiers};
+    PackInput input = make_pack_input(test);
+    std::vector<uint8_t> pool(input.expected.size(), kUntouched);
+    const std::vector<uint8_t> untouched = pool;
+    uint32_t n_wrong = 0;
+    PackArgs args = args_of(input);
+    args.pool = pool.data();
+    args.n_wrong = &n_wrong;
+    for (int row = 0; row < 40; ++row) input.tiers[size_t(row)] = 0;  // tokens fill other units
+    emulate_pack(args, Order::Ascending);
+    EXPECT_EQ(n_wrong, 1u) << policy;
+    input.tiers[5] = 7;  // no such tier
+    emulate_pack(args, Order::Ascending);
+    EXPECT_EQ(n_wrong, 2u) << policy;
+    EXPECT_EQ(pool, untouched) << policy;
+  }
 }
 
 // x / factor as the GPU computes it, over all pairs of 11-bit mantissas.
@@ -102,9 +103,10 @@ TEST(PackForm, NamesWhatIsNotThere) {
     EXPECT_EQ(form.status().code(), Code::Incompatible);
     return form.status().message();
   };
-  EXPECT_NE(message("had4,k_clip=0.9").find("k_clip"), std::string::npos);
-  EXPECT_NE(message("had4,v_dual=2").find("v_dual=2"), std::string::npos);
-  EXPECT_NE(message("kivi2").find("k_axis"), std::string::npos);
+  EXPECT_NE(message("had4,v_dual=9").find("v_dual=9, expected at most 8"), std::string::npos);
+  for (const char* text : {"zip,k_clip=0.9", "zip,k_dual=2", "zip,k_rank=1"})
+    EXPECT_NE(message(text).find("k_round=query with k_clip"), std::string::npos) << text;
+  EXPECT_NE(message("oscar2,rotations=a.rot").find("k_rotate=file"), std::string::npos);
 }
 
 TEST(PackForm, SaysWhichRankingsItHas) {

@@ -171,7 +171,8 @@ TEST(Schedule, SaysWhatItCannotDo) {
   EXPECT_EQ(schedule->truncate(0, 255).code(), Code::Incompatible);
   EXPECT_TRUE(schedule->truncate(0, 256).ok());
   EXPECT_EQ(schedule->truncate(3, 0).code(), Code::BadArgument);
-  EXPECT_EQ(Schedule::create(kShape, *parse_policy("kivi2")).status().code(), Code::Incompatible);
+  EXPECT_EQ(Schedule::create(kShape, *parse_policy("zipcache,cadence=prompt")).status().code(),
+            Code::Incompatible);
   ScheduleShape shape = kShape;
   shape.max_tokens = 0;
   EXPECT_EQ(Schedule::create(shape, *parse_policy("uniform4")).status().code(), Code::BadArgument);
