@@ -161,6 +161,7 @@ class Cache final : public GpuCache {
   DeviceMemory prompt_sums_, prompt_seen_, picked_, picked_sums_, probe_space_;
   DeviceMemory prompt_log_sums_, queries_;  // of a prompt's attention
   DeviceMemory past_k_, past_v_;            // [n_streams, n_heads, piece_rows(), dim]
+  DeviceMemory turns_;                      // [kPromptTurns]
   DeviceMemory feedback_, learnt_;
   std::vector<bool> forgets_;  // streams that were cleared since the last step
   Parcel parcel_, probes_;
@@ -602,13 +603,15 @@ Status Cache::attend_past(const Layer& own, const PromptStep& step, cudaStream_t
   if (past_.ends.empty()) return ok();
   const int64_t head = int64_t{piece_rows()} * shape_.dim;
   const size_t bytes = size_t(shape_.n_streams) * size_t(shape_.n_heads * head) * sizeof(half);
-  for (DeviceMemory* rows : {&past_k_, &past_v_}) {
-    if (rows->bytes() == 0) ZC_TRY(rows->allocate(bytes, stream));
+  if (turns_.bytes() == 0) {
+    for (DeviceMemory* rows : {&past_k_, &past_v_}) ZC_TRY(rows->allocate(bytes, stream));
+    ZC_TRY(turns_.allocate(kPromptTurns * sizeof(int), stream));
   }
   UnpackArgs unpack = unpack_args(own);
   PromptArgs args = prompt_args(step);
   args.k = {unpack.k, shape_.n_heads * head, shape_.dim, head};
   args.v = {unpack.v, shape_.n_heads * head, shape_.dim, head};
+  args.turns = turns_.at<int>();
   args.sinks = nullptr;
   int first = 0;
   for (size_t piece = 0; piece < past_.ends.size(); ++piece) {
@@ -742,9 +745,9 @@ GpuCacheBytes Cache::bytes() const {
   for (const Layer& own : layers_)
     bytes.capacity += own.pool.bytes() + own.k_ring.bytes() + own.v_ring.bytes() +
                       own.sums.bytes() + own.seen.bytes() + own.moments.bytes();
-  for (const DeviceMemory* memory :
-       {&table_, &workspace_, &log_sums_, &prompt_sums_, &prompt_seen_, &picked_, &picked_sums_,
-        &probe_space_, &feedback_, &learnt_, &prompt_log_sums_, &queries_, &past_k_, &past_v_})
+  for (const DeviceMemory* memory : {&table_, &workspace_, &log_sums_, &prompt_sums_, &prompt_seen_,
+                                     &picked_, &picked_sums_, &probe_space_, &feedback_, &learnt_,
+                                     &prompt_log_sums_, &queries_, &past_k_, &past_v_, &turns_})
     bytes.shared += memory->bytes();
   return bytes;
 }

@@ -17,7 +17,8 @@ constexpr float kLowest = -1e30f;  // below every score, and a number
 // stay 16-bit numbers, and sums are seldom multiplied.
 constexpr float kSlack = 8;
 
-constexpr int kKeys = 64;  // tokens in shared memory at once
+constexpr int kKeys = 64;       // tokens in shared memory at once
+constexpr int kLeastTiles = 4;  // times as many tokens are worth a block of their own
 
 // Tiles of 16 query rows that a warp keeps: two share every operand that is read.
 template <int kDim>
@@ -315,6 +316,49 @@ class Warp {
   float masses_[kT][2];               // sums of the lane's own weights
 };
 
+// Blocks of threads that share the past of the same queries. They add to the results one after
+// another, in the order of their shares, so that these are the same every time. A block takes the
+// next share when it begins: those before it have begun then, so that none waits for a block that
+// waits for its processor.
+class Turns {
+ public:
+  __device__ Turns(int* turns, int n_shares)
+      : n_shares_(n_shares),
+        begun_(turns + 2 * (int(blockIdx.y) * int(gridDim.x) + int(blockIdx.x))),
+        done_(begun_ + 1) {}
+
+  // The block's share.
+  __device__ int take() const {
+    __shared__ int share;
+    if (n_shares_ == 1) return 0;
+    if (threadIdx.x == 0) share = add_in_order_of_device(begun_, 1);
+    __syncthreads();
+    return share;
+  }
+  // Until the results of the shares before are there.
+  __device__ void wait_for(int share) const {
+    if (n_shares_ == 1) return;
+    if (threadIdx.x == 0) {
+      while (add_in_order_of_device(done_, 0) != share) __nanosleep(100);
+    }
+    __syncthreads();
+  }
+  // After all threads have stored theirs.
+  __device__ void pass_on(int share) const {
+    if (n_shares_ == 1) return;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    if (share + 1 < n_shares_)
+      add_in_order_of_device(done_, 1);
+    else
+      *begun_ = *done_ = 0;  // for the next launch
+  }
+
+ private:
+  const int n_shares_;
+  int *begun_, *done_;
+};
+
 // Query heads of all streams stand side by side in the grid, those of a KV head next to each other.
 // Blocks of the last rows, which see most, begin first.
 template <int kDim, bool kPast>
@@ -328,20 +372,28 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int first_row = (int(gridDim.y) - 1 - int(blockIdx.y)) * kRows<kDim>;
   if (first_row >= length) return;
   const int last = min(first_row + kRows<kDim>, length);
-  const int end = kPast ? args.past[stream] : last;  // of the tokens that any row sees
-  if (kPast && end == 0) return;
+  int begin = 0, end = last;  // of the tokens that any row sees
+  const int n_tiles = kPast ? (args.past[stream] + kKeys - 1) / kKeys : 0;
+  const int n_shares = kPast ? max(1, min(int(gridDim.z), n_tiles / kLeastTiles)) : 1;
+  if (kPast && (n_tiles == 0 || int(blockIdx.z) >= n_shares)) return;
+  const Turns turns(args.turns, n_shares);
+  const int share = kPast ? turns.take() : 0;
+  if constexpr (kPast) {
+    begin = n_tiles * share / n_shares * kKeys;
+    end = min(args.past[stream], n_tiles * (share + 1) / n_shares * kKeys);
+  }
   const uint16_t* k = args.k.row(stream, 0, head / args.group);
   const uint16_t* v = args.v.row(stream, 0, head / args.group);
   const auto k_stride = uint32_t(args.k.token_stride), v_stride = uint32_t(args.v.token_stride);
 
   ask_rows<kDim>(shared.q, args.q.row(stream, 0, head), uint32_t(args.q.token_stride), first_row,
                  last);
-  ask_rows<kDim>(shared.k, k, k_stride, 0, end);
+  ask_rows<kDim>(shared.k, k, k_stride, begin, end);
   commit_copies();
   const int block_row = int(threadIdx.x) / kLanes * kTiles<kDim> * 16;
   Warp<kDim, kPast> warp(shared, block_row, first_row + block_row, end, args.scale * kLog2E);
 #pragma unroll 1
-  for (int first = 0; first < end; first += kKeys) {
+  for (int first = begin; first < end; first += kKeys) {
     const bool sees = warp.sees(first);
     typename Warp<kDim, kPast>::Scores scores;
     wait_copies<0>();
@@ -355,7 +407,24 @@ __global__ void __launch_bounds__(kThreads, 2)
     commit_copies();
     if (sees) warp.add(scores);
   }
+  if constexpr (kPast) turns.wait_for(share);
   warp.store(args, stream, head, length);
+  if constexpr (kPast) turns.pass_on(share);
+}
+
+// Blocks of threads for each of n_tiles, the rows of a head that one block keeps; 1 unless they are
+// few.
+cudaError_t shares_of(const PromptArgs& args, unsigned n_tiles, unsigned& n_shares) {
+  constexpr unsigned kMostShares = 8, kOnProcessor = 2;
+  n_shares = 1;
+  if (!args.past || !args.turns || n_tiles > kPromptTurns / 2) return cudaSuccess;
+  int device = 0, n_processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+  const unsigned n_blocks = kOnProcessor * unsigned(n_processors);
+  while (n_shares < kMostShares && n_tiles * n_shares * 3 / 2 < n_blocks) n_shares *= 2;
+  return error;
 }
 
 template <int kDim, bool kPast>
@@ -363,11 +432,13 @@ cudaError_t launch_one(const PromptArgs& args, cudaStream_t stream) {
   constexpr int kBytes = int(sizeof(Shared<kDim>));
   auto* kernel = prompt_kernel<kDim, kPast>;
   // Set once a device would do; it costs less than a lookup whether it was.
-  const cudaError_t error =
+  cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  const dim3 grid(unsigned(args.n_streams) * unsigned(args.n_heads * args.group),
-                  unsigned((args.n_tokens + kRows<kDim> - 1) / kRows<kDim>));
+  dim3 grid(unsigned(args.n_streams) * unsigned(args.n_heads * args.group),
+            unsigned((args.n_tokens + kRows<kDim> - 1) / kRows<kDim>));
+  error = shares_of(args, grid.x * grid.y, grid.z);
+  if (error != cudaSuccess) return error;
   kernel<<<grid, kThreads, kBytes, stream>>>(args);
   return cudaGetLastError();
 }

@@ -8,6 +8,9 @@
 
 namespace zipcache::cuda {
 
+// Numbers with which blocks of threads that share a past take turns.
+inline constexpr int kPromptTurns = 1024;
+
 // softmax(scale * q . k) v of each token's query heads over the tokens of its stream up to itself,
 // or over a past.
 struct PromptArgs {
@@ -20,6 +23,9 @@ struct PromptArgs {
   // sees all of them, and what `out` and `log_sums` hold of other tokens becomes the attention over
   // both. There sinks took part already. Null: k and v are the tokens' own.
   const int32_t* past = nullptr;
+  // [kPromptTurns] zeros, left as zeros: where the new tokens alone are too few for all processors,
+  // several blocks of threads share their past. Null: none do.
+  int* turns = nullptr;
   float scale = 0;               // of the scores, above 0
   const float* sinks = nullptr;  // [query head] logits that take part in the softmax, or null
   // [n_streams, n_tokens, query head, dim]; rows behind a stream's length are left as they are.

@@ -40,11 +40,15 @@ struct PromptCase {
   float q_size = 1;
   std::vector<int> past = {};  // earlier tokens of each stream, attended to in pieces of n_at_once
   int n_at_once = 64;
+  bool shared = true;  // blocks of threads may share it
 };
 
 int n_streams(const PromptCase& test) { return int(test.lengths.size()); }
 int n_tokens(const PromptCase& test) {
   return *std::max_element(test.lengths.begin(), test.lengths.end());
+}
+size_t n_rows_of(const PromptCase& test) {
+  return size_t(n_streams(test)) * size_t(n_tokens(test)) * size_t(test.n_heads * test.group);
 }
 double scale_of(const PromptCase& test) { return 1 / std::sqrt(double(test.dim)); }
 float sink_of(int head) { return 0.5f * float(head % 5) - 1; }
@@ -135,10 +139,20 @@ struct PastRows {
   Rows k, v;
 };
 
+struct Inputs {
+  explicit Inputs(const PromptCase& test)
+      : q(test, test.n_heads * test.group, 1, test.q_size),
+        k(test, test.n_heads, 2),
+        v(test, test.n_heads, 3),
+        past(test) {}
+  Rows q, k, v;
+  PastRows past;
+};
+
 // visit(stream, token, query head, its attention over the past and the tokens up to itself).
 template <class Visit>
-void each_row(const PromptCase& test, const PastRows& past, const Rows& q, const Rows& k,
-              const Rows& v, Visit&& visit) {
+void each_row(const PromptCase& test, const Inputs& inputs, Visit&& visit) {
+  const auto& [q, k, v, past] = inputs;
   for (int s = 0; s < n_streams(test); ++s) {
     for (int head = 0; head < test.n_heads; ++head) {
       std::vector<std::vector<double>> keys, values;
@@ -188,11 +202,26 @@ PromptArgs args_of(const PromptCase& test) {
   return args;
 }
 
+struct Results {
+  std::vector<uint8_t> out;
+  std::vector<float> log_sums;
+  int n_pieces = 0;
+};
+
+void attend(const PromptArgs& args) {
+  const Status status = attend_prompt(args, nullptr);
+  if (!status.ok()) throw std::runtime_error(status.message());
+  must(cudaDeviceSynchronize());
+}
+
 // Joins what `args` left with attention over the past, piece after piece. Returns their number.
 int add_past(PromptArgs args, const PromptCase& test, const PastRows& past) {
   const Buffer<half> k_rows(past.k.data()), v_rows(past.v.data());
   const InputRows k = past.k.at(k_rows), v = past.v.at(v_rows);
+  const std::vector<int> zeros(kPromptTurns);
+  const Buffer<int> turns(zeros);
   args.sinks = nullptr;
+  args.turns = test.shared ? turns.get() : nullptr;
   int n_pieces = 0;
   for (int first = 0; first < n_tokens(past.test); first += test.n_at_once, ++n_pieces) {
     std::vector<int32_t> counts;
@@ -202,47 +231,50 @@ int add_past(PromptArgs args, const PromptCase& test, const PastRows& past) {
     args.past = device_counts.get();
     args.k = k, args.k.data += first * k.token_stride;
     args.v = v, args.v.data += first * v.token_stride;
-    const Status status = attend_prompt(args, nullptr);
-    EXPECT_TRUE(status.ok()) << status.message();
-    must(cudaDeviceSynchronize());
+    attend(args);
+    EXPECT_EQ(turns.read(), zeros);
   }
   return n_pieces;
 }
 
-void expect_right(const PromptCase& test) {
+Results attend(const PromptCase& test, const Inputs& inputs) {
+  const Buffer<half> q(inputs.q.data()), k(inputs.k.data()), v(inputs.v.data());
+  std::vector<float> sinks;
+  for (int head = 0; head < test.n_heads * test.group; ++head) sinks.push_back(sink_of(head));
+  const Buffer<float> sink_logits(sinks);
+  const Buffer<int32_t> lengths(test.lengths);
+  const size_t n_rows = n_rows_of(test);
+  const Poisoned<uint8_t> out(n_rows * size_t(test.dim) * (test.type == Number::F32 ? 4 : 2));
+  const Poisoned<float> log_sums(n_rows);
+  PromptArgs args = args_of(test);
+  args.q = inputs.q.at(q), args.k = inputs.k.at(k), args.v = inputs.v.at(v);
+  if (n_streams(test) > 1) args.lengths = lengths.get();
+  if (test.sinks) args.sinks = sink_logits.get();
+  args.out = out.get();
+  if (test.log_sums) args.log_sums = log_sums.get();
+  attend(args);
+  const int n_pieces = add_past(args, test, inputs.past);
+  return {out.read(), log_sums.read(), n_pieces};
+}
+
+std::string describe(const PromptCase& test) {
   std::string text =
       fmt::format("dim {} heads {} group {} type {} by heads {} sinks {} size {} lengths", test.dim,
                   test.n_heads, test.group, int(test.type), test.by_heads, test.sinks, test.q_size);
   for (const int length : test.lengths) text += fmt::format(" {}", length);
   for (const int n : test.past) text += fmt::format(", after {}", n);
-  const int query_heads = test.n_heads * test.group;
-  const Rows q(test, query_heads, 1, test.q_size), k(test, test.n_heads, 2),
-      v(test, test.n_heads, 3);
-  const PastRows past(test);
-  const Buffer<half> q_rows(q.data()), k_rows(k.data()), v_rows(v.data());
-  std::vector<float> sinks;
-  for (int head = 0; head < query_heads; ++head) sinks.push_back(sink_of(head));
-  const Buffer<float> sink_logits(sinks);
-  const Buffer<int32_t> lengths(test.lengths);
-  const size_t n_rows = size_t(n_streams(test)) * size_t(n_tokens(test)) * size_t(query_heads);
-  const Poisoned<uint8_t> out(n_rows * size_t(test.dim) * (test.type == Number::F32 ? 4 : 2));
-  const Poisoned<float> log_sums(n_rows);
-  PromptArgs args = args_of(test);
-  args.q = q.at(q_rows), args.k = k.at(k_rows), args.v = v.at(v_rows);
-  if (n_streams(test) > 1) args.lengths = lengths.get();
-  if (test.sinks) args.sinks = sink_logits.get();
-  args.out = out.get();
-  if (test.log_sums) args.log_sums = log_sums.get();
-  const Status status = attend_prompt(args, nullptr);
-  ASSERT_TRUE(status.ok()) << status.message();
-  const int n_pieces = add_past(args, test, past);
-  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << text;
+  return text;
+}
 
-  const std::vector<uint8_t> found = out.read();
-  const std::vector<float> logs = log_sums.read();
+void expect_right(const PromptCase& test) {
+  const std::string text = describe(test);
+  const int query_heads = test.n_heads * test.group;
+  const size_t n_rows = n_rows_of(test);
+  const Inputs inputs(test);
+  const auto [found, logs, n_pieces] = attend(test, inputs);
   std::vector<bool> written(n_rows);
   double distance = 0, norm = 0, worst_log = 0;
-  each_row(test, past, q, k, v, [&](int s, int t, int head, const Attended& expected) {
+  each_row(test, inputs, [&](int s, int t, int head, const Attended& expected) {
     const size_t row = size_t((s * n_tokens(test) + t) * query_heads + head);
     written[row] = true;
     for (size_t c = 0; c < expected.out.size(); ++c) {
@@ -326,6 +358,27 @@ TEST_F(Prompt, PastInManyPieces) {
   for (const int dim : {64, 128, 256}) {
     for (const int n_at_once : {64, 100, 128})
       expect_right({.dim = dim, .lengths = {140}, .past = {400}, .n_at_once = n_at_once});
+  }
+}
+
+// Few new tokens, whose past several blocks of threads share, the same way every time.
+TEST_F(Prompt, PastThatBlocksShare) {
+  for (const int dim : {64, 128, 256}) {
+    for (const bool shared : {true, false})
+      expect_right({.dim = dim,
+                    .n_heads = 1,
+                    .lengths = {70, 130, 3},
+                    .past = {2100, 700, 250},
+                    .n_at_once = 4096,
+                    .shared = shared});
+    const PromptCase test{.dim = dim, .lengths = {100}, .past = {3000}, .n_at_once = 2000};
+    const Inputs inputs(test);
+    const Results first = attend(test, inputs);
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      const Results again = attend(test, inputs);
+      ASSERT_EQ(again.out, first.out) << describe(test);
+      ASSERT_EQ(again.log_sums, first.log_sums) << describe(test);
+    }
   }
 }
 
