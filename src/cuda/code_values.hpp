@@ -1,4 +1,4 @@
-// What the codes of a side stand for, as kernels that decode take it.
+// What kernels that decode need of a side beside its form, made once a launch.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,16 @@
 
 namespace zipcache::cuda {
 
-// Of codes of one width, before steps and floors.
+// What the codes of one width stand for, before steps and floors.
 struct CodeValues {
   float zero = 0;                      // the code that stands for 0, where codes are numbers
   uint32_t low[2] = {}, high[2] = {};  // bytes of the sizes of levels, 16-bit numbers, 8 of them
 };
 
-// By tiers.
 struct SideValues {
   CodeValues of[kRecordTiers];
+  // Units of a group of tokens: unit * this / 256 is the group of a unit below 8.
+  int group_of_unit = 0;
 };
 
 inline CodeValues code_values(Codec codec, int bits) {
@@ -37,6 +38,10 @@ inline SideValues side_values(const SideForm& side) {
   SideValues values;
   for (int t = 0; t < kRecordTiers; ++t) {
     if (in_codes(side.bits[t])) values.of[t] = code_values(side.codec, side.bits[t]);
+  }
+  if (side.axis == Axis::ChannelGroup) {
+    const int units = side.group / kUnitTokens;
+    values.group_of_unit = (256 + units - 1) / units;
   }
   return values;
 }

@@ -224,18 +224,16 @@ class Warp {
                                         const TierOf& tier, const Units& units, bool hides,
                                         float (&top)[kTiles]) {
     if (tier.k_bits == 16) {
-      score_rows<kF / 2>(units, top, RowsOf(record + tier.k_codes, lane_));
+      score_rows(record + tier.k_codes, units, top);
       return settle(record, entry, tier, units, hides, top);
     }
     if constexpr (kAny) {
-      const SideForm& form = launch_.args.form.k;
-      if (form.as_tile) {
-        const Decoder<kDim, true> decoder(form, launch_.k_values.of[tier.number], record,
-                                          header(record, tier), lane_);
-        with_bits(tier.k_bits, [&](auto bits) {
-          score_rows<1>(units, top, [&](int unit, int f, uint32_t(&words)[4]) {
-            decoder.template fragment<decltype(bits)::value>(unit, f, words);
-          });
+      const SideForm& side = launch_.args.form.k;
+      if (side.as_tile) {
+        with_decoder<kDim, true, DecoderOf::TileParams>(side, tier.k_bits, [&](auto type) {
+          score_decoded(
+              units, top, TileFactors(side, kDim, true, tier.number, record),
+              typename decltype(type)::type(side, launch_.k_values, tier.number, record, lane_));
         });
         return settle(record, entry, tier, units, hides, top);
       }
@@ -245,36 +243,24 @@ class Warp {
 
   __device__ __forceinline__ void sum(const uint8_t* record, const TierOf& tier, const Units& units,
                                       const float (&top)[kTiles]) {
-    if (tier.v_bits == 16) return sum_rows(units, top, RowsOf(record + tier.v_codes, lane_));
+    if (tier.v_bits == 16) return sum_rows(record + tier.v_codes, units, top);
     if constexpr (kAny) {
-      const SideForm& form = launch_.args.form.v;
-      if (form.as_tile) {
-        const Decoder<kDim, false> decoder(form, launch_.v_values.of[tier.number], record,
-                                           header(record, tier), lane_);
-        return with_bits(tier.v_bits, [&](auto bits) {
-          sum_rows(units, top, [&](int unit, int f, uint32_t(&words)[4]) {
-            decoder.template fragment<decltype(bits)::value>(unit, f, words);
-          });
+      const SideForm& side = launch_.args.form.v;
+      if (side.as_tile)
+        return with_decoder<kDim, false, DecoderOf::TileParams>(side, tier.v_bits, [&](auto type) {
+          sum_decoded(
+              units, top, TileFactors(side, kDim, false, tier.number, record),
+              typename decltype(type)::type(side, launch_.v_values, tier.number, record, lane_));
         });
-      }
     }
     sum_codes(record, tier, units, top);
   }
 
-  __device__ __forceinline__ static const TierHeader& header(const uint8_t* record,
-                                                             const TierOf& tier) {
-    return reinterpret_cast<const TierHeader*>(record)[tier.number];
+  // A fragment of 16-bit rows.
+  __device__ __forceinline__ void load_row(const uint8_t* rows, int unit, int f,
+                                           uint32_t (&words)[4]) const {
+    load_words<4>(rows + unit * unit_bytes(kDim, 16) + (f * kLanes + lane_) * 16, words);
   }
-
-  // Reads fragments of 16-bit rows.
-  struct RowsOf {
-    const uint8_t* rows;
-    int lane;
-    __device__ __forceinline__ RowsOf(const uint8_t* rows, int lane) : rows(rows), lane(lane) {}
-    __device__ __forceinline__ void operator()(int unit, int f, uint32_t (&words)[4]) const {
-      load_words<4>(rows + unit * unit_bytes(kDim, 16) + (f * kLanes + lane) * 16, words);
-    }
-  };
 
   template <class Use>
   __device__ __forceinline__ static void with_bits(int bits, Use&& use) {
@@ -504,19 +490,16 @@ class Warp {
     }
   }
 
-  // Keys as 16-bit numbers: fragment(unit, f, words) gives a lane's words of an operand. It stands
-  // in the code twice kAtOnce times.
-  template <int kAtOnce, class Fragment>
-  __device__ __forceinline__ void score_rows(const Units& units, float (&top)[kTiles],
-                                             Fragment&& fragment) {
+  __device__ __forceinline__ void score_rows(const uint8_t* rows, const Units& units,
+                                             float (&top)[kTiles]) {
 #pragma unroll 1
     for (int unit = units.begin; unit < units.end; ++unit) {
       float sums[kTiles][4] = {}, odd[kTiles][4] = {};
-#pragma unroll kAtOnce
+#pragma unroll
       for (int s = 0; s < kF; s += 2) {
         uint32_t a[4], b[4];
-        fragment(unit, s, a);
-        fragment(unit, s + 1, b);
+        load_row(rows, unit, s, a);
+        load_row(rows, unit, s + 1, b);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
           const uint4 q = operand(tile, s);
@@ -691,7 +674,7 @@ class Warp {
         uint32_t weights[kTiles][2];
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
-          const float grow = 1 / unit[tile];
+          const float grow = __fdividef(1.0f, unit[tile]);
 #pragma unroll
           for (int u = 0; u < 2; ++u) {
             const float2 own = scores_.at[tile][first + u - units.begin][lane_];
@@ -811,11 +794,9 @@ class Warp {
     }
   }
 
-  // Values as 16-bit numbers (score_rows); weights are two such numbers each, the second what the
-  // first leaves over.
-  template <class Fragment>
-  __device__ __forceinline__ void sum_rows(const Units& units, const float (&top)[kTiles],
-                                           Fragment&& fragment) {
+  // Values of 16 bits: weights are two 16-bit numbers each, the second what the first leaves over.
+  __device__ __forceinline__ void sum_rows(const uint8_t* rows, const Units& units,
+                                           const float (&top)[kTiles]) {
     Part parts[kTiles];
     float sums[kTiles][kF][4] = {};
 #pragma unroll 1
@@ -832,7 +813,7 @@ class Warp {
 #pragma unroll
       for (int m = 0; m < kF; ++m) {
         uint32_t a[4];
-        fragment(unit, m, a);
+        load_row(rows, unit, m, a);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile)
           multiply_add(sums[tile][m], a[0], a[1], a[2], a[3], weights[tile][0], weights[tile][1]);
@@ -848,6 +829,150 @@ class Warp {
           total[tile][m][i] =
               fmaf(sums[tile][m][2 * i] + sums[tile][m][2 * i + 1], factor, total[tile][m][i]);
       }
+    }
+  }
+
+  // ---- sides in the order of tiles: codes become 16-bit numbers. Each kind of codes stands in the
+  // code twice, so loops over fragments are loops.
+
+  template <class Keys>
+  __device__ __forceinline__ void score_decoded(const Units& units, float (&top)[kTiles],
+                                                const TileFactors& factors, const Keys& keys) {
+    static_assert(kTiles == 1);
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      float sums[4] = {};
+#pragma unroll 1
+      for (int s = 0; s < kF; s += 2) {
+        uint4 q = operand(0, s);
+        if (factors.channels) [[unlikely]]
+          multiply_queries(factors.channels + s * 16, q);
+        uint32_t a[4], b[4];
+        keys.fragment(unit, s, a);
+        keys.fragment(unit, s + 1, b);
+        multiply_add(sums, a[0], a[1], a[2], a[3], q.x, q.y);
+        multiply_add(sums, b[0], b[1], b[2], b[3], q.z, q.w);
+      }
+      float scores[1][2] = {{(sums[0] + sums[1]) * scale_[0], (sums[2] + sums[3]) * scale_[0]}};
+      if (factors.tokens) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          scores[0][i] *= __half2float(factors.tokens[unit * kUnitTokens + row_ + 8 * i]);
+      }
+      store_scores(unit - units.begin, scores);
+    }
+    for (int r = 0; r < factors.rank; ++r) add_to_scores(r, units, factors);
+#pragma unroll 1
+    for (int place = 0; place < last_pair(units) - units.begin; ++place) {
+      const float2 scores = scores_.at[0][place][lane_];
+      top[0] = fmaxf(top[0], fmaxf(scores.x, scores.y));
+    }
+  }
+
+  // The operand of two fragments times factors of their channels.
+  __device__ __forceinline__ void multiply_queries(const __half* factors, uint4& q) const {
+    const auto times = [&](uint32_t& pair, int first) {
+      const auto* own = reinterpret_cast<const __half2*>(factors + first + pair_ * 2);
+      pair = bits_of_halves(__hmul2(halves_of(pair), *own));
+    };
+    times(q.x, 0);
+    times(q.y, 8);
+    times(q.z, 16);
+    times(q.w, 24);
+  }
+
+  // The low-rank product of the keys: of its channels with the query, times its tokens.
+  __device__ __forceinline__ void add_to_scores(int r, const Units& units,
+                                                const TileFactors& factors) {
+    float along = 0;
+#pragma unroll 1
+    for (int c = row_; c < kDim; c += kLanes / kColumns)
+      along = fmaf(__half2float(factors.rank_channels[r * kDim + c]),
+                   queries_.numbers[pair_][k_param_place(c)], along);
+    along = sum_of_column(along) * scale_[0];
+    const __half* tokens = factors.rank_tokens + r * factors.filled;
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      float2& scores = scores_.at[0][unit - units.begin][lane_];
+      scores.x = fmaf(__half2float(tokens[unit * kUnitTokens + row_]), along, scores.x);
+      scores.y = fmaf(__half2float(tokens[unit * kUnitTokens + row_ + 8]), along, scores.y);
+    }
+  }
+
+  // Over the lanes of a query row.
+  __device__ __forceinline__ static float sum_of_column(float x) {
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+  }
+
+  template <class Values>
+  __device__ __forceinline__ void sum_decoded(const Units& units, const float (&top)[kTiles],
+                                              const TileFactors& factors, const Values& values) {
+    static_assert(kTiles == 1);
+    const float factor = fast_exp2(top[0] - peak[0]);
+    for (int r = 0; r < factors.rank; ++r) add_to_sums(r, units, top, factor, factors);
+    Part part;
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      const int place = unit - units.begin;
+      float p[2];
+      weigh(0, place, top, p);
+      part.mass += p[0] + p[1];
+      if (factors.tokens) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          p[i] *= __half2float(factors.tokens[unit * kUnitTokens + row_ + 8 * i]);
+      }
+      // Operands (sum_rows) in the scores' place.
+      scores_.at[0][place][lane_] = {__uint_as_float(transposed(half_and_rest(p[0]))),
+                                     __uint_as_float(transposed(half_and_rest(p[1])))};
+    }
+    mass[0] = fmaf(part.mass, factor, mass[0]);
+#pragma unroll 1
+    for (int m = 0; m < kF; ++m) {
+      float sums[4] = {};
+#pragma unroll 2
+      for (int unit = units.begin; unit < units.end; ++unit) {
+        uint32_t a[4];
+        values.fragment(unit, m, a);
+        const float2 weights = scores_.at[0][unit - units.begin][lane_];
+        multiply_add(sums, a[0], a[1], a[2], a[3], __float_as_uint(weights.x),
+                     __float_as_uint(weights.y));
+      }
+      add_to_total(m, (sums[0] + sums[1]) * factor, (sums[2] + sums[3]) * factor, factors.channels);
+    }
+  }
+
+  // The low-rank product of the values: of its tokens with their weights, times its channels.
+  __device__ __forceinline__ void add_to_sums(int r, const Units& units, const float (&top)[kTiles],
+                                              float factor, const TileFactors& factors) {
+    const __half* tokens = factors.rank_tokens + r * factors.filled;
+    float along = 0;
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      float p[2];
+      weigh(0, unit - units.begin, top, p);
+      along = fmaf(p[0], __half2float(tokens[unit * kUnitTokens + row_]), along);
+      along = fmaf(p[1], __half2float(tokens[unit * kUnitTokens + row_ + 8]), along);
+    }
+    along = sum_of_column(along) * factor;
+#pragma unroll 1
+    for (int m = 0; m < kF; ++m) add_to_total(m, along, along, factors.rank_channels + r * kDim);
+  }
+
+  // Sums of channels 16 m + l / 4 and + 8, times a factor of each where there are any.
+  __device__ __forceinline__ void add_to_total(int m, float first, float second,
+                                               const __half* channels) {
+    if (channels) {
+      first *= __half2float(channels[m * 16 + row_]);
+      second *= __half2float(channels[m * 16 + row_ + 8]);
+    }
+#pragma unroll
+    for (int i = 0; i < kF; ++i) {
+      if (i != m) continue;
+      total[0][i][0] += first;
+      total[0][i][1] += second;
     }
   }
 
@@ -1020,7 +1145,7 @@ class Ring {
   }
 
   template <class Work>
-  __device__ void run(Work& work) const {
+  __device__ __forceinline__ void run(Work& work) const {
     const int sharing = item_.sharing, shift = __ffs(sharing) - 1;  // a power of two
     const int n_groups = launch_.args.n_warps >> shift;
     int slot = warp_ >> shift, parity = 0;
@@ -1073,8 +1198,9 @@ class Ring {
 // The way of cards without bulk copies: the computing threads copy too, as many records at once as
 // half of the slots hold.
 template <int kDim, int kTiles, bool kAny>
-__device__ void copy_and_compute(Warp<kDim, kTiles, kAny>& work, const Launch& launch,
-                                 const Task& task, const Record* records, uint8_t* memory) {
+__device__ __forceinline__ void copy_and_compute(Warp<kDim, kTiles, kAny>& work,
+                                                 const Launch& launch, const Task& task,
+                                                 const Record* records, uint8_t* memory) {
   const int count = task.item.count;
   const int n_warps = launch.args.n_warps;
   const int at_once = launch.n_slots >= 2 * n_warps ? n_warps : launch.n_slots >= 4 ? 2 : 1;

@@ -8,6 +8,8 @@ namespace {
 
 // Operands of 16 bits and sums of 32: cuda-pilot figures are 4e-4 to 1e-3.
 constexpr double kBound = 2e-3;
+// Where codes become 16-bit numbers first.
+constexpr double kTileBound = 4e-3;
 
 class Decode : public ::testing::Test {
  protected:
@@ -46,6 +48,54 @@ const char* const kPolicies[] = {"zipcache,score=random",
 
 TEST_F(Decode, EveryPolicy) {
   for (const char* policy : kPolicies) expect_right({.policy = policy});
+}
+
+// With a side in the order of tiles: every codec, axis and kind of factors.
+const char* const kTilePolicies[] = {"kivi2",
+                                     "kivi4",
+                                     "kivi4,bits=3",
+                                     "kivi2,v_axis=channel48",
+                                     "gear2-l",
+                                     "kvarn-k4v2",
+                                     "kvarn-k2v2,sinks=5",
+                                     "sym8",
+                                     "sym8-had",
+                                     "sym4",
+                                     "sym4,bits=3",
+                                     "sym4-had,bits=2",
+                                     "turbo-k4v4",
+                                     "turbo-k4v4,bits=3",
+                                     "turbo-k4v4,bits=2,v_codec=lloyd",
+                                     "fp8",
+                                     "fp8,v_axis=token",
+                                     "nvfp4",
+                                     "qserve4",
+                                     "rotatekv",
+                                     "wkvquant",
+                                     "mikv,score=random",
+                                     "zipcache,v_axis=channel,score=random",
+                                     "zipcache,k_axis=cst,score=random",
+                                     "zipcache,v_axis=group64,rank=1,score=random",
+                                     "zip,bits=8/3/2,ratio=0.2/0.3,v_axis=group32,score=random"};
+
+TEST_F(Decode, SidesInTheOrderOfTiles) {
+  for (const char* policy : kTilePolicies) {
+    for (const bool threads : {false, true})
+      expect_right({.policy = policy, .copy_by_threads = threads}, kTileBound);
+  }
+}
+
+TEST_F(Decode, SidesInTheOrderOfTilesOfEveryShape) {
+  for (const char* policy : {"kivi2", "nvfp4", "turbo-k4v4", "kvarn-k4v2", "gear2-l"}) {
+    for (const int dim : {64, 128, 256}) {
+      expect_right({.policy = policy, .dim = dim, .group = 3}, kTileBound);
+      expect_right({.policy = policy, .dim = dim, .n_queries = 4, .lengths = {640, 129, 64}},
+                   kTileBound);
+    }
+    expect_right({.policy = policy, .lengths = {10000}, .n_blocks = 16, .large = true},
+                 kTileBound);
+    expect_right({.policy = policy, .lengths = {900}, .window = 333}, kTileBound);
+  }
 }
 
 TEST_F(Decode, EveryHeadSizeAndGroup) {
