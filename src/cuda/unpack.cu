@@ -3,8 +3,6 @@
 // to the device's.
 #include <cuda_runtime.h>
 
-#include <type_traits>
-
 #include "cuda/decoder.cuh"
 #include "cuda/row_piece.cuh"
 #include "cuda/unpack_launch.hpp"
@@ -20,28 +18,12 @@ struct UnitRows {
   alignas(16) uint16_t at[kUnitTokens][kDim + kPieceNumbers];
 };
 
-template <class Use>
-__device__ __forceinline__ void with_bits(int bits, Use&& use) {
-  switch (bits) {
-    case 2:
-      return use(std::integral_constant<int, 2>{});
-    case 3:
-      return use(std::integral_constant<int, 3>{});
-    case 4:
-      return use(std::integral_constant<int, 4>{});
-    case 8:
-      return use(std::integral_constant<int, 8>{});
-    default:
-      return use(std::integral_constant<int, 16>{});
-  }
-}
-
 // One warp's share of one side of a record.
 template <int kDim, bool kIsK>
 class Unpacker {
  public:
-  __device__ Unpacker(const UnpackLaunch& launch, const UnpackTask& task, int head,
-                      UnitRows<kDim>& rows)
+  __device__ __forceinline__ Unpacker(const UnpackLaunch& launch, const UnpackTask& task, int head,
+                                      UnitRows<kDim>& rows)
       : launch_(launch),
         entry_(
             launch.args.records[(size_t(task.stream) * size_t(launch.args.n_heads) + size_t(head)) *
@@ -57,48 +39,55 @@ class Unpacker {
     out_ = (kIsK ? launch.args.k : launch.args.v) + first * kDim;
   }
 
-  __device__ void run() const {
+  // Units are dealt to the warps in their order.
+  __device__ __forceinline__ void run() const {
     const auto* headers = reinterpret_cast<const TierHeader*>(record_);
     const int n_tiers = headers[0].tiers_and_form & kTierMask;
-    int n_tokens = 0, n_units = 0;  // of the tiers before
+    int first_token = 0, number = 0;  // of a unit
 #pragma unroll 1
     for (int t = 0; t < n_tiers; ++t) {
       const TierHeader header = headers[t];
-      with_bits(kIsK ? header.k_bits : header.v_bits, [&](auto bits) {
-        unpack_tier<decltype(bits)::value>(t, header, n_tokens, n_units);
-      });
-      n_tokens += header.count;
-      n_units += units_of(header.count);
+      // A stream that was cut has fewer tokens in its last record than the record's header says.
+      const int end = min(first_token + header.count, int(entry_.tokens));
+#pragma unroll 1
+      for (int unit = 0; unit < units_of(header.count); ++unit, ++number) {
+        if (number % kWarps != warp_) continue;
+        put_unit(t, header, unit);
+        __syncwarp();
+        const int first = first_token + unit * kUnitTokens;
+        write_rows(first, end - first);
+        __syncwarp();
+      }
+      first_token += header.count;
     }
   }
 
  private:
-  // Units are dealt to the warps in their order.
-  template <int kBits>
-  __device__ __forceinline__ void unpack_tier(int tier, const TierHeader& header, int first_token,
-                                              int n_units_before) const {
+  __device__ __forceinline__ void put_unit(int tier, const TierHeader& header, int unit) const {
+    const int bits = kIsK ? header.k_bits : header.v_bits;
+    if (bits == 16) {
+      const uint8_t* rows =
+          record_ + (kIsK ? header.k_codes : header.v_codes) * 16 + unit * unit_bytes(kDim, 16);
+      return put_fragments([&](int f, uint32_t(&words)[4]) {
+        load_words<4>(rows + (f * kLanes + lane_) * 16, words);
+      });
+    }
     const SideForm& side = kIsK ? launch_.args.form.k : launch_.args.form.v;
     const SideValues& values = kIsK ? launch_.k_values : launch_.v_values;
-    const Decoder<kDim, kIsK> decoder(side, values.of[tier], record_, header, lane_);
-    const uint8_t* words_of_rows = record_ + (kIsK ? header.k_codes : header.v_codes) * 16;
-    const int n_units = units_of(header.count);
-#pragma unroll 1
-    for (int unit = (warp_ - n_units_before) & (kWarps - 1); unit < n_units; unit += kWarps) {
-#pragma unroll 1
-      for (int f = 0; f < kDim / 16; ++f) {
-        uint32_t words[4];
-        if constexpr (kBits == 16)
-          load_words<4>(words_of_rows + unit * unit_bytes(kDim, 16) + (f * kLanes + lane_) * 16,
-                        words);
-        else
-          decoder.template fragment<kBits>(unit, f, words);
-        put(f, words);
-      }
-      __syncwarp();
-      // A stream that was cut has fewer tokens in its last record than the record's header says.
-      const int n = min(int(header.count), int(entry_.tokens) - first_token) - unit * kUnitTokens;
-      write_rows(first_token + unit * kUnitTokens, n);
-      __syncwarp();
+    with_decoder<kDim, kIsK, DecoderOf::All>(side, bits, [&](auto type) {
+      const typename decltype(type)::type decoder(side, values, tier, record_, lane_);
+      put_fragments([&](int f, uint32_t(&words)[4]) { decoder.fragment(unit, f, words); });
+    });
+  }
+
+  // fragment(f, words) gives the lane's words.
+  template <class Fragment>
+  __device__ __forceinline__ void put_fragments(Fragment&& fragment) const {
+#pragma unroll 2
+    for (int f = 0; f < kDim / 16; ++f) {
+      uint32_t words[4];
+      fragment(f, words);
+      put(f, words);
     }
   }
 
