@@ -74,6 +74,9 @@ struct DecodeArgs {
   float* log_sums = nullptr;
   void* workspace = nullptr;     // decode_workspace() bytes, zeroed once; left zeroed where needed
   bool copy_by_threads = false;  // as cards before sm_90 do
+  // `items` and `records` are there before the launch right before this one begins: then this one
+  // may begin while that one ends (from sm_90).
+  bool early = false;
 };
 
 // Blocks of threads that a device runs at once: small ones, and large ones or 0 where these are not

@@ -1143,12 +1143,15 @@ class Ring {
         warp_(int(threadIdx.x) / kLanes),
         lane_(int(threadIdx.x) % kLanes) {}
 
+  // The Record of which begin() asks, of the asking warp's lanes.
+  __device__ uint4 first_entry() const {
+    return warp_ == 0 && lane_ < min(launch_.n_slots, item_.count) ? records_[lane_] : uint4{};
+  }
+
   // Asks for the first records; others than the asking warp may wait for these after a barrier of
   // the block.
-  __device__ void begin() const {
+  __device__ void begin(uint4 entry) const {
     if (warp_ != 0 || lane_ >= launch_.n_slots) return;
-    uint4 entry = {};
-    if (lane_ < item_.count) entry = records_[lane_];
     open_barrier(&shared_.full[lane_], 1);
     shared_.readers[lane_] = 0;
     shared_.asked[lane_] = -1;
@@ -1435,7 +1438,7 @@ __global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
   const DecodeArgs& args = launch.args;
   Task task;
   task.item = args.items[blockIdx.x];
-  if (task.item.stream < 0) return;
+  if (task.item.stream < 0) return wait_for_launch_before();
   task.head = int(blockIdx.y);
   task.first_column = int(blockIdx.z) * kTiles * kColumns;
   task.n_columns = min(launch.n_columns - task.first_column, kTiles * kColumns);
@@ -1443,12 +1446,15 @@ __global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
       args.records +
       size_t(task.item.stream * args.n_heads + task.head) * size_t(args.record_stride) +
       task.item.first;
-  // Before records, which would be in their way.
-  Queries<kDim, kTiles> queries(launch, task);
   auto* scores = reinterpret_cast<Scores<kTiles>*>(dynamic);
   uint8_t* slots = reinterpret_cast<uint8_t*>(scores + launch.args.n_warps);
   const Ring<kDim, kTiles> ring(launch, task, records, slots, shared);
-  if constexpr (kBulk) ring.begin();
+  uint4 entry = {};
+  if constexpr (kBulk) entry = ring.first_entry();
+  wait_for_launch_before();
+  // Before records, which would be in their way.
+  Queries<kDim, kTiles> queries(launch, task);
+  if constexpr (kBulk) ring.begin(entry);
   share_queries<kDim, kTiles>(launch, task, queries, shared.queries);
   Warp<kDim, kTiles, kAny> work(launch, task, shared.queries, scores[int(threadIdx.x) / kLanes]);
   if constexpr (kBulk)
@@ -1472,8 +1478,17 @@ cudaError_t launch_one(const Launch& launch, dim3 grid, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   if (launch.blocks)
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(launch.blocks, kernel, n_threads, bytes);
-  kernel<<<grid, n_threads, bytes, stream>>>(launch);
-  return cudaGetLastError();
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(unsigned(n_threads));
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = kBulk && launch.args.early ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, launch);
 }
 
 template <int kDim>

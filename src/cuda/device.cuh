@@ -205,9 +205,19 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- bulk copies that end at a barrier in shared memory (sm_90)
+// ---- of sm_90 and later: launches that overlap, and bulk copies that end at a barrier in shared
+// memory
 
 #if __CUDA_ARCH__ >= 900
+// Of a launch that may begin while the one before it in the stream still runs: returns when that
+// one has ended and all it wrote can be read. Of another launch: at once.
+__device__ __forceinline__ void wait_for_launch_before() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+// Lets such a launch begin when all blocks have come here, or ended.
+__device__ __forceinline__ void let_next_launch_begin() {
+  asm volatile("griddepcontrol.launch_dependents;");
+}
 __device__ __forceinline__ void open_barrier(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
                "r"(arrivals)
@@ -240,7 +250,9 @@ __device__ __forceinline__ void copy_bulk(void* to, const void* from, uint32_t b
       : "memory");
 }
 #else
-// Never run: earlier cards copy by threads.
+// Earlier cards copy by threads, one launch after another.
+__device__ __forceinline__ void wait_for_launch_before() {}
+__device__ __forceinline__ void let_next_launch_begin() {}
 __device__ __forceinline__ void open_barrier(uint64_t*, int) {}
 __device__ __forceinline__ void fence_barriers() {}
 __device__ __forceinline__ void arrive_expecting(uint64_t*, uint32_t) {}

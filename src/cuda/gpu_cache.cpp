@@ -457,6 +457,7 @@ Status Cache::decode(int index, const DecodeStep& step, cudaStream_t stream) {
   args.q = step.q, args.out = step.out;
   args.q_type = step.q_type, args.out_type = step.out_type;
   args.log_sums = step.log_sums;
+  args.early = true;  // begin() sent the plan before keep()
   Probes probes;
   if (scored()) probes = choose(index);
   const bool probed = std::any_of(probes.begin(), probes.end(),

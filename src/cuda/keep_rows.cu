@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/device.cuh"
 #include "cuda/device_memory.hpp"
 #include "cuda/keep_rows.hpp"
 #include "cuda/row_piece.cuh"
@@ -106,6 +107,7 @@ class Keeper {
 };
 
 __global__ void __launch_bounds__(kThreads) keep_kernel(const __grid_constant__ KeepRowsArgs args) {
+  let_next_launch_begin();
   Keeper(args, int(blockIdx.z), int(blockIdx.y)).run(int(blockIdx.x), int(gridDim.x));
 }
 
