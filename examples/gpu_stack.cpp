@@ -109,7 +109,7 @@ int main(int argc, char** argv) {
   must(cudaStreamCreate(&stream));
   zipcache_error error = {};
   const zipcache_gpu_shape shape = {kLayers, kHeads, kGroup, kDim, n_streams, n_tokens + n_steps,
-                                    0};
+                                    0,       0};
   zipcache_gpu_cache* cache = zipcache_gpu_create(&shape, policy, stream, &error);
   if (!cache) fail(zipcache_code_name(error.code), error.message);
 

@@ -31,6 +31,10 @@ typedef struct zipcache_gpu_shape {
   int n_streams;
   int max_tokens; /* of a stream */
   int n_blocks;   /* of 128 packed tokens, of all streams together; 0 for all that they may have */
+  /* Tokens of each stream that are unpacked at once where a long prompt goes on, in whole blocks of 128: they take
+   * 4 * dim bytes each of a KV head, from the first such part on. 0 for up to 8,192, as 128 MiB hold of all streams,
+   * but no less than 1,024. */
+  int piece_tokens;
 } zipcache_gpu_shape;
 
 /* 16-bit floating point numbers [stream, token, head, dim] on the device, finite. Strides in numbers, multiples of 8;
@@ -91,6 +95,7 @@ ZC_API zipcache_code zipcache_gpu_begin(zipcache_gpu_cache *cache, const int *n_
                                         zipcache_error *error);
 ZC_API zipcache_code zipcache_gpu_decode(zipcache_gpu_cache *cache, int layer, const zipcache_gpu_step *step,
                                          void *stream, zipcache_error *error);
+/* ZC_OVER_LIMIT where the first long part finds no memory; the call may be made again. */
 ZC_API zipcache_code zipcache_gpu_prefill(zipcache_gpu_cache *cache, int layer, const zipcache_gpu_prompt *prompt,
                                           void *stream, zipcache_error *error);
 

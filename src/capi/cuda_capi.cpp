@@ -38,6 +38,7 @@ zipcache::cuda::GpuCacheShape shape_of(const zipcache_gpu_shape& in) {
   shape.n_streams = in.n_streams;
   shape.max_tokens = in.max_tokens;
   shape.n_blocks = in.n_blocks;
+  shape.piece_tokens = in.piece_tokens;
   return shape;
 }
 

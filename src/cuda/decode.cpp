@@ -84,6 +84,8 @@ int dynamic_bytes(const DecodeArgs& args, int n_slots) {
 Status check(const DecodeArgs& args) {
   if (args.dim != 64 && args.dim != 128 && args.dim != 256)
     return wrong("dim", args.dim, "64, 128 or 256");
+  if (args.form.dim != args.dim)
+    return wrong("form.dim", args.form.dim, "dim; the form is RecordLayout::form()");
   if (args.n_heads < 1 || args.n_heads > 65535) return wrong("n_heads", args.n_heads, "1 to 65535");
   if (args.group < 1 || args.group > 64)
     return wrong("group", args.group, "1 to 64 query heads of a KV head");

@@ -38,8 +38,8 @@ struct WorkItem {
 static_assert(sizeof(WorkItem) == 24);
 
 // Everything that may hide a token from a query, or change its score; all of it optional. What is
-// not null or 0 here takes a slower kernel that looks at the place of every token; so do records
-// with a side in the order of tiles.
+// not null or 0 here takes a slower kernel that looks at the place of every token; records with a
+// side in the order of tiles take that kernel too.
 struct MaskArgs {
   int window = 0;                       // tokens that a query sees, itself included; 0 for all
   const uint32_t* bits = nullptr;       // [n_streams, n_queries, bits_stride] 1 for a visible place

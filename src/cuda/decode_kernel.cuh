@@ -15,6 +15,9 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLowest = -1e30f;
+// Operands of queries are below the second, of this exponent at most.
+constexpr int kQueryExponent = 5;
+constexpr float kQueryTop = 2 << kQueryExponent;
 
 // A tier of the record at hand, in registers.
 struct TierOf {
@@ -851,6 +854,7 @@ class Warp {
   __device__ __forceinline__ void score_decoded(const Units& units, float (&top)[kTiles],
                                                 const TileFactors& factors, const Keys& keys) {
     static_assert(kTiles == 1);
+    const float scale = factors.channels ? scale_[0] * kQueryTop : scale_[0];
 #pragma unroll 1
     for (int unit = units.begin; unit < units.end; ++unit) {
       float sums[4] = {};
@@ -865,7 +869,7 @@ class Warp {
         multiply_add(sums, a[0], a[1], a[2], a[3], q.x, q.y);
         multiply_add(sums, b[0], b[1], b[2], b[3], q.z, q.w);
       }
-      float scores[1][2] = {{(sums[0] + sums[1]) * scale_[0], (sums[2] + sums[3]) * scale_[0]}};
+      float scores[1][2] = {{(sums[0] + sums[1]) * scale, (sums[2] + sums[3]) * scale}};
       if (factors.tokens) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -881,11 +885,13 @@ class Warp {
     }
   }
 
-  // The operand of two fragments times factors of their channels.
+  // The operand of two fragments times factors of their channels, in units that no 16-bit factor
+  // makes too large.
   __device__ __forceinline__ void multiply_queries(const __half* factors, uint4& q) const {
     const auto times = [&](uint32_t& pair, int first) {
       const auto* own = reinterpret_cast<const __half2*>(factors + first + pair_ * 2);
-      pair = bits_of_halves(__hmul2(halves_of(pair), *own));
+      const __half2 small = __hmul2(halves_of(pair), __float2half2_rn(1 / kQueryTop));
+      pair = bits_of_halves(__hmul2(small, *own));
     };
     times(q.x, 0);
     times(q.y, 8);
@@ -1090,7 +1096,7 @@ __device__ __forceinline__ void store_operands(int row, const float (&x)[kOwn], 
 }
 
 // Queries become operands, each row multiplied with a power of two that brings its largest number
-// to 32 or above and below 64.
+// to kQueryTop / 2 or above and below kQueryTop.
 template <int kDim, int kTiles>
 __device__ void share_queries(const Launch& launch, const Task& task,
                               const Queries<kDim, kTiles>& queries,
@@ -1108,7 +1114,8 @@ __device__ void share_queries(const Launch& launch, const Task& task,
 #pragma unroll
     for (int c = 0; c < Rows::kOwn; ++c) largest = fmaxf(largest, fabsf(x[c]));
     largest = largest_of_warp(largest);
-    const int exponent = largest > 0 && largest < INFINITY ? min(5 - ilogbf(largest), 126) : 0;
+    const int exponent =
+        largest > 0 && largest < INFINITY ? min(kQueryExponent - ilogbf(largest), 126) : 0;
     const float grow = ldexpf(1.0f, exponent);
 #pragma unroll
     for (int c = 0; c < Rows::kOwn; ++c) {

@@ -254,6 +254,8 @@ Result<RecordLayout> RecordLayout::create(const LayerShape& shape, const Policy&
     return refused(fmt::format("heads of {} and {} channels", shape.k_dim, shape.v_dim),
                    "64, 128 or 256, the same for keys and values");
   if (policy.raw()) return refused("a policy that packs nothing", "one that packs");
+  if (!policy.overrides.empty())
+    return refused("fields of single layers", "the same fields in all layers");
   if (policy.cadence == Cadence::Prompt) return refused("cadence=prompt", "cadence=stream");
   ZC_TRY(check_side(policy.k, shape.k_dim, "k"));
   ZC_TRY(check_side(policy.v, shape.v_dim, "v"));

@@ -83,6 +83,7 @@ class GpuCache {
   virtual Status begin(std::span<const int> n_new, cudaStream_t stream) = 0;
   // Each stream has as many new tokens as the others, or none. BadArgument else.
   virtual Status decode(int layer, const DecodeStep& step, cudaStream_t stream) = 0;
+  // OverLimit where the first long part that goes on finds no memory; the call may be made again.
   virtual Status prefill(int layer, const PromptStep& step, cudaStream_t stream) = 0;
 
   virtual int length(int stream) const = 0;

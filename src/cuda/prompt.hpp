@@ -23,8 +23,8 @@ struct PromptArgs {
   // sees all of them, and what `out` and `log_sums` hold of other tokens becomes the attention over
   // both. There sinks took part already. Null: k and v are the tokens' own.
   const int32_t* past = nullptr;
-  // [kPromptTurns] zeros, left as zeros: where the new tokens alone are too few for all processors,
-  // several blocks of threads share their past. Null: none do.
+  // [kPromptTurns] zeros, left as zeros, of one launch at a time: where the new tokens alone are too
+  // few for all processors, several blocks of threads share their past. Null: none do.
   int* turns = nullptr;
   float scale = 0;               // of the scores, above 0
   const float* sinks = nullptr;  // [query head] logits that take part in the softmax, or null

@@ -9,9 +9,8 @@
 //   for each tier   K parameters, unless an earlier tier has the same: steps, then floors, f16
 //                   [dim] of channels, or f16 pairs (step, floor) [units, 16] of tokens
 //   for each tier   V parameters: f16 pairs (step, floor) [units, 16] of tokens
-//   for each tier   K token factors and low-rank factors, where there are any, K codes [units],
-//   then
-//                   the same of V
+//   for each tier   K token factors, then low-rank factors, where there are any, then K codes
+//                   [units]; then the same of V
 //
 // That is the form of the policies with the fastest kernel. Parameters and factors of a side that
 // these do not fit (SideForm::as_tile: groups, levels, factors of tokens) stand in the order of the

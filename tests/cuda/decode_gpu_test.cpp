@@ -92,8 +92,7 @@ TEST_F(Decode, SidesInTheOrderOfTilesOfEveryShape) {
       expect_right({.policy = policy, .dim = dim, .n_queries = 4, .lengths = {640, 129, 64}},
                    kTileBound);
     }
-    expect_right({.policy = policy, .lengths = {10000}, .n_blocks = 16, .large = true},
-                 kTileBound);
+    expect_right({.policy = policy, .lengths = {10000}, .n_blocks = 16, .large = true}, kTileBound);
     expect_right({.policy = policy, .lengths = {900}, .window = 333}, kTileBound);
   }
 }
@@ -173,13 +172,25 @@ TEST_F(Decode, ValuesThatAreFlat) {
   }
 }
 
-// Of a token that is not attended to, so that the others' weights must not be rounded in its units.
+// Of a token that is not attended to, so that the others' weights must not be rounded in its units:
+// a mask hides it, or it is behind the only query.
 TEST_F(Decode, ATokenOfLargeValues) {
   for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform4"}) {
     for (const bool threads : {false, true})
       expect_right(
           {.policy = policy, .large_value = 300, .bits = true, .copy_by_threads = threads});
+    expect_right({.policy = policy + std::string(",recent=0"),
+                  .group = 8,
+                  .lengths = {128},
+                  .large_value = 300,
+                  .n_behind = 64});
   }
+}
+
+// What these are divided by stands in factors of channels, which a query is multiplied with.
+TEST_F(Decode, FactorsOfLargeKeys) {
+  expect_right({.policy = "kvarn-k4v2,k_axis=token", .k_size = 4000, .q_size = 1 / 4000.0f},
+               kTileBound);
 }
 
 TEST_F(Decode, SharpAttention) {

@@ -223,6 +223,7 @@ TEST(RecordLayout, SaysWhatNoRecordHolds) {
   says(message("oscar2,rotations=a.rot", 128, 128), "found k_rotate=file, expected");
   says(message("had4,v_rotate=file,rotations=a.rot", 128, 128), "found v_rotate=file, expected");
   says(message("zipcache,cadence=prompt", 128, 128), "found cadence=prompt");
+  says(message("uniform4,0-3:k=8", 128, 128), "found fields of single layers");
   says(message("f16", 128, 128), "packs nothing");
   says(message("kivi2,v_axis=group128", 64, 64), "v_axis=group128 and heads of 64");
   says(message("zip", 96, 96), "found heads of 96 and 96 channels");

@@ -140,7 +140,7 @@ OracleStep reference_step(const Case& test, const Stream& stream, int s,
   step.soft_cap = test.soft_cap;
   step.sinks = zipcache::test::to_doubles(sinks);
   for (int query = 0; query < test.n_queries; ++query) {
-    const int own = stream.n_tokens - test.n_queries + query;
+    const int own = stream.n_tokens - test.n_behind - test.n_queries + query;
     for (int place = 0; place < stream.n_tokens; ++place) {
       const bool seen = place <= own && (test.window == 0 || place > own - test.window) &&
                         (!test.bits || bit_of(s, query, place));
@@ -211,7 +211,7 @@ double error_of(const Case& test) {
   for (size_t s = 0; s < test.lengths.size(); ++s) {
     streams.push_back(make_stream(test, int(s)));
     q.insert(q.end(), streams.back().q.begin(), streams.back().q.end());
-    visible.push_back(streams.back().n_tokens - test.n_queries + 1);
+    visible.push_back(streams.back().n_tokens - test.n_behind - test.n_queries + 1);
   }
   const int n_query_heads = test.n_heads * test.group;
   for (int h = 0; h < n_query_heads; ++h) {

@@ -58,6 +58,7 @@ struct Case {
   int n_blocks = 132;         // of threads that the plan is made for
   bool large = false;         // they may be large ones
   Number type = Number::F32;  // of q and out
+  int n_behind = 0;           // last tokens that no query sees
   int window = 0;
   float soft_cap = 0, max_bias = 0;
   bool sinks = false, bits = false, copy_by_threads = false;
