@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr zipcache_gpu_shape kShape = {2, 8, 4, 128, 2, 4096, 0};
+constexpr zipcache_gpu_shape kShape = {2, 8, 4, 128, 2, 4096, 0, 0};
 
 std::string refusal(const zipcache_gpu_shape& shape, const char* policy, zipcache_code code) {
   zipcache_error error = {};
