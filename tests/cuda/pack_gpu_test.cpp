@@ -99,12 +99,15 @@ TEST_F(Pack, ManyBlocksOfManyStreams) {
 }
 
 TEST_F(Pack, WritesNothingWhereTheEntryIsOfAnotherSize) {
-  PackInput input = make_pack_input({.n_heads = 2, .n_blocks = 1, .by = By::Tiers});
-  for (int row = 0; row < 40; ++row) input.tiers[size_t(row)] = 0;  // of the first head
-  for (int row = 0; row < 3; ++row) input.tiers[size_t(kBlockTokens + row)] = 9;
-  const Outcome outcome = pack(input);
-  EXPECT_EQ(outcome.n_wrong, 2u);
-  EXPECT_EQ(outcome.pool, std::vector<uint8_t>(outcome.pool.size(), kUntouched));
+  for (const char* policy : {"zipcache", "zipcache,k_axis=channel32", "mikv"}) {
+    PackInput input =
+        make_pack_input({.policy = policy, .n_heads = 2, .n_blocks = 1, .by = By::Tiers});
+    for (int row = 0; row < 40; ++row) input.tiers[size_t(row)] = 0;  // of the first head
+    for (int row = 0; row < 3; ++row) input.tiers[size_t(kBlockTokens + row)] = 9;
+    const Outcome outcome = pack(input);
+    EXPECT_EQ(outcome.n_wrong, 2u) << policy;
+    EXPECT_EQ(outcome.pool, std::vector<uint8_t>(outcome.pool.size(), kUntouched)) << policy;
+  }
 }
 
 TEST_F(Pack, SaysWhatIsWrongWithArguments) {
