@@ -4,6 +4,7 @@
 #include "cuda/pack.hpp"
 #include "cuda/probe.hpp"
 #include "cuda/prompt.hpp"
+#include "cuda/unpack.hpp"
 
 namespace zipcache::cuda {
 namespace {
@@ -21,7 +22,7 @@ Status decode_attention(const DecodeArgs&, cudaStream_t) { return absent(); }
 Status pack_records(const PackArgs&, cudaStream_t) { return absent(); }
 Status sum_probes(const ProbeArgs&, cudaStream_t) { return absent(); }
 Status attend_prompt(const PromptArgs&, cudaStream_t) { return absent(); }
-Status merge_past(const MergeArgs&, cudaStream_t) { return absent(); }
+Status unpack_records(const UnpackArgs&, cudaStream_t) { return absent(); }
 Result<std::unique_ptr<GpuCache>> GpuCache::create(const GpuCacheShape&, const Policy&,
                                                    cudaStream_t) {
   return absent();

@@ -713,27 +713,39 @@ class Warp {
   __device__ __forceinline__ void weigh_values(const uint8_t* params, const Units& units,
                                                const float (&top)[kTiles], Part (&parts)[kTiles],
                                                float (&unit)[kTiles]) {
+    constexpr int kAtOnce = 4;
+    const int n_units = units.end - units.begin, n_scored = n_units + n_units % 2;
     float largest[kTiles] = {};
-    for_pairs(units, [&](int first, int second) {
+#pragma unroll 1
+    for (int first = 0; first < n_scored; first += kAtOnce) {
+      float2 products[kAtOnce][kTiles];
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        // Parameters of the second, where there is none, are another's; its weights are 0.
-        const auto* pairs =
-            reinterpret_cast<const __half2*>(params) + (u == 0 ? first : second) * kUnitTokens;
+      for (int i = 0; i < kAtOnce; ++i) {
+        // Parameters of what fills up a pair of units are another unit's; its weights are 0.
+        const int place = min(first + i, n_scored - 1);
+        const int unit = units.begin + min(place, n_units - 1);
+        const auto* pairs = reinterpret_cast<const __half2*>(params) + unit * kUnitTokens;
         const float2 own[2] = {__half22float2(pairs[row_]), __half22float2(pairs[row_ + 8])};
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
-          const int place = first + u - units.begin;
           float p[2];
           weigh(tile, place, top, p);
+          if (first + i >= n_scored) p[0] = p[1] = 0;
           parts[tile].mass += p[0] + p[1];
           parts[tile].floors = fmaf(p[0], own[0].y, fmaf(p[1], own[1].y, parts[tile].floors));
           const float2 scaled = {p[0] * own[0].x, p[1] * own[1].x};
           largest[tile] = fmaxf(largest[tile], fmaxf(scaled.x, scaled.y));
-          scores_.at[tile][place][lane_] = scaled;
+          products[i][tile] = scaled;
         }
       }
-    });
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i >= n_scored) continue;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+          scores_.at[tile][first + i][lane_] = products[i][tile];
+      }
+    }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll

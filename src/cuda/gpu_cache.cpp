@@ -13,10 +13,16 @@
 #include "cuda/probe.hpp"
 #include "cuda/prompt.hpp"
 #include "cuda/query_moments.hpp"
+#include "cuda/unpack.hpp"
 #include "saliency/probes.hpp"
 
 namespace zipcache::cuda {
 namespace {
+
+// Of a piece of the past that is unpacked at once, K and V of all streams together; rows of a
+// stream, in whole blocks.
+constexpr size_t kPieceBytes = size_t{128} << 20;
+constexpr int kLeastPieceRows = 1024, kMostPieceRows = 8192;
 
 Status wrong(std::string_view what, long long found, std::string_view expected) {
   return {Code::BadArgument,
@@ -108,6 +114,9 @@ class Cache final : public GpuCache {
   Layer& layer(int index) { return layers_[size_t(index)]; }
   Status check_step(int layer, bool is_prompt) const;
   Status plan(cudaStream_t stream);
+  Status prepare_decode(cudaStream_t stream);
+  int piece_rows() const;
+  PastPieces past_pieces() const;
   DecodeArgs decode_args(const Layer& own) const;
   DecodeArgs step_args(const Layer& own, const float* sinks, float scale) const;
 
@@ -137,10 +146,11 @@ class Cache final : public GpuCache {
                      cudaStream_t stream);
   bool is_long() const { return most_new_ > kMostStepTokens; }
   int most_going_on() const;
-  Status pick_queries(const PromptStep& step, int first, int n, cudaStream_t stream);
+  Status pick_queries(const PromptStep& step, cudaStream_t stream);
   Status attend(const Layer& own, const PromptStep& step, cudaStream_t stream);
   Status attend_short(const Layer& own, const PromptStep& step, cudaStream_t stream);
-  Status attend_new(const PromptStep& step, cudaStream_t stream);
+  PromptArgs prompt_args(const PromptStep& step) const;
+  UnpackArgs unpack_args(const Layer& own) const;
   Status attend_past(const Layer& own, const PromptStep& step, cudaStream_t stream);
 
   GpuCacheShape shape_;
@@ -149,7 +159,9 @@ class Cache final : public GpuCache {
   std::vector<Layer> layers_;
   DeviceMemory table_, workspace_, log_sums_;
   DeviceMemory prompt_sums_, prompt_seen_, picked_, picked_sums_, probe_space_;
-  DeviceMemory prompt_log_sums_, queries_, past_, past_log_sums_;  // of a prompt's attention
+  DeviceMemory prompt_log_sums_, queries_;  // of a prompt's attention
+  DeviceMemory past_k_, past_v_;            // [n_streams, n_heads, piece_rows(), dim]
+  DeviceMemory turns_;                      // [kPromptTurns]
   DeviceMemory feedback_, learnt_;
   std::vector<bool> forgets_;  // streams that were cleared since the last step
   Parcel parcel_, probes_;
@@ -159,7 +171,9 @@ class Cache final : public GpuCache {
   DecodePlan plan_;
   size_t changes_at_ = 0, first_at_ = 0, last_at_ = 0, items_at_ = 0, visible_at_ = 0;
   size_t oldest_at_ = 0;  // [n_streams] the ring's rows that the next token will take
-  size_t teaching_at_ = 0, n_new_at_ = 0, held_at_ = 0;
+  size_t teaching_at_ = 0, n_new_at_ = 0;
+  PastPieces past_;  // of long steps
+  size_t past_tasks_at_ = 0, past_rows_at_ = 0;
   bool teaches_ = false;  // keys are rounded by what this step's queries teach
   Status fault_;          // of a step whose plan did not get to the device
   size_t ring_tasks_at_ = 0, own_tasks_at_ = 0;
@@ -219,20 +233,34 @@ Status Cache::begin(std::span<const int> n_new, cudaStream_t stream) {
   return fault_;
 }
 
+// Rows of a stream in a piece of the past.
+int Cache::piece_rows() const {
+  const size_t of_row =
+      size_t(shape_.n_streams) * size_t(shape_.n_heads) * size_t(shape_.dim) * 2 * sizeof(half);
+  const size_t fitting = std::min<size_t>(kPieceBytes / of_row, kMostPieceRows);
+  const int wanted =
+      shape_.piece_tokens > 0 ? shape_.piece_tokens : std::max(int(fitting), kLeastPieceRows);
+  const int rows = std::min(wanted, shape_.max_tokens);
+  return (rows + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
+}
+
+// Of the streams that go on.
+PastPieces Cache::past_pieces() const {
+  std::vector<std::span<const Record>> records(n_new_.size());
+  for (size_t s = 0; s < records.size(); ++s) {
+    if (n_new_[s] > 0) records[s] = schedule_.records(int(s));
+  }
+  return plan_past(records, piece_rows());
+}
+
 Status Cache::plan(cudaStream_t stream) {
-  // Blocks that the columns of a prompt's queries which share a read have to themselves; fewer
-  // splits are merged sooner.
-  const int n_columns = (shape_.dim <= 128 ? 2 : 1) * kColumns;
-  const int n_shares = is_long() ? shape_.group * kMostStepTokens / n_columns : 1;
-  plan_ = plan_decode(schedule_.counts(), shape_.n_heads,
-                      {device_blocks_.small / n_shares, device_blocks_.large / n_shares});
+  plan_ =
+      is_long() ? DecodePlan{} : plan_decode(schedule_.counts(), shape_.n_heads, device_blocks_);
+  past_ = is_long() ? past_pieces() : PastPieces{};
   std::vector<int32_t> visible, oldest;
-  std::vector<StreamRows> held;
   for (int s = 0; s < shape_.n_streams; ++s) {
     oldest.push_back(schedule_.length(s) % sizes().ring);
     visible.push_back(schedule_.length(s) - std::max(1, n_new_[size_t(s)]) + 1);
-    const int place = schedule_.first_rows()[size_t(s)].place;
-    held.push_back({place, 0, 0, place, 0, {}});
   }
   parcel_.clear();
   changes_at_ = parcel_.add(schedule_.changes());
@@ -242,7 +270,8 @@ Status Cache::plan(cudaStream_t stream) {
   visible_at_ = parcel_.add(std::span<const int32_t>(visible));
   oldest_at_ = parcel_.add(std::span<const int32_t>(oldest));
   n_new_at_ = parcel_.add(std::span<const int>(n_new_));
-  held_at_ = parcel_.add(std::span<const StreamRows>(held));
+  past_tasks_at_ = parcel_.add(std::span<const UnpackTask>(past_.tasks));
+  past_rows_at_ = parcel_.add(std::span<const int32_t>(past_.rows));
   const std::vector<int32_t> counts = teaching();
   teaches_ = by_queries() && std::any_of(counts.begin(), counts.end(), [](int n) { return n > 0; });
   teaching_at_ = parcel_.add(std::span<const int32_t>(counts));
@@ -252,8 +281,12 @@ Status Cache::plan(cudaStream_t stream) {
   ZC_TRY(forget(stream));
   ZC_TRY(change_table(parcel_.at<TableChange>(changes_at_), int(schedule_.changes().size()),
                       table_.at<Record>(), shape_.n_heads, sizes().record_stride, stream));
+  return is_long() ? ok() : prepare_decode(stream);
+}
+
+Status Cache::prepare_decode(cudaStream_t stream) {
   DecodeArgs args = decode_args(layers_[0]);
-  args.n_queries = std::clamp(most_new_, 1, kMostStepTokens);
+  args.n_queries = std::max(most_new_, 1);
   ZC_TRY(workspace_.grow(decode_workspace(args), stream));
   // Where this plan has its tickets another one may have left results.
   const size_t tickets = decode_workspace(args) - decode_part_bytes(args);
@@ -512,7 +545,7 @@ Status Cache::attend(const Layer& own, const PromptStep& step, cudaStream_t stre
   ZC_TRY(
       prompt_log_sums_.grow(rows * size_t(shape_.n_heads * shape_.group) * sizeof(float), stream));
   if (!is_long()) return attend_short(own, step, stream);
-  ZC_TRY(attend_new(step, stream));
+  ZC_TRY(attend_prompt(prompt_args(step), stream));
   return attend_past(own, step, stream);
 }
 
@@ -520,7 +553,7 @@ Status Cache::attend(const Layer& own, const PromptStep& step, cudaStream_t stre
 // have scores.
 Status Cache::attend_short(const Layer& own, const PromptStep& step, cudaStream_t stream) {
   ZC_TRY(keep(own, step.k, step.v, first_at_, most_first_, false, stream));
-  ZC_TRY(pick_queries(step, 0, most_new_, stream));
+  ZC_TRY(pick_queries(step, stream));
   DecodeArgs args = step_args(own, step.sinks, step.scale);
   args.q = queries_.at<void>();
   args.out = step.out, args.out_type = step.out_type;
@@ -528,8 +561,8 @@ Status Cache::attend_short(const Layer& own, const PromptStep& step, cudaStream_
   return decode_attention(args, stream);
 }
 
-// Over the new tokens alone.
-Status Cache::attend_new(const PromptStep& step, cudaStream_t stream) {
+// Of the new tokens over themselves.
+PromptArgs Cache::prompt_args(const PromptStep& step) const {
   PromptArgs args;
   args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
   args.n_streams = shape_.n_streams, args.n_tokens = most_new_;
@@ -539,7 +572,7 @@ Status Cache::attend_new(const PromptStep& step, cudaStream_t stream) {
   args.sinks = step.sinks;
   args.out = step.out, args.out_type = step.out_type;
   args.log_sums = prompt_log_sums_.at<float>();
-  return attend_prompt(args, stream);
+  return args;
 }
 
 // Most new tokens of a stream that held some before.
@@ -551,41 +584,50 @@ int Cache::most_going_on() const {
   return most;
 }
 
-// Adds attention over the tokens from before, as many queries at a time as its kernel takes.
+UnpackArgs Cache::unpack_args(const Layer& own) const {
+  const PackForm& form = schedule_.form();
+  UnpackArgs args;
+  args.form = form.record;
+  args.k_hadamard = form.k_hadamard, args.v_hadamard = form.v_hadamard;
+  args.n_heads = shape_.n_heads;
+  args.pool = own.pool.at<uint8_t>();
+  args.records = table_.at<Record>();
+  args.record_stride = sizes().record_stride;
+  args.k = past_k_.at<uint16_t>(), args.v = past_v_.at<uint16_t>();
+  args.n_rows = piece_rows();
+  return args;
+}
+
+// Adds attention over the tokens from before, a piece of them after the other.
 Status Cache::attend_past(const Layer& own, const PromptStep& step, cudaStream_t stream) {
-  const int n_queries = most_going_on();
-  if (n_queries == 0) return ok();
-  // A stream that was cut has fewer tokens in its last record than that one's header says.
-  ZC_TRY(keep(own, step.k, step.v, held_at_, 1, false, stream));
-  const size_t rows =
-      size_t(shape_.n_streams) * size_t(kMostStepTokens) * size_t(shape_.n_heads * shape_.group);
-  ZC_TRY(past_.grow(rows * size_t(shape_.dim) * sizeof(float), stream));
-  ZC_TRY(past_log_sums_.grow(rows * sizeof(float), stream));
-  DecodeArgs args = decode_args(own);
-  args.n_queries = kMostStepTokens;
-  args.items = parcel_.at<WorkItem>(items_at_);
-  args.scale = step.scale;
-  args.out = past_.at<void>(), args.out_type = Number::F32;
-  args.log_sums = past_log_sums_.at<float>();
-  MergeArgs merge;
-  merge.dim = shape_.dim, merge.n_query_heads = shape_.n_heads * shape_.group;
-  merge.n_streams = shape_.n_streams, merge.n_tokens = most_new_;
-  merge.n_rows = kMostStepTokens;
-  merge.lengths = parcel_.at<int32_t>(n_new_at_);
-  merge.past = past_.at<float>(), merge.past_log_sums = past_log_sums_.at<float>();
-  merge.out = step.out, merge.out_type = step.out_type;
-  merge.log_sums = prompt_log_sums_.at<float>();
-  for (merge.first = 0; merge.first < n_queries; merge.first += kMostStepTokens) {
-    ZC_TRY(pick_queries(step, merge.first, kMostStepTokens, stream));
-    args.q = queries_.at<void>();
-    ZC_TRY(decode_attention(args, stream));
-    ZC_TRY(merge_past(merge, stream));
+  if (past_.ends.empty()) return ok();
+  const int64_t head = int64_t{piece_rows()} * shape_.dim;
+  const size_t bytes = size_t(shape_.n_streams) * size_t(shape_.n_heads * head) * sizeof(half);
+  if (turns_.bytes() == 0) {
+    for (DeviceMemory* rows : {&past_k_, &past_v_}) ZC_TRY(rows->allocate(bytes, stream));
+    ZC_TRY(turns_.allocate(kPromptTurns * sizeof(int), stream));
+  }
+  UnpackArgs unpack = unpack_args(own);
+  PromptArgs args = prompt_args(step);
+  args.k = {unpack.k, shape_.n_heads * head, shape_.dim, head};
+  args.v = {unpack.v, shape_.n_heads * head, shape_.dim, head};
+  args.turns = turns_.at<int>();
+  args.sinks = nullptr;
+  int first = 0;
+  for (size_t piece = 0; piece < past_.ends.size(); ++piece) {
+    unpack.tasks = parcel_.at<UnpackTask>(past_tasks_at_) + first;
+    unpack.n_tasks = past_.ends[piece] - first;
+    first = past_.ends[piece];
+    ZC_TRY(unpack_records(unpack, stream));
+    args.past = parcel_.at<int32_t>(past_rows_at_) + piece * size_t(shape_.n_streams);
+    ZC_TRY(attend_prompt(args, stream));
   }
   return ok();
 }
 
-// Queries of tokens `first` and on of each stream, without gaps.
-Status Cache::pick_queries(const PromptStep& step, int first, int n, cudaStream_t stream) {
+// Queries of each stream's tokens, without gaps.
+Status Cache::pick_queries(const PromptStep& step, cudaStream_t stream) {
+  const int n = most_new_;
   const size_t query_heads = size_t(shape_.n_heads * shape_.group);
   ZC_TRY(queries_.grow(
       size_t(shape_.n_streams) * size_t(n) * query_heads * size_t(shape_.dim) * sizeof(uint16_t),
@@ -594,7 +636,6 @@ Status Cache::pick_queries(const PromptStep& step, int first, int n, cudaStream_
   pick.dim = shape_.dim, pick.n_heads = int(query_heads), pick.n_streams = shape_.n_streams;
   pick.n_picked = n;
   pick.from = step.q;
-  pick.first = first, pick.last = most_new_ - 1;
   pick.to = queries_.at<uint16_t>();
   return pick_rows(pick, stream);
 }
@@ -704,9 +745,9 @@ GpuCacheBytes Cache::bytes() const {
   for (const Layer& own : layers_)
     bytes.capacity += own.pool.bytes() + own.k_ring.bytes() + own.v_ring.bytes() +
                       own.sums.bytes() + own.seen.bytes() + own.moments.bytes();
-  for (const DeviceMemory* memory :
-       {&table_, &workspace_, &log_sums_, &prompt_sums_, &prompt_seen_, &picked_, &picked_sums_,
-        &probe_space_, &feedback_, &learnt_, &prompt_log_sums_, &queries_, &past_, &past_log_sums_})
+  for (const DeviceMemory* memory : {&table_, &workspace_, &log_sums_, &prompt_sums_, &prompt_seen_,
+                                     &picked_, &picked_sums_, &probe_space_, &feedback_, &learnt_,
+                                     &prompt_log_sums_, &queries_, &past_k_, &past_v_, &turns_})
     bytes.shared += memory->bytes();
   return bytes;
 }
@@ -737,6 +778,7 @@ Result<std::unique_ptr<GpuCache>> GpuCache::create(const GpuCacheShape& shape, c
   if (shape.n_layers < 1) return wrong("n_layers", shape.n_layers, "at least 1");
   if (shape.group < 1 || shape.group > 64)
     return wrong("group", shape.group, "1 to 64 query heads of a KV head");
+  if (shape.piece_tokens < 0) return wrong("piece_tokens", shape.piece_tokens, "at least 0");
   ZC_TRY(check_scores(policy));
   ScheduleShape plan;
   plan.n_heads = shape.n_heads, plan.dim = shape.dim;

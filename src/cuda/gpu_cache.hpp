@@ -29,6 +29,10 @@ struct GpuCacheShape {
   int n_streams = 0;
   int max_tokens = 0;  // of a stream
   int n_blocks = 0;    // of 128 packed tokens, of all streams together; 0 for all they may have
+  // Tokens of each stream that are unpacked at once where a long prompt goes on, in whole blocks of
+  // 128. Their rows of one layer take memory from the first such part on, 4 * dim bytes a token and
+  // KV head. 0 for up to 8,192, as 128 MiB hold of all streams, but no less than 1,024.
+  int piece_tokens = 0;
 };
 
 // One layer of a step of at most kMostStepTokens tokens.

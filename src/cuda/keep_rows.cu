@@ -3,43 +3,14 @@
 #include <string>
 
 #include "cuda/device_memory.hpp"
-#include "cuda/grid.hpp"
-#include "cuda/hadamard.hpp"
 #include "cuda/keep_rows.hpp"
+#include "cuda/row_piece.cuh"
 
 namespace zipcache::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
 constexpr int kMostSlices = 256;  // blocks of threads that share a head's rows
-
-struct Piece {
-  uint16_t numbers[kPieceNumbers];
-};
-
-__device__ Piece load_piece(const uint16_t* from) {
-  const uint4 words = *reinterpret_cast<const uint4*>(from);
-  return reinterpret_cast<const Piece&>(words);
-}
-__device__ void store_piece(uint16_t* to, const Piece& piece) {
-  *reinterpret_cast<uint4*>(to) = reinterpret_cast<const uint4&>(piece);
-}
-
-// The row's piece rotated; the neighbouring lanes hold the row's other pieces, and all of these
-// come here. A rotated row may have larger numbers than the row.
-__device__ Piece rotated(const Piece& piece, int dim) {
-  const int lanes = dim / kPieceNumbers, lane = int(threadIdx.x) % kLanes;
-  const unsigned row = lanes == kLanes ? ~0u : ((1u << lanes) - 1) << (lane / lanes * lanes);
-  float x[kPieceNumbers];
-#pragma unroll
-  for (int i = 0; i < kPieceNumbers; ++i) x[i] = float_of(piece.numbers[i]);
-  rotate_row(x, dim, row);
-  Piece out;
-#pragma unroll
-  for (int i = 0; i < kPieceNumbers; ++i) out.numbers[i] = finite_half_of(x[i]);
-  return out;
-}
 
 // A record of 16-bit rows that has room for kRawRecordTokens.
 struct RawRecord {
@@ -152,8 +123,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads) pick_kernel(const __grid_constant__ PickArgs args) {
   const int stream = int(blockIdx.z), row = int(blockIdx.y);
-  const int from =
-      args.index ? args.index[stream * args.n_picked + row] : min(args.first + row, args.last);
+  const int from = args.index ? args.index[stream * args.n_picked + row] : row;
   const int pieces = args.dim / kPieceNumbers;
   const size_t to = (size_t(stream) * size_t(args.n_picked) + size_t(row)) * size_t(args.n_heads);
   for (int i = int(threadIdx.x); i < args.n_heads * pieces; i += kThreads) {

@@ -36,14 +36,13 @@ Status change_table(const TableChange* changes, int n, Record* table, int n_head
                     cudaStream_t stream);
 
 // Rows [stream, row, head, dim] of `from`, picked by `index` [n_streams, n_picked], or without that
-// `first` and on (`last` stands in for those behind it), one behind the other into `to` [n_streams,
-// n_picked, n_heads, dim]; and of `from_sums` [n_streams, sums_stride, n_heads], where that is not
-// null, into `to_sums` [n_streams, n_picked, n_heads].
+// the first ones, one behind the other into `to` [n_streams, n_picked, n_heads, dim]; and of
+// `from_sums` [n_streams, sums_stride, n_heads], where that is not null, into `to_sums` [n_streams,
+// n_picked, n_heads].
 struct PickArgs {
   int dim = 0, n_heads = 0, n_streams = 0, n_picked = 0;
   InputRows from;
   const int32_t* index = nullptr;
-  int first = 0, last = 0;
   uint16_t* to = nullptr;
   const float* from_sums = nullptr;
   int64_t sums_stride = 0;

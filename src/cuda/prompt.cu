@@ -17,7 +17,8 @@ constexpr float kLowest = -1e30f;  // below every score, and a number
 // stay 16-bit numbers, and sums are seldom multiplied.
 constexpr float kSlack = 8;
 
-constexpr int kKeys = 64;  // tokens in shared memory at once
+constexpr int kKeys = 64;       // tokens in shared memory at once
+constexpr int kLeastTiles = 4;  // times as many tokens are worth a block of their own
 
 // Tiles of 16 query rows that a warp keeps: two share every operand that is read.
 template <int kDim>
@@ -87,8 +88,9 @@ __device__ __forceinline__ void with_type(void* numbers, Number type, Use&& use)
 
 // The query rows of a warp. Of a tile of 16, a lane l has numbers of rows l / 4 and l / 4 + 8, here
 // halves 0 and 1, in the order of mma's results: of columns 2 (l % 4) and the next one, first of
-// half 0, then of half 1.
-template <int kDim>
+// half 0, then of half 1. Keys are those of the rows' own tokens, or `end` ones of earlier tokens
+// (kPast).
+template <int kDim, bool kPast>
 class Warp {
  public:
   static constexpr int kT = kTiles<kDim>;
@@ -96,8 +98,8 @@ class Warp {
 
   // The warp's first row is `block_row` of the block and `first_row` of the stream. `scale` takes
   // products to powers of two.
-  __device__ Warp(const Shared<kDim>& shared, int block_row, int first_row, float scale)
-      : lane_(int(threadIdx.x) % kLanes), first_row_(first_row), scale_(scale) {
+  __device__ Warp(const Shared<kDim>& shared, int block_row, int first_row, int end, float scale)
+      : lane_(int(threadIdx.x) % kLanes), first_row_(first_row), end_(end), scale_(scale) {
     // Each lane gives load_matrices() the address of 8 channels of a row: of q and v those of 16
     // rows and then their next 8 channels, of k those of 8 rows, their next ones, then of 8 rows
     // more.
@@ -114,10 +116,11 @@ class Warp {
     }
   }
 
-  __device__ int last_row() const { return first_row_ + kT * 16 - 1; }
+  // Whether any row sees a key.
+  __device__ bool sees(int key) const { return kPast || key < first_row_ + kT * 16; }
 
   // Products of the queries with the keys in shared memory, `first_key` and on; -infinity for those
-  // behind a query.
+  // behind a query, or behind the last one.
   __device__ __forceinline__ void score(int first_key, Scores& scores) const {
 #pragma unroll
     for (int tile = 0; tile < kT; ++tile) {
@@ -138,7 +141,7 @@ class Warp {
         add_products(scores, n, a, b);
       }
     }
-    if (first_key + kKeys - 1 > first_row_) hide(first_key, scores);
+    if (first_key + kKeys > visible(first_row_)) hide(first_key, scores);
   }
 
   // Adds the values in shared memory, weighed by what the scores of their tokens are to the
@@ -167,7 +170,8 @@ class Warp {
     }
   }
 
-  // Divides the sums by those of the softmax and stores both.
+  // Divides the sums by those of the softmax and stores both; where keys are of earlier tokens,
+  // joined with what is there of other tokens.
   __device__ void store(const PromptArgs& args, int stream, int head, int length) const {
     const int n_query_heads = args.n_heads * args.group;
     const float sink = args.sinks ? args.sinks[head] * kLog2E : kLowest;
@@ -179,25 +183,48 @@ class Warp {
         const float rescaled = fast_exp2(peaks_[tile][half] - peak);
         const float mass =
             sum_of_row(masses_[tile][half]) * rescaled + (args.sinks ? fast_exp2(sink - peak) : 0);
+        float factor = rescaled / mass, log_sum = peak + log2f(mass), share = 0;
         const int row = first_row_ + tile * 16 + lane_ / 4 + 8 * half;
-        if (row >= length) continue;
         const size_t number =
             (size_t(stream) * size_t(args.n_tokens) + size_t(row)) * size_t(n_query_heads) +
             size_t(head);
-        if (args.log_sums && lane_ % 4 == 0) args.log_sums[number] = (peak + log2f(mass)) * kLn2;
-        const float factor = rescaled / mass;
+        if constexpr (kPast) {
+          const float other = row < length ? args.log_sums[number] * kLog2E : kLowest;
+          __syncwarp();  // all lanes have read it
+          factor *= join(log_sum, other, share);
+        }
+        if (row >= length) continue;
+        if (args.log_sums && lane_ % 4 == 0) args.log_sums[number] = log_sum * kLn2;
         with_type(args.out, args.out_type, [&](auto* out) {
           auto* to = out + number * kDim + lane_ % 4 * 2;
 #pragma unroll
-          for (int n = 0; n < kDim / 8; ++n)
-            store_pair(to + n * 8, sums_[tile][n][2 * half] * factor,
-                       sums_[tile][n][2 * half + 1] * factor);
+          for (int n = 0; n < kDim / 8; ++n) {
+            float x = sums_[tile][n][2 * half] * factor;
+            float y = sums_[tile][n][2 * half + 1] * factor;
+            if constexpr (kPast) {
+              const float2 other = load_pair(to + n * 8);
+              x = fmaf(other.x, share, x);
+              y = fmaf(other.y, share, y);
+            }
+            store_pair(to + n * 8, x, y);
+          }
         });
       }
     }
   }
 
  private:
+  // Keys that a row sees.
+  __device__ __forceinline__ int visible(int row) const { return kPast ? end_ : row + 1; }
+
+  // The logarithm of a sum becomes that of it and `other`'s; both shares.
+  __device__ __forceinline__ static float join(float& log_sum, float other, float& other_share) {
+    const float own = log_sum, top = fmaxf(own, other);
+    log_sum = top + log2f(fast_exp2(own - top) + fast_exp2(other - top));
+    other_share = fast_exp2(other - log_sum);
+    return fast_exp2(own - log_sum);
+  }
+
   // Columns 8 n to 8 n + 15 of results.
   template <int kColumnTiles>
   __device__ __forceinline__ static void add_products(float (&to)[kT][kColumnTiles][4], int n,
@@ -219,7 +246,8 @@ class Warp {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int row = first_row_ + tile * 16 + lane_ / 4 + i / 2 * 8;
-          if (first_key + n * 8 + lane_ % 4 * 2 + i % 2 > row) scores[tile][n][i] = -INFINITY;
+          if (first_key + n * 8 + lane_ % 4 * 2 + i % 2 >= visible(row))
+            scores[tile][n][i] = -INFINITY;
         }
       }
     }
@@ -280,7 +308,7 @@ class Warp {
     }
   }
 
-  const int lane_, first_row_;
+  const int lane_, first_row_, end_;
   const float scale_;
   uint32_t q_at_, k_at_, v_at_;       // in shared memory
   float sums_[kT][kDim / 8][4] = {};  // of weights times values, for columns of 8 channels
@@ -288,9 +316,52 @@ class Warp {
   float masses_[kT][2];               // sums of the lane's own weights
 };
 
+// Blocks of threads that share the past of the same queries. They add to the results one after
+// another, in the order of their shares, so that these are the same every time. A block takes the
+// next share when it begins: those before it have begun then, so that none waits for a block that
+// waits for its processor.
+class Turns {
+ public:
+  __device__ Turns(int* turns, int n_shares)
+      : n_shares_(n_shares),
+        begun_(turns + 2 * (int(blockIdx.y) * int(gridDim.x) + int(blockIdx.x))),
+        done_(begun_ + 1) {}
+
+  // The block's share.
+  __device__ int take() const {
+    __shared__ int share;
+    if (n_shares_ == 1) return 0;
+    if (threadIdx.x == 0) share = add_in_order_of_device(begun_, 1);
+    __syncthreads();
+    return share;
+  }
+  // Until the results of the shares before are there.
+  __device__ void wait_for(int share) const {
+    if (n_shares_ == 1) return;
+    if (threadIdx.x == 0) {
+      while (add_in_order_of_device(done_, 0) != share) __nanosleep(100);
+    }
+    __syncthreads();
+  }
+  // After all threads have stored theirs.
+  __device__ void pass_on(int share) const {
+    if (n_shares_ == 1) return;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    if (share + 1 < n_shares_)
+      add_in_order_of_device(done_, 1);
+    else
+      *begun_ = *done_ = 0;  // for the next launch
+  }
+
+ private:
+  const int n_shares_;
+  int *begun_, *done_;
+};
+
 // Query heads of all streams stand side by side in the grid, those of a KV head next to each other.
 // Blocks of the last rows, which see most, begin first.
-template <int kDim>
+template <int kDim, bool kPast>
 __global__ void __launch_bounds__(kThreads, 2)
     prompt_kernel(const __grid_constant__ PromptArgs args) {
   extern __shared__ __align__(16) uint8_t dynamic[];
@@ -300,21 +371,31 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int length = args.lengths ? min(args.lengths[stream], args.n_tokens) : args.n_tokens;
   const int first_row = (int(gridDim.y) - 1 - int(blockIdx.y)) * kRows<kDim>;
   if (first_row >= length) return;
-  const int end = min(first_row + kRows<kDim>, length);  // of the tokens that any row sees
+  const int last = min(first_row + kRows<kDim>, length);
+  int begin = 0, end = last;  // of the tokens that any row sees
+  const int n_tiles = kPast ? (args.past[stream] + kKeys - 1) / kKeys : 0;
+  const int n_shares = kPast ? max(1, min(int(gridDim.z), n_tiles / kLeastTiles)) : 1;
+  if (kPast && (n_tiles == 0 || int(blockIdx.z) >= n_shares)) return;
+  const Turns turns(args.turns, n_shares);
+  const int share = kPast ? turns.take() : 0;
+  if constexpr (kPast) {
+    begin = n_tiles * share / n_shares * kKeys;
+    end = min(args.past[stream], n_tiles * (share + 1) / n_shares * kKeys);
+  }
   const uint16_t* k = args.k.row(stream, 0, head / args.group);
   const uint16_t* v = args.v.row(stream, 0, head / args.group);
   const auto k_stride = uint32_t(args.k.token_stride), v_stride = uint32_t(args.v.token_stride);
 
   ask_rows<kDim>(shared.q, args.q.row(stream, 0, head), uint32_t(args.q.token_stride), first_row,
-                 end);
-  ask_rows<kDim>(shared.k, k, k_stride, 0, end);
+                 last);
+  ask_rows<kDim>(shared.k, k, k_stride, begin, end);
   commit_copies();
   const int block_row = int(threadIdx.x) / kLanes * kTiles<kDim> * 16;
-  Warp<kDim> warp(shared, block_row, first_row + block_row, args.scale * kLog2E);
+  Warp<kDim, kPast> warp(shared, block_row, first_row + block_row, end, args.scale * kLog2E);
 #pragma unroll 1
-  for (int first = 0; first < end; first += kKeys) {
-    const bool sees = first <= warp.last_row();
-    typename Warp<kDim>::Scores scores;
+  for (int first = begin; first < end; first += kKeys) {
+    const bool sees = warp.sees(first);
+    typename Warp<kDim, kPast>::Scores scores;
     wait_copies<0>();
     __syncthreads();  // the keys are there, and the values before are no longer needed
     ask_rows<kDim>(shared.v, v, v_stride, first, end);
@@ -326,50 +407,45 @@ __global__ void __launch_bounds__(kThreads, 2)
     commit_copies();
     if (sees) warp.add(scores);
   }
+  if constexpr (kPast) turns.wait_for(share);
   warp.store(args, stream, head, length);
+  if constexpr (kPast) turns.pass_on(share);
 }
 
-// A warp for each query head of each token.
-__global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
-  const int index = (int(blockIdx.x) * kThreads + int(threadIdx.x)) / kLanes;
-  const int lane = int(threadIdx.x) % kLanes, stream = int(blockIdx.y);
-  const int row = index / args.n_query_heads, head = index % args.n_query_heads;
-  const int length = args.lengths ? min(args.lengths[stream], args.n_tokens) : args.n_tokens;
-  if (row >= args.n_rows || args.first + row >= length) return;
-  const auto number = [&](int n_rows, int at) {
-    return (size_t(stream) * size_t(n_rows) + size_t(at)) * size_t(args.n_query_heads) +
-           size_t(head);
-  };
-  const size_t from = number(args.n_rows, row), to = number(args.n_tokens, args.first + row);
-  const float own = args.log_sums[to], past = args.past_log_sums[from];
-  const float peak = fmaxf(own, past);
-  const float total = peak + logf(expf(own - peak) + expf(past - peak));
-  const float own_share = expf(own - total), past_share = expf(past - total);
-  const float* past_row = args.past + from * size_t(args.dim);
-  with_type(args.out, args.out_type, [&](auto* out) {
-    auto* own_row = out + to * size_t(args.dim);
-    for (int channel = lane * 2; channel < args.dim; channel += kLanes * 2) {
-      const float2 x = load_pair(own_row + channel), y = load_pair(past_row + channel);
-      store_pair(own_row + channel, x.x * own_share + y.x * past_share,
-                 x.y * own_share + y.y * past_share);
-    }
-  });
-  __syncwarp();  // all lanes have read it
-  if (lane == 0) args.log_sums[to] = total;
+// Blocks of threads for each of n_tiles, the rows of a head that one block keeps; 1 unless they are
+// few.
+cudaError_t shares_of(const PromptArgs& args, unsigned n_tiles, unsigned& n_shares) {
+  constexpr unsigned kMostShares = 8, kOnProcessor = 2;
+  n_shares = 1;
+  if (!args.past || !args.turns || n_tiles > kPromptTurns / 2) return cudaSuccess;
+  int device = 0, n_processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+  const unsigned n_blocks = kOnProcessor * unsigned(n_processors);
+  while (n_shares < kMostShares && n_tiles * n_shares * 3 / 2 < n_blocks) n_shares *= 2;
+  return error;
+}
+
+template <int kDim, bool kPast>
+cudaError_t launch_one(const PromptArgs& args, cudaStream_t stream) {
+  constexpr int kBytes = int(sizeof(Shared<kDim>));
+  auto* kernel = prompt_kernel<kDim, kPast>;
+  // Set once a device would do; it costs less than a lookup whether it was.
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  dim3 grid(unsigned(args.n_streams) * unsigned(args.n_heads * args.group),
+            unsigned((args.n_tokens + kRows<kDim> - 1) / kRows<kDim>));
+  error = shares_of(args, grid.x * grid.y, grid.z);
+  if (error != cudaSuccess) return error;
+  kernel<<<grid, kThreads, kBytes, stream>>>(args);
+  return cudaGetLastError();
 }
 
 template <int kDim>
-cudaError_t launch_prompt_of(const PromptArgs& args, cudaStream_t stream) {
-  constexpr int kBytes = int(sizeof(Shared<kDim>));
-  auto* kernel = prompt_kernel<kDim>;
-  // Set once a device would do; it costs less than a lookup whether it was.
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  const dim3 grid(unsigned(args.n_streams) * unsigned(args.n_heads * args.group),
-                  unsigned((args.n_tokens + kRows<kDim> - 1) / kRows<kDim>));
-  kernel<<<grid, kThreads, kBytes, stream>>>(args);
-  return cudaGetLastError();
+cudaError_t launch_dim(const PromptArgs& args, cudaStream_t stream) {
+  return args.past ? launch_one<kDim, true>(args, stream) : launch_one<kDim, false>(args, stream);
 }
 
 }  // namespace
@@ -377,19 +453,12 @@ cudaError_t launch_prompt_of(const PromptArgs& args, cudaStream_t stream) {
 cudaError_t launch_prompt(const PromptArgs& args, cudaStream_t stream) {
   switch (args.dim) {
     case 64:
-      return launch_prompt_of<64>(args, stream);
+      return launch_dim<64>(args, stream);
     case 128:
-      return launch_prompt_of<128>(args, stream);
+      return launch_dim<128>(args, stream);
     default:
-      return launch_prompt_of<256>(args, stream);
+      return launch_dim<256>(args, stream);
   }
-}
-
-cudaError_t launch_merge(const MergeArgs& args, cudaStream_t stream) {
-  const int64_t threads = int64_t{args.n_rows} * args.n_query_heads * kLanes;
-  const dim3 grid(unsigned((threads + kThreads - 1) / kThreads), unsigned(args.n_streams));
-  merge_kernel<<<grid, kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
 }
 
 }  // namespace zipcache::cuda

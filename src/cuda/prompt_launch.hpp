@@ -8,6 +8,5 @@
 namespace zipcache::cuda {
 
 cudaError_t launch_prompt(const PromptArgs& args, cudaStream_t stream);
-cudaError_t launch_merge(const MergeArgs& args, cudaStream_t stream);
 
 }  // namespace zipcache::cuda

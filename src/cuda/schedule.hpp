@@ -80,6 +80,11 @@ class Schedule {
   // Records that the step's queries attend to; those of a prompt, the ones from before it, whose
   // rows stand there until the first of the step's come.
   std::span<const StreamRecords> counts() const { return counts_; }
+  // These of one stream, of head 0, in the order of the block table.
+  std::span<const Record> records(int stream) const {
+    const auto& entries = table_[size_t(stream)];
+    return std::span(entries).first(size_t(counts_[size_t(stream)].all()));
+  }
   // Rows for the ring before the attention: first what fills a block that is begun, then what is
   // left when whole blocks became records from the step's own rows. [n_streams] each; a step of
   // few tokens has all of them in the first.

@@ -197,6 +197,12 @@ void launch(const Case& test, Launch&& once) {
 
 }  // namespace
 
+RecordSet records_of(const Case& test) {
+  std::vector<Stream> streams;
+  for (size_t s = 0; s < test.lengths.size(); ++s) streams.push_back(make_stream(test, int(s)));
+  return make_records(test, streams);
+}
+
 double error_of(const Case& test) {
   const Policy policy = policy_of(test);
   std::vector<Stream> streams;

@@ -65,6 +65,10 @@ struct Case {
   bool graph = false;  // launched from a captured graph
 };
 
+// What the streams' tokens are as records: packed ones of whole blocks, 16-bit rows of the others
+// and of sinks.
+RecordSet records_of(const Case& test);
+
 // ||out - reference|| / ||reference|| over all query rows, the largest of the streams.
 double error_of(const Case& test);
 

@@ -19,6 +19,7 @@ struct Model {
   int dim = 128, n_heads = 2, group = 4, n_layers = 2;
   std::vector<int> prompts = {300, 170};
   int n_steps = 150, n_new = 1;
+  int piece_tokens = 0;
 };
 
 std::vector<half> rounded(const std::vector<float>& x) {
@@ -47,6 +48,7 @@ class Pair {
     GpuCacheShape shape;
     shape.n_layers = model.n_layers, shape.n_heads = model.n_heads, shape.group = model.group;
     shape.dim = model.dim, shape.n_streams = n_streams_, shape.max_tokens = 2048;
+    shape.piece_tokens = model.piece_tokens;
     auto gpu = GpuCache::create(shape, *policy, nullptr);
     if (!gpu.ok()) throw std::runtime_error(gpu.status().message());
     gpu_ = std::move(*gpu);
@@ -263,11 +265,12 @@ TEST_F(GpuCaches, DraftedTokens) {
 
 // Long parts and short ones, streams that begin later or wait, then tokens one by one.
 TEST_F(GpuCaches, PromptsInPartsAnswerAsTheCpu) {
-  const auto expect_parts = [](const Model& model, double bound) {
+  const std::vector<std::vector<int>> parts = {{300, 0}, {200, 70},  {33, 9}, {0, 150},
+                                               {65, 1},  {128, 128}, {1, 64}};
+  const auto expect_parts = [&](const Model& model, double bound) {
     try {
       Pair pair(model);
-      for (const std::vector<int>& part : std::vector<std::vector<int>>{
-               {300, 0}, {200, 70}, {33, 9}, {0, 150}, {65, 1}, {128, 128}, {1, 64}})
+      for (const std::vector<int>& part : parts)
         ASSERT_LT(pair.attended_prompt(part), bound)
             << model.policy << ", dim " << model.dim << ", part " << part[0] << " " << part[1];
       for (int step = 0; step < model.n_steps; ++step)
@@ -285,6 +288,16 @@ TEST_F(GpuCaches, PromptsInPartsAnswerAsTheCpu) {
   for (const int group : {1, 8}) expect_parts({.group = group, .n_steps = 3}, kBound);
   for (const char* policy : {"zipcache", "zip", "zip,k_round=nearest,recent=300"})
     expect_parts({.policy = policy, .n_steps = 20}, 3e-2);
+  // Over several pieces of the past.
+  for (const int piece : {1, 256}) {
+    for (const int dim : {64, 128, 256}) {
+      for (const char* policy : {"uniform4", "had4,sinks=5,recent=40", "uniform4,k_axis=token"})
+        expect_parts({.policy = policy, .dim = dim, .n_steps = 3, .piece_tokens = piece}, kBound);
+    }
+    expect_parts({.policy = "zip", .group = 8, .n_steps = 3, .piece_tokens = piece}, 3e-2);
+  }
+  // Where tokens are evicted, one that has another's rank counts fully.
+  expect_parts({.policy = "zipcache,bits=4/0,ratio=0.5", .n_steps = 3, .piece_tokens = 128}, 0.15);
 }
 
 // A cache of one layer and stream, and what one step after another gives it.
@@ -405,6 +418,9 @@ TEST_F(GpuCaches, RefusalsChangeNothing) {
   Pair pair({});
   EXPECT_EQ(pair.gpu().decode(0, {}, nullptr).code(), Code::BadArgument);  // before a step
   EXPECT_EQ(pair.gpu().begin(std::vector{1}, nullptr).code(), Code::BadArgument);
+  const GpuCacheShape shape = {1, 1, 1, 64, 1, 100, 0, -1};
+  const auto refused = GpuCache::create(shape, *parse_policy("uniform4"), nullptr);
+  EXPECT_NE(refused.status().message().find("piece_tokens = -1"), std::string::npos);
   EXPECT_EQ(pair.gpu().begin(std::vector{3000, 0}, nullptr).code(), Code::OverLimit);
   pair.prompt();
   EXPECT_LT(pair.decode(), kBound);

@@ -15,10 +15,11 @@ namespace {
 using zipcache::test::random_rows;
 using zipcache::test::to_halves;
 
-// Weights are rounded to 16 bits, outputs to their type: half a unit of the last place each.
-double bound_of(Number type) {
+// Weights are rounded to 16 bits, outputs to their type as often as they are stored: half a unit of
+// the last place each.
+double bound_of(Number type, int n_stored) {
   constexpr double kHalf = 1.0 / 2048, kBrain = 1.0 / 256;
-  return kHalf + (type == Number::F16 ? kHalf : type == Number::BF16 ? kBrain : 0);
+  return kHalf + n_stored * (type == Number::F16 ? kHalf : type == Number::BF16 ? kBrain : 0);
 }
 // Of a logarithm where scores are a few units: 32-bit sums whose last bits a matrix unit cuts off.
 constexpr double kLogBound = 1e-4;
@@ -37,11 +38,17 @@ struct PromptCase {
   bool by_heads = false;  // rows [stream, head, token, dim] with gaps, else [.., token, head, ..]
   bool sinks = false, log_sums = true;
   float q_size = 1;
+  std::vector<int> past = {};  // earlier tokens of each stream, attended to in pieces of n_at_once
+  int n_at_once = 64;
+  bool shared = true;  // blocks of threads may share it
 };
 
 int n_streams(const PromptCase& test) { return int(test.lengths.size()); }
 int n_tokens(const PromptCase& test) {
   return *std::max_element(test.lengths.begin(), test.lengths.end());
+}
+size_t n_rows_of(const PromptCase& test) {
+  return size_t(n_streams(test)) * size_t(n_tokens(test)) * size_t(test.n_heads * test.group);
 }
 double scale_of(const PromptCase& test) { return 1 / std::sqrt(double(test.dim)); }
 float sink_of(int head) { return 0.5f * float(head % 5) - 1; }
@@ -120,12 +127,40 @@ Attended attended(const PromptCase& test, const std::vector<double>& q,
   return result;
 }
 
-// visit(stream, token, query head, its attention over the tokens up to itself).
+struct PastRows {
+  explicit PastRows(const PromptCase& test)
+      : test(as_own(test)), k(this->test, test.n_heads, 5), v(this->test, test.n_heads, 6) {}
+  static PromptCase as_own(PromptCase test) {
+    test.lengths = test.past.empty() ? std::vector<int>(test.lengths.size()) : test.past;
+    test.by_heads = true;
+    return test;
+  }
+  PromptCase test;  // with the past's lengths
+  Rows k, v;
+};
+
+struct Inputs {
+  explicit Inputs(const PromptCase& test)
+      : q(test, test.n_heads * test.group, 1, test.q_size),
+        k(test, test.n_heads, 2),
+        v(test, test.n_heads, 3),
+        past(test) {}
+  Rows q, k, v;
+  PastRows past;
+};
+
+// visit(stream, token, query head, its attention over the past and the tokens up to itself).
 template <class Visit>
-void each_row(const PromptCase& test, const Rows& q, const Rows& k, const Rows& v, Visit&& visit) {
+void each_row(const PromptCase& test, const Inputs& inputs, Visit&& visit) {
+  const auto& [q, k, v, past] = inputs;
   for (int s = 0; s < n_streams(test); ++s) {
     for (int head = 0; head < test.n_heads; ++head) {
       std::vector<std::vector<double>> keys, values;
+      const int n_past = past.test.lengths[size_t(s)];
+      for (int t = 0; t < n_past; ++t) {
+        keys.push_back(past.k.row(s, t, head));
+        values.push_back(past.v.row(s, t, head));
+      }
       for (int t = 0; t < test.lengths[size_t(s)]; ++t) {
         keys.push_back(k.row(s, t, head));
         values.push_back(v.row(s, t, head));
@@ -135,7 +170,7 @@ void each_row(const PromptCase& test, const Rows& q, const Rows& k, const Rows& 
           const int query_head = head * test.group + i;
           const float sink = sink_of(query_head);
           visit(s, t, query_head,
-                attended(test, q.row(s, t, query_head), keys, values, t + 1,
+                attended(test, q.row(s, t, query_head), keys, values, n_past + t + 1,
                          test.sinks ? &sink : nullptr));
         }
       }
@@ -167,37 +202,79 @@ PromptArgs args_of(const PromptCase& test) {
   return args;
 }
 
-void expect_right(const PromptCase& test) {
-  std::string text =
-      fmt::format("dim {} heads {} group {} type {} by heads {} sinks {} size {} lengths", test.dim,
-                  test.n_heads, test.group, int(test.type), test.by_heads, test.sinks, test.q_size);
-  for (const int length : test.lengths) text += fmt::format(" {}", length);
-  const int query_heads = test.n_heads * test.group;
-  const Rows q(test, query_heads, 1, test.q_size), k(test, test.n_heads, 2),
-      v(test, test.n_heads, 3);
-  const Buffer<half> q_rows(q.data()), k_rows(k.data()), v_rows(v.data());
+struct Results {
+  std::vector<uint8_t> out;
+  std::vector<float> log_sums;
+  int n_pieces = 0;
+};
+
+void attend(const PromptArgs& args) {
+  const Status status = attend_prompt(args, nullptr);
+  if (!status.ok()) throw std::runtime_error(status.message());
+  must(cudaDeviceSynchronize());
+}
+
+// Joins what `args` left with attention over the past, piece after piece. Returns their number.
+int add_past(PromptArgs args, const PromptCase& test, const PastRows& past) {
+  const Buffer<half> k_rows(past.k.data()), v_rows(past.v.data());
+  const InputRows k = past.k.at(k_rows), v = past.v.at(v_rows);
+  const std::vector<int> zeros(kPromptTurns);
+  const Buffer<int> turns(zeros);
+  args.sinks = nullptr;
+  args.turns = test.shared ? turns.get() : nullptr;
+  int n_pieces = 0;
+  for (int first = 0; first < n_tokens(past.test); first += test.n_at_once, ++n_pieces) {
+    std::vector<int32_t> counts;
+    for (const int n : past.test.lengths)
+      counts.push_back(std::clamp(n - first, 0, test.n_at_once));
+    const Buffer<int32_t> device_counts(counts);
+    args.past = device_counts.get();
+    args.k = k, args.k.data += first * k.token_stride;
+    args.v = v, args.v.data += first * v.token_stride;
+    attend(args);
+    EXPECT_EQ(turns.read(), zeros);
+  }
+  return n_pieces;
+}
+
+Results attend(const PromptCase& test, const Inputs& inputs) {
+  const Buffer<half> q(inputs.q.data()), k(inputs.k.data()), v(inputs.v.data());
   std::vector<float> sinks;
-  for (int head = 0; head < query_heads; ++head) sinks.push_back(sink_of(head));
+  for (int head = 0; head < test.n_heads * test.group; ++head) sinks.push_back(sink_of(head));
   const Buffer<float> sink_logits(sinks);
   const Buffer<int32_t> lengths(test.lengths);
-  const size_t n_rows = size_t(n_streams(test)) * size_t(n_tokens(test)) * size_t(query_heads);
+  const size_t n_rows = n_rows_of(test);
   const Poisoned<uint8_t> out(n_rows * size_t(test.dim) * (test.type == Number::F32 ? 4 : 2));
   const Poisoned<float> log_sums(n_rows);
   PromptArgs args = args_of(test);
-  args.q = q.at(q_rows), args.k = k.at(k_rows), args.v = v.at(v_rows);
+  args.q = inputs.q.at(q), args.k = inputs.k.at(k), args.v = inputs.v.at(v);
   if (n_streams(test) > 1) args.lengths = lengths.get();
   if (test.sinks) args.sinks = sink_logits.get();
   args.out = out.get();
   if (test.log_sums) args.log_sums = log_sums.get();
-  const Status status = attend_prompt(args, nullptr);
-  ASSERT_TRUE(status.ok()) << status.message();
-  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << text;
+  attend(args);
+  const int n_pieces = add_past(args, test, inputs.past);
+  return {out.read(), log_sums.read(), n_pieces};
+}
 
-  const std::vector<uint8_t> found = out.read();
-  const std::vector<float> logs = log_sums.read();
+std::string describe(const PromptCase& test) {
+  std::string text =
+      fmt::format("dim {} heads {} group {} type {} by heads {} sinks {} size {} lengths", test.dim,
+                  test.n_heads, test.group, int(test.type), test.by_heads, test.sinks, test.q_size);
+  for (const int length : test.lengths) text += fmt::format(" {}", length);
+  for (const int n : test.past) text += fmt::format(", after {}", n);
+  return text;
+}
+
+void expect_right(const PromptCase& test) {
+  const std::string text = describe(test);
+  const int query_heads = test.n_heads * test.group;
+  const size_t n_rows = n_rows_of(test);
+  const Inputs inputs(test);
+  const auto [found, logs, n_pieces] = attend(test, inputs);
   std::vector<bool> written(n_rows);
   double distance = 0, norm = 0, worst_log = 0;
-  each_row(test, q, k, v, [&](int s, int t, int head, const Attended& expected) {
+  each_row(test, inputs, [&](int s, int t, int head, const Attended& expected) {
     const size_t row = size_t((s * n_tokens(test) + t) * query_heads + head);
     written[row] = true;
     for (size_t c = 0; c < expected.out.size(); ++c) {
@@ -209,7 +286,7 @@ void expect_right(const PromptCase& test) {
     const double off = std::abs(double(logs[row]) - expected.log_sum);
     if (!(off <= worst_log)) worst_log = off;  // NaN too
   });
-  EXPECT_LT(std::sqrt(distance / norm), bound_of(test.type)) << text;
+  EXPECT_LT(std::sqrt(distance / norm), bound_of(test.type, 1 + n_pieces)) << text;
   EXPECT_LT(worst_log, kLogBound * std::max(1.0f, test.q_size)) << text;
   for (size_t row = 0; row < n_rows; ++row) {
     if (written[row]) continue;
@@ -266,79 +343,65 @@ TEST_F(Prompt, Sinks) {
 
 TEST_F(Prompt, WithoutLogarithms) { expect_right({.log_sums = false}); }
 
-// Attention over the first kPast tokens comes from the host, that over the others from the GPU.
-TEST_F(Prompt, MergeOfTwoPartsIsTheWhole) {
-  constexpr int kPast = 100, kRows = 64;
-  for (const Number type : {Number::F16, Number::BF16, Number::F32}) {
-    const PromptCase test{
-        .dim = type == Number::F32 ? 64 : 128, .lengths = {230, 190}, .type = type};
-    const int query_heads = test.n_heads * test.group, tokens = n_tokens(test) - kPast;
-    const Rows q(test, query_heads, 1), k(test, test.n_heads, 2), v(test, test.n_heads, 3);
-    const Buffer<half> q_rows(q.data()), k_rows(k.data()), v_rows(v.data());
-    PromptArgs args = args_of(test);
-    args.n_tokens = tokens;
-    const auto newer = [](InputRows rows) {
-      rows.data += kPast * rows.token_stride;
-      return rows;
-    };
-    args.q = newer(q.at(q_rows)), args.k = newer(k.at(k_rows)), args.v = newer(v.at(v_rows));
-    const Buffer<int32_t> lengths(std::vector<int32_t>{130, 90});
-    args.lengths = lengths.get();
-    const size_t n_rows = 2 * size_t(tokens) * size_t(query_heads);
-    const Poisoned<uint8_t> out(n_rows * size_t(test.dim) * 4);
-    const Poisoned<float> log_sums(n_rows);
-    args.out = out.get(), args.log_sums = log_sums.get();
-    ASSERT_TRUE(attend_prompt(args, nullptr).ok());
+TEST_F(Prompt, PastInOnePiece) {
+  for (const int dim : {64, 128, 256}) {
+    for (const int group : {1, 4, 8})
+      expect_right(
+          {.dim = dim, .group = group, .lengths = {150}, .past = {170}, .n_at_once = 1000});
+    for (const int n : {1, 15, 63, 64, 65, 127, 128, 129, 300})
+      expect_right(
+          {.dim = dim, .n_heads = 1, .group = 2, .lengths = {70}, .past = {n}, .n_at_once = 512});
+  }
+}
 
-    for (int first = 0; first < tokens; first += kRows) {
-      const size_t n = 2 * size_t(kRows) * size_t(query_heads);
-      std::vector<float> past(n * size_t(test.dim), NAN), past_logs(n, NAN);
-      for (int s = 0; s < 2; ++s) {
-        for (int t = first; t < std::min(first + kRows, test.lengths[size_t(s)] - kPast); ++t) {
-          for (int head = 0; head < query_heads; ++head) {
-            std::vector<std::vector<double>> keys, values;
-            for (int p = 0; p < kPast; ++p) {
-              keys.push_back(k.row(s, p, head / test.group));
-              values.push_back(v.row(s, p, head / test.group));
-            }
-            const Attended part =
-                attended(test, q.row(s, kPast + t, head), keys, values, kPast, nullptr);
-            const size_t row = size_t((s * kRows + t - first) * query_heads + head);
-            std::copy(part.out.begin(), part.out.end(), &past[row * size_t(test.dim)]);
-            past_logs[row] = float(part.log_sum);
-          }
-        }
-      }
-      const Buffer<float> past_rows(past), past_sums(past_logs);
-      MergeArgs merge;
-      merge.dim = test.dim, merge.n_query_heads = query_heads;
-      merge.n_streams = 2, merge.n_tokens = tokens;
-      merge.first = first, merge.n_rows = kRows;
-      merge.lengths = lengths.get();
-      merge.past = past_rows.get(), merge.past_log_sums = past_sums.get();
-      merge.out = out.get(), merge.out_type = type;
-      merge.log_sums = log_sums.get();
-      ASSERT_TRUE(merge_past(merge, nullptr).ok());
-      ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+TEST_F(Prompt, PastInManyPieces) {
+  for (const int dim : {64, 128, 256}) {
+    for (const int n_at_once : {64, 100, 128})
+      expect_right({.dim = dim, .lengths = {140}, .past = {400}, .n_at_once = n_at_once});
+  }
+}
+
+// Few new tokens, whose past several blocks of threads share, the same way every time.
+TEST_F(Prompt, PastThatBlocksShare) {
+  for (const int dim : {64, 128, 256}) {
+    for (const bool shared : {true, false})
+      expect_right({.dim = dim,
+                    .n_heads = 1,
+                    .lengths = {70, 130, 3},
+                    .past = {2100, 700, 250},
+                    .n_at_once = 4096,
+                    .shared = shared});
+    const PromptCase test{.dim = dim, .lengths = {100}, .past = {3000}, .n_at_once = 2000};
+    const Inputs inputs(test);
+    const Results first = attend(test, inputs);
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      const Results again = attend(test, inputs);
+      ASSERT_EQ(again.out, first.out) << describe(test);
+      ASSERT_EQ(again.log_sums, first.log_sums) << describe(test);
     }
+  }
+}
 
-    const std::vector<uint8_t> found = out.read();
-    const std::vector<float> logs = log_sums.read();
-    double distance = 0, norm = 0, worst_log = 0;
-    each_row(test, q, k, v, [&](int s, int t, int head, const Attended& expected) {
-      if (t < kPast) return;
-      const size_t row = size_t((s * tokens + t - kPast) * query_heads + head);
-      for (size_t c = 0; c < expected.out.size(); ++c) {
-        const double off = number_at(found, type, row * size_t(test.dim) + c) - expected.out[c];
-        distance += off * off;
-        norm += expected.out[c] * expected.out[c];
-      }
-      const double off = std::abs(double(logs[row]) - expected.log_sum);
-      if (!(off <= worst_log)) worst_log = off;
-    });
-    // A row is rounded to its type twice.
-    EXPECT_LT(std::sqrt(distance / norm), 2 * bound_of(type)) << int(type);
-    EXPECT_LT(worst_log, kLogBound) << int(type);
+TEST_F(Prompt, PastsOfDifferentLengths) {
+  for (const int dim : {64, 128, 256})
+    expect_right({.dim = dim,
+                  .group = 2,
+                  .lengths = {130, 0, 1, 300, 64, 129},
+                  .past = {0, 90, 200, 128, 1, 333},
+                  .n_at_once = 128});
+}
+
+TEST_F(Prompt, PastAndTypesOfNumbers) {
+  for (const Number type : {Number::F16, Number::BF16, Number::F32}) {
+    for (const int dim : {64, 128, 256})
+      expect_right({.dim = dim, .lengths = {70, 133}, .type = type, .past = {200, 100}});
+  }
+}
+
+TEST_F(Prompt, PastWithSinksAndSharpAttention) {
+  for (const int dim : {64, 128, 256}) {
+    expect_right({.dim = dim, .lengths = {150, 40}, .sinks = true, .past = {90, 250}});
+    expect_right({.dim = dim, .lengths = {300}, .q_size = 6, .past = {300}});
   }
 }
 
@@ -358,7 +421,12 @@ TEST_F(Prompt, SaysWhatIsWrongWithArguments) {
   args.k.token_stride = int64_t{1} << 31;
   EXPECT_NE(attend_prompt(args, nullptr).message().find("k with a token stride"),
             std::string::npos);
-  EXPECT_EQ(merge_past({}, nullptr).code(), Code::BadArgument);
+  args.k.token_stride = 64;
+  args.scale = 1;
+  const Buffer<int32_t> past(1);
+  args.past = past.get();
+  EXPECT_NE(attend_prompt(args, nullptr).message().find("a past without log_sums"),
+            std::string::npos);
 }
 
 }  // namespace

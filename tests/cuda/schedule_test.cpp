@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <map>
 
 #include "base/random.hpp"
@@ -83,6 +84,7 @@ class Model {
     for (int s = 0; s < kShape.n_streams; ++s) {
       const int length = schedule_.length(s) - n_without[size_t(s)];
       const auto [n_packed, n_raw] = schedule_.counts()[size_t(s)];
+      ASSERT_EQ(schedule_.records(s).size(), size_t(n_packed + n_raw));
       std::vector<int> seen(size_t(length), 0);
       const auto see = [&](const Token& token) {
         ASSERT_EQ(token.stream, s);
@@ -91,6 +93,7 @@ class Model {
       };
       for (int i = 0; i < n_packed + n_raw; ++i) {
         const Record& record = entry(s, i);
+        ASSERT_EQ(std::memcmp(&schedule_.records(s)[size_t(i)], &record, sizeof record), 0);
         const size_t at = size_t(record.at) * 16;
         if (i < n_packed) {
           ASSERT_TRUE(packed_.contains(record.at));
