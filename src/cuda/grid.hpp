@@ -101,7 +101,7 @@ struct Extremes {
   float lo = INFINITY, hi = -INFINITY;
 };
 
-// Four neighbouring numbers and their extremes. Which of two zeros is the smaller stays open.
+// Neighbouring numbers of 8 bytes and their extremes. Which of two zeros is the smaller stays open.
 struct __attribute__((may_alias, aligned(8))) HalfQuad {
   uint32_t pairs[2];
 
@@ -118,21 +118,21 @@ struct __attribute__((may_alias, aligned(8))) HalfQuad {
     for (int i = 0; i < 2; ++i) pairs[i] = larger_of_pairs(pairs[i], to.pairs[i]);
   }
 };
-struct __attribute__((may_alias, aligned(16))) FloatQuad {
-  float x[4];
+struct __attribute__((may_alias, aligned(8))) FloatPair {
+  float x[2];
 
-  ZC_BOTH static FloatQuad all(float x) { return {{x, x, x, x}}; }
+  ZC_BOTH static FloatPair all(float x) { return {{x, x}}; }
   ZC_BOTH float at(int i) const { return x[i]; }
-  ZC_BOTH FloatQuad size() const { return {{fabsf(x[0]), fabsf(x[1]), fabsf(x[2]), fabsf(x[3])}}; }
-  ZC_BOTH void lower(const FloatQuad& to) {
-    for (int i = 0; i < 4; ++i) x[i] = fminf(x[i], to.x[i]);
+  ZC_BOTH FloatPair size() const { return {{fabsf(x[0]), fabsf(x[1])}}; }
+  ZC_BOTH void lower(const FloatPair& to) {
+    for (int i = 0; i < 2; ++i) x[i] = fminf(x[i], to.x[i]);
   }
-  ZC_BOTH void raise(const FloatQuad& to) {
-    for (int i = 0; i < 4; ++i) x[i] = fmaxf(x[i], to.x[i]);
+  ZC_BOTH void raise(const FloatPair& to) {
+    for (int i = 0; i < 2; ++i) x[i] = fmaxf(x[i], to.x[i]);
   }
 };
 template <class Value>
-using QuadOf = std::conditional_t<sizeof(Value) == 2, HalfQuad, FloatQuad>;
+using EightBytesOf = std::conditional_t<sizeof(Value) == 2, HalfQuad, FloatPair>;
 
 // A grid of codes, ready for code_on().
 struct alignas(8) Grid {
@@ -157,11 +157,11 @@ ZC_BOTH inline uint32_t code_on(const Grid& grid, float x, float top) {
 // The same where x lies at most 2^23 steps below the floor: then the sum is not below 0, and grows
 // as its bits do, so that these can be cut off after it.
 ZC_BOTH inline uint32_t near_code_on(const Grid& grid, float x, int top) {
-  const int sum = int(bits_of((x - grid.floor) * grid.inverse + kNoFraction));
+  const uint32_t sum = bits_of((x - grid.floor) * grid.inverse + kNoFraction);
 #ifdef __CUDA_ARCH__
-  return uint32_t(__viaddmin_s32_relu(sum, -kNoFractionBits, top));
+  return uint32_t(__viaddmin_s32_relu(int(sum), -kNoFractionBits, top));
 #else
-  const int code = sum - kNoFractionBits;
+  const int code = int(sum - uint32_t(kNoFractionBits));
   return uint32_t(code < 0 ? 0 : code < top ? code : top);
 #endif
 }

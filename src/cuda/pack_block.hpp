@@ -146,19 +146,18 @@ ZC_BOTH void with_width(int bits, Use&& use) {
 template <int kDim, bool kRotated>
 struct PackShared {
   using Value = std::conditional_t<kRotated, float, uint16_t>;
-  using Quad = QuadOf<Value>;
+  using Chunk = EightBytesOf<Value>;
   // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a
   // bank.
   static constexpr int kStride = kDim + 16 / int(sizeof(Value));
-  // Channels are measured four by four, every kGroups-th row by the same thread. Half of the
-  // threads do so where more groups would not fit beside the rows.
-  static constexpr int kQuads = kDim / 4;
-  static constexpr int kGroups = kPackThreads / kQuads / (kRotated && kDim == 256 ? 2 : 1);
+  // Channels are measured by chunks of 8 bytes, every kGroups-th row by the same thread.
+  static constexpr int kOfChunk = 8 / int(sizeof(Value)), kChunks = kDim / kOfChunk;
+  static constexpr int kGroups = kPackThreads / kChunks;
 
   alignas(16) Value tile[kPackRows][kStride];
   union {
     struct {  // of each channel, by the tier that owns its parameters and by group of rows
-      Quad lo[kRecordTiers][kGroups][kQuads], hi[kRecordTiers][kGroups][kQuads];
+      Chunk lo[kRecordTiers][kGroups][kChunks], hi[kRecordTiers][kGroups][kChunks];
     } channels;
     struct {  // of each row, by part of the channels; by half of the ranges that were tried
       Extremes ranges[kPackWarps][kPackRows];
@@ -252,7 +251,8 @@ class SidePacker {
 
  private:
   using Value = typename Shared::Value;
-  using Quad = typename Shared::Quad;
+  using Chunk = typename Shared::Chunk;
+  static constexpr int kOfChunk = Shared::kOfChunk;
   static constexpr int kFragments = kDim / 16;
   static constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
 
@@ -397,7 +397,29 @@ class SidePacker {
     for (int t = 0; t < kRecordTiers; ++t)
       counts[t] = counts_known ? task_.counts[t] : shared_.counts[t];
     if (form_.n_tiers == 1) counts[0] = coded_rows().size();
-    shared_.wrong_size = place_record(form_, counts, shared_.headers) != entry_.size;
+    shared_.wrong_size = place(counts) != entry_.size;
+  }
+
+  // place_record() without loops where tiers are as few as usual: one thread is slow at them.
+  ZC_BOTH int place(const int (&counts)[kRecordTiers]) const {
+    switch (form_.n_tiers) {
+      case 1:
+        return place_tiers<1>(counts);
+      case 2:
+        return place_tiers<2>(counts);
+      default:
+        return place_record(form_, counts, shared_.headers);
+    }
+  }
+  template <int kTiers>
+  ZC_BOTH int place_tiers(const int (&counts)[kRecordTiers]) const {
+    RecordForm form = form_;
+    form.n_tiers = kTiers;
+    TierHeader headers[kTiers];
+    const int size = place_record(form, counts, headers);
+    ZC_UNROLL
+    for (int t = 0; t < kTiers; ++t) shared_.headers[t] = headers[t];
+    return size;
   }
 
   ZC_BOTH void count_wrong() const {
@@ -451,55 +473,56 @@ class SidePacker {
     return form_.k.params_tier[tier];
   }
 
-  ZC_BOTH const Quad& quad(int row, int channel) const {
-    return reinterpret_cast<const Quad&>(shared_.tile[row][channel]);
+  ZC_BOTH const Chunk& chunk_of(int row, int chunk) const {
+    return reinterpret_cast<const Chunk&>(shared_.tile[row][chunk * kOfChunk]);
   }
 
-  // Each thread four channels of a group of the rows.
+  // Each thread a chunk of channels of a group of the rows.
   ZC_BOTH void measure_channels() const {
-    const int quad = thread_ % Shared::kQuads, group = thread_ / Shared::kQuads;
-    if (group >= Shared::kGroups) return;
+    const int chunk = thread_ % Shared::kChunks, group = thread_ / Shared::kChunks;
     if constexpr (kIsK) {
       for (int t = 0; t < form_.n_tiers; ++t) {
-        if (form_.k.params_tier[t] == t) measure_owned(t, group, quad);
+        if (form_.k.params_tier[t] == t) measure_owned(t, group, chunk);
       }
     } else {
-      measure_sizes(group, quad);
+      measure_sizes(group, chunk);
     }
   }
 
-  ZC_BOTH void measure_owned(int owner, int group, int own_quad) const {
-    Quad lo = Quad::all(INFINITY), hi = Quad::all(-INFINITY);
+  ZC_BOTH void measure_owned(int owner, int group, int chunk) const {
+    Chunk lo = Chunk::all(INFINITY), hi = Chunk::all(-INFINITY);
     for (int t = owner; t < form_.n_tiers; ++t) {
       if (form_.k.params_tier[t] != owner || !in_codes(form_.k.bits[t])) continue;
       const int end = shared_.starts[t] + shared_.counts[t];
       for (int column = shared_.starts[t] + group; column < end; column += Shared::kGroups) {
-        const Quad& x = quad(shared_.order[column], own_quad * 4);
+        const Chunk& x = chunk_of(shared_.order[column], chunk);
         lo.lower(x);
         hi.raise(x);
       }
     }
-    shared_.channels.lo[owner][group][own_quad] = lo;
-    shared_.channels.hi[owner][group][own_quad] = hi;
+    shared_.channels.lo[owner][group][chunk] = lo;
+    shared_.channels.hi[owner][group][chunk] = hi;
   }
 
   // The largest numbers without their signs.
-  ZC_BOTH void measure_sizes(int group, int own_quad) const {
+  ZC_BOTH void measure_sizes(int group, int chunk) const {
     const bool all = shared_.n_coded == kPackRows;
-    Quad hi = Quad::all(0);
-    for (int row = group; row < kPackRows; row += Shared::kGroups) {
-      if (!all && shared_.tiers[row] == kLeftOut) continue;
-      hi.raise(quad(row, own_quad * 4).size());
+    Chunk hi = Chunk::all(0);
+    ZC_UNROLL
+    for (int i = 0; i < kPackRows / Shared::kGroups; ++i) {
+      const int row = i * Shared::kGroups + group;
+      if (all || shared_.tiers[row] != kLeftOut) hi.raise(chunk_of(row, chunk).size());
     }
-    shared_.channels.hi[0][group][own_quad] = hi;
+    shared_.channels.hi[0][group][chunk] = hi;
   }
 
   ZC_BOTH Extremes range_of_channel(int owner, int channel) const {
     Extremes range;
     ZC_UNROLL
     for (int group = 0; group < Shared::kGroups; ++group) {
-      range.lo = fminf(range.lo, shared_.channels.lo[owner][group][channel / 4].at(channel % 4));
-      range.hi = fmaxf(range.hi, shared_.channels.hi[owner][group][channel / 4].at(channel % 4));
+      const auto &lo = shared_.channels.lo[owner][group], &hi = shared_.channels.hi[owner][group];
+      range.lo = fminf(range.lo, lo[channel / kOfChunk].at(channel % kOfChunk));
+      range.hi = fmaxf(range.hi, hi[channel / kOfChunk].at(channel % kOfChunk));
     }
     if (range.lo == 0) range.lo = first_zero_of_channel(owner, channel);
     return range;
@@ -606,7 +629,7 @@ class SidePacker {
     float size = 0;
     ZC_UNROLL
     for (int group = 0; group < Shared::kGroups; ++group)
-      size = fmaxf(size, shared_.channels.hi[0][group][channel / 4].at(channel % 4));
+      size = fmaxf(size, shared_.channels.hi[0][group][channel / kOfChunk].at(channel % kOfChunk));
     return size;
   }
 

@@ -94,6 +94,20 @@ TEST(Pack, QuotientsOf16BitNumbersAreExact) {
   }
 }
 
+// Codes that are cut off after the sum are those that are cut off before it.
+TEST(Pack, CodesAreCutOffAfterTheSum) {
+  for (const float step : {0x1p-24f, 0.3f, 1.0f, 4000.0f}) {
+    for (int i = -4000; i <= 4000; ++i) {
+      for (const float scale : {0.25f, 1.0f, 1000.0f}) {
+        const Grid grid = grid_of(step, -3 * step);
+        const float x = step * scale * float(i);
+        for (const int top : {0, 3, 15, 255})
+          ASSERT_EQ(near_code_on(grid, x, top), code_on(grid, x, float(top))) << x << " / " << step;
+      }
+    }
+  }
+}
+
 TEST(PackForm, NamesWhatIsNotThere) {
   const auto message = [](const char* text) {
     const auto form = pack_form({1, 128, 128}, *parse_policy(text));
