@@ -24,6 +24,14 @@ ZC_BOTH inline uint32_t bits_of(float x) {
 #endif
 }
 
+ZC_BOTH inline float float_from(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  return std::bit_cast<float>(bits);
+#endif
+}
+
 ZC_BOTH inline float float_of(uint16_t half_bits) {
 #ifdef __CUDA_ARCH__
   return __half2float(__ushort_as_half(half_bits));
@@ -76,6 +84,15 @@ ZC_BOTH inline int ones_of(uint32_t bits) {
   return __popc(bits);
 #else
   return std::popcount(bits);
+#endif
+}
+
+// Bits up to the highest one.
+ZC_BOTH inline int bits_below(uint32_t x) {
+#ifdef __CUDA_ARCH__
+  return 32 - __clz(int(x));
+#else
+  return std::bit_width(x);
 #endif
 }
 
@@ -263,22 +280,30 @@ ZC_BOTH inline FittedGrid fit_grid(const Extremes& range, int bits, Fit fit, con
   return same_grid(span / top, range.lo);
 }
 
-struct alignas(8) Factor {
-  float value = 1, inverse = 1;
+// 1 / factor of a 16-bit factor: cut off to a float, and what that leaves over.
+struct alignas(8) Inverse {
+  float upper = 1, lower = 0;
 };
-
-// x / factor to the nearest float. Of 16-bit numbers: the product with the inverse, put right by
-// what it leaves over; a test goes through all pairs of mantissas.
-template <bool kSixteenBits>
-ZC_BOTH float divided(float x, const Factor& factor) {
-  if constexpr (kSixteenBits) {
-    const float quotient = x * factor.inverse;
-    // What it has too much: in this order of signs a zero keeps its own.
-    const float surplus = fmaf(quotient, factor.value, -x);
-    return fmaf(-surplus, factor.inverse, quotient);
-  } else {
-    return x / factor.value;
+ZC_BOTH inline Inverse inverse_of_half(float factor) {
+  float upper = 1.0f / factor;
+  float rest = fmaf(-upper, factor, 1.0f);  // without error
+  if (rest < 0) {
+    upper = float_from(bits_of(upper) - 1);
+    rest = fmaf(-upper, factor, 1.0f);
   }
+  return {upper, rest * upper};
 }
+
+// x / factor to the nearest float, for 16-bit numbers. Both parts of the inverse and the smaller
+// product are off by 2^-45 of the quotient at most, and the sum is rounded once. No quotient of
+// numbers of 11 bits is closer to the middle m of two floats than 2^-36 of it: m has 25 bits, so x
+// and m * factor are whole numbers of one unit below 2^36 of it, and differ, since x has no 25
+// bits. Neither part is below 0, so a zero keeps its sign. A test goes through all pairs of
+// mantissas.
+ZC_BOTH inline float divided(float x, const Inverse& factor) {
+  return fmaf(x, factor.upper, x * factor.lower);
+}
+// Of any numbers.
+ZC_BOTH inline float divided(float x, float factor) { return x / factor; }
 
 }  // namespace zipcache::cuda

@@ -29,6 +29,7 @@ struct RowSet {
   static constexpr int kWords = kPackRows / 32;
   uint32_t words[kWords] = {};
 
+  ZC_BOTH bool has(int row) const { return words[row / 32] >> row % 32 & 1; }
   ZC_BOTH int size() const {
     int n = 0;
     ZC_UNROLL
@@ -57,10 +58,34 @@ struct RowSet {
 class RowNumbers {
  public:
   template <class Of>
-  ZC_BOTH RowNumbers(int lane, Of&& number_of) {
+  ZC_BOTH RowNumbers(int lane, Of&& number_of) : lane_(lane) {
     ZC_UNROLL
-    for (int i = 0; i < kHeld; ++i)
-      held_[i] = number_of(kHeld == kPackRows ? i : i * kLanes + lane);
+    for (int i = 0; i < kHeld; ++i) held_[i] = number_of(row(i));
+  }
+
+  // A function of each row's numbers here and there.
+  template <class Of>
+  ZC_BOTH RowNumbers with(const RowNumbers& others, Of&& number_of) const {
+    RowNumbers out = *this;
+    ZC_UNROLL
+    for (int i = 0; i < kHeld; ++i) out.held_[i] = number_of(held_[i], others.held_[i]);
+    return out;
+  }
+
+  // Bits in which the numbers of these rows differ. Asked by all lanes of the warp together.
+  ZC_BOTH uint32_t differing(const RowSet& among) const {
+    uint32_t in_all = ~0u, in_any = 0;
+    ZC_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      if (!among.has(row(i))) continue;
+      in_all &= held_[i];
+      in_any |= held_[i];
+    }
+#ifdef __CUDA_ARCH__
+    in_all = __reduce_and_sync(~0u, in_all);
+    in_any = __reduce_or_sync(~0u, in_any);
+#endif
+    return in_any & ~in_all;
   }
 
   // The rows of `among` whose number passes a test. Asked by all lanes of the warp together.
@@ -86,6 +111,9 @@ class RowNumbers {
 #else
   static constexpr int kHeld = kPackRows;
 #endif
+  ZC_BOTH int row(int i) const { return kHeld == kPackRows ? i : i * kLanes + lane_; }
+
+  int lane_;
   uint32_t held_[kHeld];
 };
 
@@ -99,11 +127,13 @@ ZC_BOTH inline RowSet last_of(RowSet rows, int n) {
 }
 
 // The n rows of `among` with the largest keys, of equal ones the later; all where there are fewer.
-// Bit by bit of the keys: those that have the next bit stand before those that are without.
+// Bit by bit of the keys, from the first in which they differ: those that have it stand before
+// those that are without.
 ZC_BOTH inline RowSet largest_of(const RowNumbers& keys, const RowSet& among, int n) {
   RowSet chosen, open = among;  // open: those whose keys are the same so far
   int n_open = open.size();
-  for (int bit = 31; bit >= 0 && n > 0 && n < n_open; --bit) {
+  const int n_bits = n > 0 && n < n_open ? bits_below(keys.differing(among)) : 0;
+  for (int bit = n_bits - 1; bit >= 0 && n > 0 && n < n_open; --bit) {
     const RowSet with = keys.rows(open, [bit](uint32_t key) { return (key >> bit & 1) != 0; });
     const int n_with = with.size();
     if (n_with <= n) {
@@ -147,6 +177,7 @@ template <int kDim, bool kRotated>
 struct PackShared {
   using Value = std::conditional_t<kRotated, float, uint16_t>;
   using Chunk = EightBytesOf<Value>;
+  using Factor = std::conditional_t<kRotated, float, Inverse>;
   // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a
   // bank.
   static constexpr int kStride = kDim + 16 / int(sizeof(Value));
@@ -167,7 +198,7 @@ struct PackShared {
   union {
     alignas(16) Grid channel_grids[kRecordTiers][kDim];  // keys by channel
     struct {
-      alignas(16) Factor factors[kDim];
+      alignas(16) Factor factors[kDim];  // of values' channels
       alignas(16) Grid token_grids[kPackColumns];
     };
   };
@@ -252,6 +283,7 @@ class SidePacker {
  private:
   using Value = typename Shared::Value;
   using Chunk = typename Shared::Chunk;
+  using Factor = typename Shared::Factor;
   static constexpr int kOfChunk = Shared::kOfChunk;
   static constexpr int kFragments = kDim / 16;
   static constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
@@ -282,11 +314,17 @@ class SidePacker {
 
   // ---- tiers
 
-  // Rows are on their way while a warp ranks them and a thread of another makes the headers.
+  // A warp asks for what ranks the tokens before rows are in its way, and ranks them while rows
+  // arrive; a thread of another makes the headers.
   ZC_BOTH void begin() const {
-    load_rows();
-    if (!kIsK && !form_.v.channel_factors && thread_ < kDim) shared_.factors[thread_] = {};
-    if (thread_ < kLanes) sort();
+    if (thread_ < kLanes) {
+      const Ranking ranking = read_ranking();
+      load_rows();
+      sort(ranking);
+    } else {
+      load_rows();
+    }
+    if (!kIsK && !form_.v.channel_factors && thread_ < kDim) shared_.factors[thread_] = Factor{1};
     const bool counts_known = ranks() || form_.n_tiers == 1;
     if (thread_ == (counts_known ? kPackThreads - 1 : 0)) lay_out(counts_known);
     wait_for_copies();
@@ -314,20 +352,31 @@ class SidePacker {
     }
   }
 
-  // What decides a row's tier, the larger the more salient; or the tier itself.
-  ZC_BOTH uint32_t number_of(int row) const {
-    if (form_.n_tiers == 1) return 0;
-    const int place = task_.row + row;
-    if (!ranks()) return args_.tiers.tokens(task_.stream, head_)[place];
-    return rank_key(score(place));
+  // What decides the rows' tiers: sums of scores (their bits) and how many probes saw the token, or
+  // the tiers themselves.
+  struct Ranking {
+    RowNumbers numbers, seen;
+  };
+  ZC_BOTH Ranking read_ranking() const {
+    const bool by_scores = ranks(), given = form_.n_tiers > 1 && !by_scores;
+    const float* sums = by_scores ? args_.scores.tokens(task_.stream, head_) + task_.row : nullptr;
+    const uint8_t* tiers = given ? args_.tiers.tokens(task_.stream, head_) + task_.row : nullptr;
+    const uint32_t* seen =
+        by_scores && args_.seen.data ? args_.seen.tokens(task_.stream, head_) + task_.row : nullptr;
+    return {RowNumbers(thread_,
+                       [=](int row) -> uint32_t {
+                         return sums ? bits_of(sums[row]) : tiers ? tiers[row] : 0;
+                       }),
+            RowNumbers(thread_, [=](int row) { return seen ? seen[row] : 1; })};
   }
 
-  // saliency/probes.hpp: normalized_score.
-  ZC_BOTH float score(int place) const {
-    const float sum = args_.scores.tokens(task_.stream, head_)[place];
-    if (!args_.seen.data) return sum;
-    const uint32_t seen = args_.seen.tokens(task_.stream, head_)[place];
-    return seen == 0 ? INFINITY : sum / float(seen);
+  // What decides a row's tier, the larger the more salient (saliency/probes.hpp:
+  // normalized_score); or the tier itself.
+  ZC_BOTH RowNumbers rank_keys(const Ranking& ranking) const {
+    if (!ranks()) return ranking.numbers;
+    return ranking.numbers.with(ranking.seen, [](uint32_t sum, uint32_t seen) {
+      return rank_key(seen == 0 ? INFINITY : float_from(sum) / float(seen));
+    });
   }
 
   ZC_BOTH RowSet coded_rows() const {
@@ -339,8 +388,8 @@ class SidePacker {
 
   // A warp: each token's tier and column. Columns are tiers one after another, filled up to whole
   // units, tokens of each in their order.
-  ZC_BOTH void sort() const {
-    const RowNumbers numbers(thread_, [&](int row) { return number_of(row); });
+  ZC_BOTH void sort(const Ranking& ranking) const {
+    const RowNumbers numbers = rank_keys(ranking);
     RowSet left = coded_rows();
     RowSet out;
     ZC_UNROLL
@@ -400,26 +449,16 @@ class SidePacker {
     shared_.wrong_size = place(counts) != entry_.size;
   }
 
-  // place_record() without loops where tiers are as few as usual: one thread is slow at them.
+  // place_record(), without loops where tiers are as few as usual: one thread is slow at them.
   ZC_BOTH int place(const int (&counts)[kRecordTiers]) const {
     switch (form_.n_tiers) {
       case 1:
-        return place_tiers<1>(counts);
+        return place_tiers(form_, 1, counts, shared_.headers);
       case 2:
-        return place_tiers<2>(counts);
+        return place_tiers(form_, 2, counts, shared_.headers);
       default:
         return place_record(form_, counts, shared_.headers);
     }
-  }
-  template <int kTiers>
-  ZC_BOTH int place_tiers(const int (&counts)[kRecordTiers]) const {
-    RecordForm form = form_;
-    form.n_tiers = kTiers;
-    TierHeader headers[kTiers];
-    const int size = place_record(form, counts, headers);
-    ZC_UNROLL
-    for (int t = 0; t < kTiers; ++t) shared_.headers[t] = headers[t];
-    return size;
   }
 
   ZC_BOTH void count_wrong() const {
@@ -642,8 +681,10 @@ class SidePacker {
       if (factor == 0) factor = half_of(1.0f);
     }
     halves(shared_.headers[0].v_factors)[v_factor_place(thread_)] = factor;
-    const float value = float_of(factor);
-    shared_.factors[thread_] = {value, 1.0f / value};
+    if constexpr (kRotated)
+      shared_.factors[thread_] = float_of(factor);
+    else
+      shared_.factors[thread_] = inverse_of_half(float_of(factor));
   }
 
   // ---- parameters of tokens
@@ -651,7 +692,7 @@ class SidePacker {
   // What is coded of a number of the tile. Where values have no factors, these are 1.
   ZC_BOTH float taken(float x, int channel) const {
     if (kIsK || (kRotated && !form_.v.channel_factors)) return x;
-    return divided<!kRotated>(x, shared_.factors[channel]);
+    return divided(x, shared_.factors[channel]);
   }
 
   static constexpr int kNumbers = 16 / int(sizeof(Value));  // of 16 bytes
@@ -758,8 +799,13 @@ class SidePacker {
   ZC_BOTH void code() const {
     for (int t = 0; t < form_.n_tiers; ++t) {
       if (shared_.headers[t].count == 0) continue;
-      with_width(bits(shared_.headers[t]),
-                 [&](auto width) { code_tier<decltype(width)::value>(t); });
+      with_width(bits(shared_.headers[t]), [&](auto width) {
+        constexpr int kBits = decltype(width)::value;
+        if (by_channel())
+          code_tier<kBits, kIsK>(t);
+        else
+          code_tier<kBits, false>(t);
+      });
     }
   }
 
@@ -779,7 +825,7 @@ class SidePacker {
 
   // Each warp a piece of a unit: as many fragments as make 16 bytes of a lane, or three words of
   // it.
-  template <int kBits>
+  template <int kBits, bool kByChannel>
   ZC_BOTH void code_tier(int tier) const {
     constexpr int kWide = wide_words(kDim, kBits), kWords = kBits == 3 ? 3 : kWide;
     constexpr int kPiece = kBits == 3 ? 4 : kWide * 4 / kBits, kPieces = kFragments / kPiece;
@@ -791,7 +837,8 @@ class SidePacker {
       uint32_t words[kWords] = {};
       const UnitOfLane own = unit_of(tier, unit, lane);
       ZC_UNROLL
-      for (int f = 0; f < kPiece; ++f) add_codes<kBits>(own, piece * kPiece + f, f, lane, words);
+      for (int f = 0; f < kPiece; ++f)
+        add_codes<kBits, kByChannel>(own, piece * kPiece + f, f, lane, words);
       uint8_t* unit_codes = record_ + codes(header) * 16 + unit * unit_bytes(kDim, kBits);
       store_words<kBits>(unit_codes, piece * kWords, lane, words);
     }
@@ -858,31 +905,50 @@ class SidePacker {
   }
 #endif
 
-  // Adds the codes of a fragment, the `in_piece`-th of its piece, to the piece's words.
-  template <int kBits, int kWords>
+  // Adds the codes of a fragment, the `in_piece`-th of its piece, to the piece's words. Pairs of
+  // numbers are neighbours along the fragment's columns: their codes stand 16 bits apart.
+  template <int kBits, bool kByChannel, int kWords>
   ZC_BOTH void add_codes(const UnitOfLane& own, int fragment, int in_piece, int lane,
                          uint32_t (&words)[kWords]) const {
     float x[kOwn];
     load_fragment(own, fragment, lane, x);
     ZC_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-      const bool present = own.present[i % 4];
-      const Place at = lane_place(own_place(i, in_piece), kBits);
-      if constexpr (kBits == 16) {
-        words[at.word] += (present ? half_of(x[i]) : 0u) << at.shift;
-        continue;
-      }
+    for (int i = 0; i < kOwn; i += 2) {
+      const FragmentPlace place = own_place(i, in_piece);
+      const Place at = lane_place(place, kBits);
       const int channel = fragment * 16 + own_channel(i, lane);
-      const Grid grid = by_channel() ? own.channels[channel] : own.grids[i % 4];
-      const uint32_t code = code_of(grid, x[i], channel, present ? (1 << kBits) - 1 : 0);
+      const uint32_t pair = code_pair<kBits, kByChannel>(own, x[i], x[i + 1], i, channel);
       if constexpr (kBits == 3) {
-        const Place top = lane_top_place(own_place(i, in_piece));
-        words[at.word] += (code & 3) << at.shift;
-        words[top.word] += (code >> 2) << top.shift;
+        const Place top = lane_top_place(place);
+        words[at.word] += (pair & 0x30003) << at.shift;
+        words[top.word] += (pair >> 2 & 0x10001) << top.shift;
       } else {
-        words[at.word] += code << at.shift;
+        words[at.word] += pair << at.shift;
       }
     }
+  }
+
+  // The codes of a lane's numbers i and i + 1 of a fragment. `channel`: that of the first; keys are
+  // of it and the next, values of it both.
+  template <int kBits, bool kByChannel>
+  ZC_BOTH uint32_t code_pair(const UnitOfLane& own, float a, float b, int i, int channel) const {
+    const bool a_there = own.present[i % 4], b_there = own.present[(i + 1) % 4];
+    if constexpr (kBits == 16) {
+      return (a_there ? half_of(a) : 0u) + ((b_there ? half_of(b) : 0u) << 16);
+    } else {
+      constexpr int kTop = (1 << kBits) - 1;
+      Grid grids[2] = {own.grids[i % 4], own.grids[(i + 1) % 4]};
+      if constexpr (kByChannel) load_pair(own.channels + channel, grids);
+      return code_of(grids[0], a, channel, a_there ? kTop : 0) +
+             (code_of(grids[1], b, channel + int(kIsK), b_there ? kTop : 0) << 16);
+    }
+  }
+
+  // Two grids that stand at a multiple of 16 bytes.
+  ZC_BOTH static void load_pair(const Grid* from, Grid (&to)[2]) {
+    const auto both = *reinterpret_cast<const SixteenBytes*>(from);
+    to[0] = {float_from(both.word[0]), float_from(both.word[1])};
+    to[1] = {float_from(both.word[2]), float_from(both.word[3])};
   }
 
   // `top`: the largest code.

@@ -82,7 +82,7 @@ TEST(Pack, WritesNothingWhereTheEntryIsOfAnotherSize) {
 // x / factor as the GPU computes it, over all pairs of 11-bit mantissas.
 TEST(Pack, QuotientsOf16BitNumbersAreExact) {
   const auto check = [](float x, float by) {
-    const float found = divided<true>(x, {by, 1.0f / by});
+    const float found = divided(x, inverse_of_half(by));
     ASSERT_EQ(bits_of(found), bits_of(x / by)) << x << " / " << by;
   };
   for (int x = 1024; x < 2048; ++x) {
