@@ -1,23 +1,38 @@
 // The kernels of packing: the steps of pack_block.hpp with barriers between them. Compiled without
 // fusing of products and sums.
+#include <algorithm>
+
 #include "cuda/pack_block.hpp"
 #include "cuda/pack_launch.hpp"
 
 namespace zipcache::cuda {
 namespace {
 
-template <int kDim, bool kIsK, bool kRotated>
-__device__ __forceinline__ void pack_side(const PackArgs& args, int task, int head,
-                                          uint8_t* memory) {
-  using Packer = SidePacker<kDim, kIsK, kRotated>;
-  auto& shared = *reinterpret_cast<typename Packer::Shared*>(memory);
-  const Packer packer(args, task, head, int(threadIdx.x), shared);
+template <int kFirst, class Packer>
+__device__ __forceinline__ void take_steps(const Packer& packer) {
 #pragma unroll
-  for (int step = 0; step < Packer::kSteps; ++step) {
+  for (int step = kFirst; step < Packer::kSteps; ++step) {
     if (!packer.has_step(step)) continue;
     if (step > 0) __syncthreads();
     packer.step(step);
   }
+}
+
+// ---- a side of a record each
+
+template <int kDim, bool kRotated>
+struct SideMemory {
+  PackTile<kDim, kRotated> tile;
+  PackShared<kDim, kRotated, kSideThreads> shared;
+};
+
+template <int kDim, bool kIsK, bool kRotated>
+__device__ __forceinline__ void pack_side(const PackArgs& args, int task, int head,
+                                          uint8_t* memory) {
+  auto& own = *reinterpret_cast<SideMemory<kDim, kRotated>*>(memory);
+  const SidePacker<kDim, kIsK, kRotated, kSideThreads> packer(args, task, head, int(threadIdx.x),
+                                                              own.tile, own.shared);
+  take_steps<0>(packer);
 }
 
 // Blocks that a multiprocessor holds, as shared memory (227 KB) and registers allow.
@@ -29,8 +44,8 @@ constexpr int kResident = kRotated&& kDim == 256    ? 1
 // One block of threads for each side of each head of each task: keys first, since blocks that run
 // side by side then share instructions, neighbours in memory after another.
 template <int kDim, bool kKRotated, bool kVRotated>
-__global__ void __launch_bounds__(kPackThreads, kResident<kDim, kKRotated || kVRotated>)
-    pack_kernel(const __grid_constant__ PackArgs args) {
+__global__ void __launch_bounds__(kSideThreads, kResident<kDim, kKRotated || kVRotated>)
+    pack_sides(const __grid_constant__ PackArgs args) {
   extern __shared__ __align__(16) uint8_t memory[];
   const int head = int(blockIdx.x) % args.n_heads, number = int(blockIdx.x) / args.n_heads;
   if (number < args.n_tasks)
@@ -39,26 +54,134 @@ __global__ void __launch_bounds__(kPackThreads, kResident<kDim, kKRotated || kVR
     pack_side<kDim, false, kVRotated>(args, number - args.n_tasks, head, memory);
 }
 
-template <int kDim, bool kKRotated, bool kVRotated>
-cudaError_t launch(const PackArgs& args, cudaStream_t stream) {
-  auto* kernel = pack_kernel<kDim, kKRotated, kVRotated>;
-  constexpr size_t kBytes = sizeof(PackShared < kDim, kKRotated || kVRotated >);
-  static_assert(kBytes <= 163 * 1024, "what a block has on sm_80");
+// ---- records after another, of 16-bit rows
+
+template <int kDim>
+struct RecordMemory {
+  PackTile<kDim, false> k, v;
+  PackShared<kDim, false, kRecordThreads<kDim>> shared;
+};
+
+template <int kDim, bool kIsK>
+using RecordPacker = SidePacker<kDim, kIsK, false, kRecordThreads<kDim>>;
+
+// A record to make: the first of a block of threads, and every so many from there.
+struct RecordPlace {
+  int task, head;
+
+  __device__ explicit RecordPlace(const PackArgs& args, int record)
+      : task(record / args.n_heads), head(record % args.n_heads) {}
+  __device__ void advance(const PackArgs& args, const RecordPlace& by) {
+    task += by.task;
+    head += by.head;
+    if (head < args.n_heads) return;
+    head -= args.n_heads;
+    ++task;
+  }
+};
+
+template <class Packer>
+__device__ __forceinline__ Packer packer_of(const PackArgs& args, const RecordPlace& place,
+                                            typename Packer::Tile& tile,
+                                            typename Packer::Shared& shared) {
+  return Packer(args, place.task, place.head, int(threadIdx.x), tile, shared);
+}
+
+// Rows of a record that may be behind the last. Each call makes one group of copies.
+template <class Packer>
+__device__ __forceinline__ void ask_for_rows(const PackArgs& args, const RecordPlace& place,
+                                             typename Packer::Tile& tile,
+                                             typename Packer::Shared& shared) {
+  if (place.task < args.n_tasks) packer_of<Packer>(args, place, tile, shared).load_rows();
+  commit_copies();
+}
+
+// A block of threads makes every so many records, both sides after another: while it works on one
+// side rows of the next one arrive.
+template <int kDim>
+__global__ void __launch_bounds__(kRecordThreads<kDim>, kDim == 64 ? 4 : 2)
+    pack_records_of_rows(const __grid_constant__ PackArgs args) {
+  using KPacker = RecordPacker<kDim, true>;
+  using VPacker = RecordPacker<kDim, false>;
+  extern __shared__ __align__(16) uint8_t memory[];
+  auto& own = *reinterpret_cast<RecordMemory<kDim>*>(memory);
+  const RecordPlace stride(args, int(gridDim.x));
+  RecordPlace place(args, int(blockIdx.x));
+  bool first = true;
+  while (place.task < args.n_tasks) {
+    const auto k = packer_of<KPacker>(args, place, own.k, own.shared);
+    k.order_tokens([&] {
+      if (!first) return;
+      ask_for_rows<KPacker>(args, place, own.k, own.shared);
+      ask_for_rows<VPacker>(args, place, own.v, own.shared);
+    });
+    wait_copies<1>();  // values may be on their way
+    take_steps<1>(k);
+    wait_copies<0>();
+    __syncthreads();
+    const auto v = packer_of<VPacker>(args, place, own.v, own.shared);
+    place.advance(args, stride);
+    ask_for_rows<KPacker>(args, place, own.k, own.shared);
+    take_steps<1>(v);
+    __syncthreads();
+    ask_for_rows<VPacker>(args, place, own.v, own.shared);
+    first = false;
+  }
+}
+
+// ---- launches
+
+template <class Kernel>
+cudaError_t launch(Kernel* kernel, int n_blocks, int n_threads, size_t bytes, const PackArgs& args,
+                   cudaStream_t stream) {
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kBytes));
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
   if (error != cudaSuccess) return error;
-  const unsigned n_blocks = unsigned(args.n_tasks) * unsigned(args.n_heads) * 2;
-  kernel<<<n_blocks, kPackThreads, kBytes, stream>>>(args);
+  kernel<<<unsigned(n_blocks), unsigned(n_threads), bytes, stream>>>(args);
   return cudaGetLastError();
+}
+
+template <int kDim, bool kKRotated, bool kVRotated>
+cudaError_t launch_sides(const PackArgs& args, cudaStream_t stream) {
+  constexpr size_t kBytes = sizeof(SideMemory < kDim, kKRotated || kVRotated >);
+  static_assert(kBytes <= 163 * 1024, "what a block has on sm_80");
+  return launch(pack_sides<kDim, kKRotated, kVRotated>, args.n_tasks * args.n_heads * 2,
+                kSideThreads, kBytes, args, stream);
+}
+
+// As many blocks as run at once; sides apart where there are few records.
+template <int kDim>
+cudaError_t launch_rows(const PackArgs& args, cudaStream_t stream) {
+  auto* kernel = pack_records_of_rows<kDim>;
+  constexpr size_t kBytes = sizeof(RecordMemory<kDim>);
+  static_assert(kBytes <= 163 * 1024, "what a block has on sm_80");
+  int device = 0, n_processors = 0, n_resident = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+  const int n_records = args.n_tasks * args.n_heads;
+  if (error == cudaSuccess && n_records <= n_processors)
+    return launch_sides<kDim, false, false>(args, stream);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kBytes));
+  if (error == cudaSuccess)
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_resident, kernel, kRecordThreads<kDim>,
+                                                          kBytes);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, std::min(n_records, n_resident * n_processors), kRecordThreads<kDim>,
+                kBytes, args, stream);
 }
 
 template <int kDim>
 cudaError_t launch_dim(const PackArgs& args, cudaStream_t stream) {
   const bool k_wide = args.form.k_hadamard || args.form.k_by_queries;
-  if (k_wide && args.form.v_hadamard) return launch<kDim, true, true>(args, stream);
-  if (k_wide) return launch<kDim, true, false>(args, stream);
-  if (args.form.v_hadamard) return launch<kDim, false, true>(args, stream);
-  return launch<kDim, false, false>(args, stream);
+  if (k_wide && args.form.v_hadamard) return launch_sides<kDim, true, true>(args, stream);
+  if (k_wide) return launch_sides<kDim, true, false>(args, stream);
+  if (args.form.v_hadamard) return launch_sides<kDim, false, true>(args, stream);
+  if constexpr (kDim == 256)
+    return launch_sides<kDim, false, false>(args, stream);
+  else
+    return launch_rows<kDim>(args, stream);
 }
 
 }  // namespace

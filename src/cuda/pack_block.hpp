@@ -11,8 +11,10 @@
 
 namespace zipcache::cuda {
 
-inline constexpr int kPackThreads = 256;
-inline constexpr int kPackWarps = kPackThreads / kLanes;
+inline constexpr int kSideThreads = 256;  // of a block that makes one side of a record
+// Of a block that makes records of 16-bit rows whole.
+template <int kDim>
+inline constexpr int kRecordThreads = kDim * 4;
 // Tokens in the order of their tiers, each tier filled up to whole units.
 inline constexpr int kPackColumns = kPackRows + (kRecordTiers - 1) * kUnitTokens;
 inline constexpr uint8_t kNoToken = 255;  // a column that only fills up
@@ -57,6 +59,7 @@ struct RowSet {
 // where lanes come one after another, each has all.
 class RowNumbers {
  public:
+  ZC_BOTH RowNumbers() {}
   template <class Of>
   ZC_BOTH RowNumbers(int lane, Of&& number_of) : lane_(lane) {
     ZC_UNROLL
@@ -173,25 +176,35 @@ ZC_BOTH void with_width(int bits, Use&& use) {
 
 // ---- shared memory of a block of threads
 
+// Rows of one side, [row][channel].
 template <int kDim, bool kRotated>
-struct PackShared {
+struct PackTile {
   using Value = std::conditional_t<kRotated, float, uint16_t>;
-  using Chunk = EightBytesOf<Value>;
-  using Factor = std::conditional_t<kRotated, float, Inverse>;
   // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a
   // bank.
-  static constexpr int kStride = kDim + 16 / int(sizeof(Value));
+  alignas(16) Value rows[kPackRows][kDim + 16 / int(sizeof(Value))];
+
+  ZC_BOTH PackTile() {}
+};
+
+// What else the threads share.
+template <int kDim, bool kRotated, int kOfThreads>
+struct PackShared {
+  static constexpr int kThreads = kOfThreads, kWarps = kThreads / kLanes;
+  using Tile = PackTile<kDim, kRotated>;
+  using Value = typename Tile::Value;
+  using Chunk = EightBytesOf<Value>;
+  using Factor = std::conditional_t<kRotated, float, Inverse>;
   // Channels are measured by chunks of 8 bytes, every kGroups-th row by the same thread.
   static constexpr int kOfChunk = 8 / int(sizeof(Value)), kChunks = kDim / kOfChunk;
-  static constexpr int kGroups = kPackThreads / kChunks;
+  static constexpr int kGroups = kThreads / kChunks;
 
-  alignas(16) Value tile[kPackRows][kStride];
   union {
     struct {  // of each channel, by the tier that owns its parameters and by group of rows
       Chunk lo[kRecordTiers][kGroups][kChunks], hi[kRecordTiers][kGroups][kChunks];
     } channels;
     struct {  // of each row, by part of the channels; by half of the ranges that were tried
-      Extremes ranges[kPackWarps][kPackRows];
+      Extremes ranges[kWarps][kPackRows];
       Search searches[2][kPackRows];
     } tokens;
   };
@@ -215,12 +228,14 @@ struct PackShared {
 
 // Keys (kIsK) or values of one record. Where rows are rotated, or keys rounded by what queries see,
 // the tile holds 32-bit numbers (kRotated).
-template <int kDim, bool kIsK, bool kRotated>
+template <int kDim, bool kIsK, bool kRotated, int kThreads>
 class SidePacker {
  public:
-  using Shared = PackShared<kDim, kRotated>;
+  using Shared = PackShared<kDim, kRotated, kThreads>;
+  using Tile = typename Shared::Tile;
 
-  ZC_BOTH SidePacker(const PackArgs& args, int task, int head, int thread, Shared& shared)
+  ZC_BOTH SidePacker(const PackArgs& args, int task, int head, int thread, Tile& tile,
+                     Shared& shared)
       : args_(args),
         form_(args.form.record),
         task_(args.tasks[task]),
@@ -230,13 +245,17 @@ class SidePacker {
         record_(args.pool + size_t(entry_.at) * 16),
         head_(head),
         thread_(thread),
+        tile_(tile),
         shared_(shared) {}
 
-  // Steps with a barrier between them; threads of a block agree on which of them there are.
+  // Steps with a barrier before each; threads of a block agree on which of them there are. The
+  // first one puts the tokens in order and brings the rows. Both sides of a record may share what
+  // it leaves: then who has done so starts with step 1.
   static constexpr int kSteps = 9;
   ZC_BOTH bool has_step(int number) const {
     switch (number) {
       case 1:
+        return kRotated ? rotates() : !kIsK && !form_.v.channel_factors;
       case 2:
         return kRotated && rotates();
       case 3:
@@ -261,7 +280,7 @@ class SidePacker {
       case 0:
         return begin();
       case 1:
-        return rotate_near();
+        return kRotated ? rotate_near() : set_factors();
       case 2:
         return rotate_far();
       case 3:
@@ -277,6 +296,40 @@ class SidePacker {
       default:
         code();
         return finish();
+    }
+  }
+
+  // Puts the tokens in order: a warp asks for what ranks them before `load()` asks for rows, which
+  // would be in its way, and ranks them while rows arrive; a thread of another makes the headers.
+  template <class Load>
+  ZC_BOTH void order_tokens(Load&& load) const {
+    Ranking ranking;
+    if (thread_ < kLanes) ranking = read_ranking();
+    load();
+    if (thread_ < kLanes) sort(ranking);
+    const bool counts_known = ranks() || form_.n_tiers == 1;
+    if (thread_ == (counts_known ? kThreads - 1 : 0)) lay_out(counts_known);
+  }
+
+  // Each thread the same channels of every so many rows.
+  ZC_BOTH void load_rows() const {
+    const InputRows& rows = kIsK ? args_.k : args_.v;
+    constexpr int kPieces = kDim / kPieceNumbers, kAtOnce = kThreads / kPieces;
+    const int first = thread_ / kPieces, channel = thread_ % kPieces * kPieceNumbers;
+    const uint16_t* from = rows.row(task_.stream, task_.row + first, head_) + channel;
+    const int64_t stride = kAtOnce * rows.token_stride;
+    ZC_UNROLL
+    for (int i = 0; i < kPackRows / kAtOnce; ++i) {
+      Value* to = &tile_.rows[first + i * kAtOnce][channel];
+      if constexpr (kRotated) {
+        const SixteenBytes piece = *reinterpret_cast<const SixteenBytes*>(from);
+        ZC_UNROLL
+        for (int c = 0; c < kPieceNumbers; ++c)
+          to[c] = float_of(uint16_t(piece.word[c / 2] >> 16 * (c % 2)));
+      } else {
+        copy_piece(to, from);
+      }
+      from += stride;
     }
   }
 
@@ -314,42 +367,9 @@ class SidePacker {
 
   // ---- tiers
 
-  // A warp asks for what ranks the tokens before rows are in its way, and ranks them while rows
-  // arrive; a thread of another makes the headers.
   ZC_BOTH void begin() const {
-    if (thread_ < kLanes) {
-      const Ranking ranking = read_ranking();
-      load_rows();
-      sort(ranking);
-    } else {
-      load_rows();
-    }
-    if (!kIsK && !form_.v.channel_factors && thread_ < kDim) shared_.factors[thread_] = Factor{1};
-    const bool counts_known = ranks() || form_.n_tiers == 1;
-    if (thread_ == (counts_known ? kPackThreads - 1 : 0)) lay_out(counts_known);
+    order_tokens([this] { load_rows(); });
     wait_for_copies();
-  }
-
-  // Each thread the same channels of every so many rows.
-  ZC_BOTH void load_rows() const {
-    const InputRows& rows = kIsK ? args_.k : args_.v;
-    constexpr int kPieces = kDim / kPieceNumbers, kAtOnce = kPackThreads / kPieces;
-    const int first = thread_ / kPieces, channel = thread_ % kPieces * kPieceNumbers;
-    const uint16_t* from = rows.row(task_.stream, task_.row + first, head_) + channel;
-    const int64_t stride = kAtOnce * rows.token_stride;
-    ZC_UNROLL
-    for (int i = 0; i < kPackRows / kAtOnce; ++i) {
-      Value* to = &shared_.tile[first + i * kAtOnce][channel];
-      if constexpr (kRotated) {
-        const SixteenBytes piece = *reinterpret_cast<const SixteenBytes*>(from);
-        ZC_UNROLL
-        for (int c = 0; c < kPieceNumbers; ++c)
-          to[c] = float_of(uint16_t(piece.word[c / 2] >> 16 * (c % 2)));
-      } else {
-        copy_piece(to, from);
-      }
-      from += stride;
-    }
   }
 
   // What decides the rows' tiers: sums of scores (their bits) and how many probes saw the token, or
@@ -475,8 +495,8 @@ class SidePacker {
     if constexpr (kRotated) {
       if (!rotates()) return;
       constexpr int kGroups = kDim / 16;
-      for (int i = thread_; i < kPackRows * kGroups; i += kPackThreads) {
-        float* at = &shared_.tile[i / kGroups][i % kGroups * 16];
+      for (int i = thread_; i < kPackRows * kGroups; i += kThreads) {
+        float* at = &tile_.rows[i / kGroups][i % kGroups * 16];
         float x[16];
         ZC_UNROLL
         for (int c = 0; c < 16; ++c) x[c] = at[c];
@@ -491,8 +511,8 @@ class SidePacker {
     if constexpr (kRotated) {
       if (!rotates()) return;
       const float norm = 1.0f / sqrtf(float(kDim));
-      for (int i = thread_; i < kPackRows * 16; i += kPackThreads) {
-        float* at = &shared_.tile[i / 16][i % 16];
+      for (int i = thread_; i < kPackRows * 16; i += kThreads) {
+        float* at = &tile_.rows[i / 16][i % 16];
         float x[kDim / 16];
         ZC_UNROLL
         for (int c = 0; c < kDim / 16; ++c) x[c] = at[16 * c];
@@ -513,7 +533,7 @@ class SidePacker {
   }
 
   ZC_BOTH const Chunk& chunk_of(int row, int chunk) const {
-    return reinterpret_cast<const Chunk&>(shared_.tile[row][chunk * kOfChunk]);
+    return reinterpret_cast<const Chunk&>(tile_.rows[row][chunk * kOfChunk]);
   }
 
   // Each thread a chunk of channels of a group of the rows.
@@ -570,7 +590,7 @@ class SidePacker {
   // The sign of a smallest number 0 is that of the first.
   ZC_BOTH float first_zero_of_channel(int owner, int channel) const {
     for (int row = 0; row < kPackRows; ++row) {
-      const float x = number(shared_.tile[row][channel]);
+      const float x = number(tile_.rows[row][channel]);
       if (x == 0 && owner_of(row) == owner) return x;
     }
     return 0;
@@ -580,7 +600,7 @@ class SidePacker {
   template <class Visit>
   ZC_BOTH void for_channel(int owner, int channel, Visit&& visit) const {
     for (int row = 0; row < kPackRows; ++row) {
-      if (owner_of(row) == owner) visit(number(shared_.tile[row][channel]));
+      if (owner_of(row) == owner) visit(number(tile_.rows[row][channel]));
     }
   }
 
@@ -594,7 +614,7 @@ class SidePacker {
 
   // Each thread one channel at a time.
   ZC_BOTH void fit_channels() const {
-    for (int i = thread_; i < form_.n_tiers * kDim; i += kPackThreads) {
+    for (int i = thread_; i < form_.n_tiers * kDim; i += kThreads) {
       const int owner = i / kDim, channel = i % kDim, place = params(shared_.headers[owner]);
       if (place == 0 || form_.k.params_tier[owner] != owner) continue;
       const int width = form_.k.bits[owner];
@@ -616,7 +636,7 @@ class SidePacker {
     if constexpr (kIsK && kRotated) {
       if (!by_queries()) return;
       constexpr int kGroups = kDim / kFeedbackGroup;
-      for (int i = thread_; i < kPackRows * kGroups; i += kPackThreads) {
+      for (int i = thread_; i < kPackRows * kGroups; i += kThreads) {
         const int row = i % kPackRows, group = i / kPackRows, owner = owner_of(row);
         if (owner >= 0) round_group(row, group * kFeedbackGroup, owner);
       }
@@ -625,7 +645,7 @@ class SidePacker {
 
   ZC_BOTH void round_group(int row, int first, int owner) const {
     constexpr int kAtOnce = 8, kChunks = kFeedbackGroup / kAtOnce;
-    float* x = reinterpret_cast<float*>(&shared_.tile[row][first]);
+    float* x = reinterpret_cast<float*>(&tile_.rows[row][first]);
     const float* feedback =
         args_.feedback + list() * size_t(feedback_floats(kDim)) + first * kFeedbackGroup;
     const uint16_t* params = halves(params_of(owner));
@@ -672,6 +692,11 @@ class SidePacker {
     return size;
   }
 
+  // Of values without factors.
+  ZC_BOTH void set_factors() const {
+    if (thread_ < kDim) shared_.factors[thread_] = Factor{1};
+  }
+
   // codec/quantize.hpp: cst_factors. Where nothing is coded they stay 0.
   ZC_BOTH void take_factors() const {
     if (thread_ >= kDim) return;
@@ -702,7 +727,7 @@ class SidePacker {
   ZC_BOTH Piece piece(int row, int channel) const {
     Piece out;
     reinterpret_cast<SixteenBytes&>(out) =
-        reinterpret_cast<const SixteenBytes&>(shared_.tile[row][channel]);
+        reinterpret_cast<const SixteenBytes&>(tile_.rows[row][channel]);
     return out;
   }
 
@@ -718,7 +743,7 @@ class SidePacker {
 
   // Each warp a part of the channels, each lane of it four rows.
   ZC_BOTH void measure_tokens() const {
-    constexpr int kOfLane = kPackRows / kLanes, kOfWarp = kDim / kPackWarps;
+    constexpr int kOfLane = kPackRows / kLanes, kOfWarp = kDim / Shared::kWarps;
     const int warp = thread_ / kLanes, lane = thread_ % kLanes;
     float lo[kOfLane], hi[kOfLane];
     ZC_UNROLL
@@ -746,7 +771,7 @@ class SidePacker {
   ZC_BOTH Extremes range_of_token(int row) const {
     Extremes range;
     ZC_UNROLL
-    for (int part = 0; part < kPackWarps; ++part) {
+    for (int part = 0; part < Shared::kWarps; ++part) {
       range.lo = fminf(range.lo, shared_.tokens.ranges[part][row].lo);
       range.hi = fmaxf(range.hi, shared_.tokens.ranges[part][row].hi);
     }
@@ -756,7 +781,7 @@ class SidePacker {
 
   ZC_BOTH float first_zero_of_token(int row) const {
     for (int channel = 0; channel < kDim; ++channel) {
-      const float x = taken(number(shared_.tile[row][channel]), channel);
+      const float x = taken(number(tile_.rows[row][channel]), channel);
       if (x == 0) return x;
     }
     return 0;
@@ -764,6 +789,7 @@ class SidePacker {
 
   // Each thread half the clipped ranges of a row.
   ZC_BOTH void search_tokens() const {
+    if (thread_ >= 2 * kPackRows) return;
     const int row = thread_ % kPackRows, part = thread_ / kPackRows, tier = shared_.tiers[row];
     if (tier == kLeftOut || !in_codes(bits(shared_.headers[tier]))) return;
     const int width = bits(shared_.headers[tier]), middle = (n_clips(width) + 1) / 2;
@@ -831,8 +857,9 @@ class SidePacker {
     constexpr int kPiece = kBits == 3 ? 4 : kWide * 4 / kBits, kPieces = kFragments / kPiece;
     const TierHeader& header = shared_.headers[tier];
     const int lane = thread_ % kLanes, ahead = thread_ / kLanes;
-    const int warp = tier % 2 == 0 ? ahead : kPackWarps - 1 - ahead;  // tiers share out the warps
-    for (int i = warp; i < units_of(header.count) * kPieces; i += kPackWarps) {
+    const int warp =
+        tier % 2 == 0 ? ahead : Shared::kWarps - 1 - ahead;  // tiers share out the warps
+    for (int i = warp; i < units_of(header.count) * kPieces; i += Shared::kWarps) {
       const int unit = i / kPieces, piece = i % kPieces;
       uint32_t words[kWords] = {};
       const UnitOfLane own = unit_of(tier, unit, lane);
@@ -883,7 +910,7 @@ class SidePacker {
     } else {
       ZC_UNROLL
       for (int i = 0; i < kOwn; ++i)
-        x[i] = number(shared_.tile[own.rows[i % 4]][fragment * 16 + own_channel(i, lane)]);
+        x[i] = number(tile_.rows[own.rows[i % 4]][fragment * 16 + own_channel(i, lane)]);
     }
   }
 
@@ -894,7 +921,7 @@ class SidePacker {
                                                 float (&x)[kOwn]) const {
     // Lane l gives the address of token l % 16, of the first or the second 8 channels: the four
     // matrices come in the order of x.
-    const auto* row = &shared_.tile[own.fragment_row][fragment * 16 + lane / 16 * 8];
+    const auto* row = &tile_.rows[own.fragment_row][fragment * 16 + lane / 16 * 8];
     uint32_t pairs[4];
     if constexpr (kIsK)
       load_matrices(shared_address(row), pairs);
@@ -992,6 +1019,7 @@ class SidePacker {
   const Record entry_;
   uint8_t* const record_;
   const int head_, thread_;
+  Tile& tile_;
   Shared& shared_;
 };
 

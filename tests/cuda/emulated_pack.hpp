@@ -11,45 +11,100 @@ namespace zipcache::cuda::test {
 // In which order the threads of a block take each step; none may matter.
 enum class Order { Ascending, Descending };
 
+// All threads of a block, one after another.
+template <class Visit>
+void for_threads(int n, Order order, Visit&& visit) {
+  for (int i = 0; i < n; ++i) visit(order == Order::Ascending ? i : n - 1 - i);
+}
+
+// Memory that is as good as unknown.
+template <class T>
+std::unique_ptr<T> make_unknown() {
+  auto out = std::make_unique<T>();
+  std::memset(static_cast<void*>(out.get()), 0xCD, sizeof(T));
+  return out;
+}
+
+// One record or side of it by a block of threads.
+template <class Packer>
+class EmulatedSide {
+ public:
+  EmulatedSide(const PackArgs& args, int task, int head, Order order,
+               typename Packer::Shared& shared)
+      : args_(args), task_(task), head_(head), order_(order), shared_(shared) {}
+
+  template <class Visit>
+  void for_packers(Visit&& visit) {
+    for_threads(Packer::Shared::kThreads, order_,
+                [&](int thread) { visit(Packer(args_, task_, head_, thread, *tile_, shared_)); });
+  }
+  void take_steps(int first) {
+    for (int step = first; step < Packer::kSteps; ++step) {
+      if (!Packer(args_, task_, head_, 0, *tile_, shared_).has_step(step)) continue;
+      for_packers([&](const Packer& packer) { packer.step(step); });
+    }
+  }
+
+ private:
+  const PackArgs& args_;
+  const int task_, head_;
+  const Order order_;
+  typename Packer::Shared& shared_;
+  const std::unique_ptr<typename Packer::Tile> tile_ = make_unknown<typename Packer::Tile>();
+};
+
 template <int kDim, bool kIsK, bool kRotated>
 void emulate_side(const PackArgs& args, int task, int head, Order order) {
-  using Packer = SidePacker<kDim, kIsK, kRotated>;
-  using Shared = typename Packer::Shared;
-  const auto shared = std::make_unique<Shared>();
-  std::memset(static_cast<void*>(shared.get()), 0xCD, sizeof(Shared));  // as good as unknown
-  for (int step = 0; step < Packer::kSteps; ++step) {
-    if (!Packer(args, task, head, 0, *shared).has_step(step)) continue;
-    for (int i = 0; i < kPackThreads; ++i) {
-      const int thread = order == Order::Ascending ? i : kPackThreads - 1 - i;
-      Packer(args, task, head, thread, *shared).step(step);
-    }
-  }
+  using Packer = SidePacker<kDim, kIsK, kRotated, kSideThreads>;
+  const auto shared = make_unknown<typename Packer::Shared>();
+  EmulatedSide<Packer>(args, task, head, order, *shared).take_steps(0);
 }
+
+// Both sides, values after keys, as blocks of threads do that make records of 16-bit rows whole.
+template <int kDim>
+void emulate_record(const PackArgs& args, int task, int head, Order order) {
+  using KPacker = SidePacker<kDim, true, false, kRecordThreads<kDim>>;
+  using VPacker = SidePacker<kDim, false, false, kRecordThreads<kDim>>;
+  const auto shared = make_unknown<typename KPacker::Shared>();
+  EmulatedSide<KPacker>(args, task, head, order, *shared).take_steps(0);
+  EmulatedSide<VPacker> v(args, task, head, order, *shared);
+  v.for_packers([](const VPacker& packer) { packer.load_rows(); });
+  v.take_steps(1);
+}
+
+// How the work is shared out among blocks of threads.
+enum class Share { Sides, Records };
 
 template <int kDim>
-void emulate_dim(const PackArgs& args, Order order) {
-  for (int task = 0; task < args.n_tasks; ++task) {
-    for (int head = 0; head < args.n_heads; ++head) {
-      if (args.form.k_hadamard || args.form.k_by_queries)
-        emulate_side<kDim, true, true>(args, task, head, order);
-      else
-        emulate_side<kDim, true, false>(args, task, head, order);
-      if (args.form.v_hadamard)
-        emulate_side<kDim, false, true>(args, task, head, order);
-      else
-        emulate_side<kDim, false, false>(args, task, head, order);
+void emulate_dim(const PackArgs& args, Order order, Share share) {
+  const bool k_rotated = args.form.k_hadamard || args.form.k_by_queries;
+  const auto emulate = [&](int task, int head) {
+    if constexpr (kDim < 256) {
+      if (share == Share::Records && !k_rotated && !args.form.v_hadamard)
+        return emulate_record<kDim>(args, task, head, order);
     }
+    if (k_rotated)
+      emulate_side<kDim, true, true>(args, task, head, order);
+    else
+      emulate_side<kDim, true, false>(args, task, head, order);
+    if (args.form.v_hadamard)
+      emulate_side<kDim, false, true>(args, task, head, order);
+    else
+      emulate_side<kDim, false, false>(args, task, head, order);
+  };
+  for (int task = 0; task < args.n_tasks; ++task) {
+    for (int head = 0; head < args.n_heads; ++head) emulate(task, head);
   }
 }
 
-inline void emulate_pack(const PackArgs& args, Order order) {
+inline void emulate_pack(const PackArgs& args, Order order, Share share) {
   switch (args.form.record.dim) {
     case 64:
-      return emulate_dim<64>(args, order);
+      return emulate_dim<64>(args, order, share);
     case 128:
-      return emulate_dim<128>(args, order);
+      return emulate_dim<128>(args, order, share);
     default:
-      return emulate_dim<256>(args, order);
+      return emulate_dim<256>(args, order, share);
   }
 }
 

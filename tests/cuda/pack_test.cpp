@@ -7,17 +7,21 @@
 namespace zipcache::cuda::test {
 namespace {
 
+void expect_same(const PackCase& test, const PackInput& input, Order order, Share share) {
+  std::vector<uint8_t> pool(input.expected.size(), kUntouched);
+  uint32_t n_wrong = 0;
+  PackArgs args = args_of(input);
+  args.pool = pool.data();
+  args.n_wrong = &n_wrong;
+  emulate_pack(args, order, share);
+  EXPECT_EQ(n_wrong, 0u) << describe(test);
+  EXPECT_EQ(difference(input, pool), "") << describe(test) << " share " << int(share);
+}
+
 void expect_same(const PackCase& test) {
   const PackInput input = make_pack_input(test);
   for (const Order order : {Order::Ascending, Order::Descending}) {
-    std::vector<uint8_t> pool(input.expected.size(), kUntouched);
-    uint32_t n_wrong = 0;
-    PackArgs args = args_of(input);
-    args.pool = pool.data();
-    args.n_wrong = &n_wrong;
-    emulate_pack(args, order);
-    EXPECT_EQ(n_wrong, 0u) << describe(test);
-    EXPECT_EQ(difference(input, pool), "") << describe(test);
+    for (const Share share : {Share::Sides, Share::Records}) expect_same(test, input, order, share);
   }
 }
 
@@ -71,10 +75,10 @@ TEST(Pack, WritesNothingWhereTheEntryIsOfAnotherSize) {
   args.n_wrong = &n_wrong;
   input.tiers[3] ^= 1;  // 48 of 128 tokens or so fill other units
   for (int row = 0; row < 40; ++row) input.tiers[size_t(row)] = 0;
-  emulate_pack(args, Order::Ascending);
+  emulate_pack(args, Order::Ascending, Share::Sides);
   EXPECT_EQ(n_wrong, 1u);
   input.tiers[5] = 7;  // no such tier
-  emulate_pack(args, Order::Ascending);
+  emulate_pack(args, Order::Ascending, Share::Records);
   EXPECT_EQ(n_wrong, 2u);
   EXPECT_EQ(pool, untouched);
 }
