@@ -96,7 +96,7 @@ ZC_BOTH inline int bits_below(uint32_t x) {
 #endif
 }
 
-// 16 bytes from device memory to shared memory; there by the next wait_for_copies().
+// 16 bytes or 4 from device memory to shared memory, in groups of copies.
 ZC_BOTH inline void copy_piece(void* to, const void* from) {
 #ifdef __CUDA_ARCH__
   copy_16(to, from);
@@ -104,10 +104,25 @@ ZC_BOTH inline void copy_piece(void* to, const void* from) {
   *static_cast<SixteenBytes*>(to) = *static_cast<const SixteenBytes*>(from);
 #endif
 }
-ZC_BOTH inline void wait_for_copies() {
+template <class T>
+ZC_BOTH void copy_word(T* to, const T* from) {
+  static_assert(sizeof(T) == 4);
+#ifdef __CUDA_ARCH__
+  copy_4(to, from);
+#else
+  *to = *from;
+#endif
+}
+ZC_BOTH inline void end_copy_group() {
 #ifdef __CUDA_ARCH__
   commit_copies();
-  wait_copies<0>();
+#endif
+}
+// All but the last groups of the thread.
+template <int kPending>
+ZC_BOTH void wait_for_copies() {
+#ifdef __CUDA_ARCH__
+  wait_copies<kPending>();
 #endif
 }
 

@@ -87,12 +87,18 @@ __device__ __forceinline__ Packer packer_of(const PackArgs& args, const RecordPl
   return Packer(args, place.task, place.head, int(threadIdx.x), tile, shared);
 }
 
-// Rows of a record that may be behind the last. Each call makes one group of copies.
+// Rows of a record that may be behind the last, before them what ranks the tokens where these are
+// keys. Each call makes a group of copies, or two.
 template <class Packer>
 __device__ __forceinline__ void ask_for_rows(const PackArgs& args, const RecordPlace& place,
                                              typename Packer::Tile& tile,
                                              typename Packer::Shared& shared) {
-  if (place.task < args.n_tasks) packer_of<Packer>(args, place, tile, shared).load_rows();
+  const bool there = place.task < args.n_tasks;
+  if constexpr (Packer::kKeys) {
+    if (there) packer_of<Packer>(args, place, tile, shared).load_scores();
+    commit_copies();
+  }
+  if (there) packer_of<Packer>(args, place, tile, shared).load_rows();
   commit_copies();
 }
 
@@ -107,25 +113,22 @@ __global__ void __launch_bounds__(kRecordThreads<kDim>, kDim == 64 ? 4 : 2)
   auto& own = *reinterpret_cast<RecordMemory<kDim>*>(memory);
   const RecordPlace stride(args, int(gridDim.x));
   RecordPlace place(args, int(blockIdx.x));
-  bool first = true;
-  while (place.task < args.n_tasks) {
+  ask_for_rows<KPacker>(args, place, own.k, own.shared);
+  ask_for_rows<VPacker>(args, place, own.v, own.shared);
+  for (bool again = false; place.task < args.n_tasks; again = true) {
     const auto k = packer_of<KPacker>(args, place, own.k, own.shared);
-    k.order_tokens([&] {
-      if (!first) return;
-      ask_for_rows<KPacker>(args, place, own.k, own.shared);
-      ask_for_rows<VPacker>(args, place, own.v, own.shared);
-    });
-    wait_copies<1>();  // values may be on their way
-    take_steps<1>(k);
+    wait_copies<2>();  // on their way are at most: keys and values
+    k.order_tokens(again);
+    wait_copies<1>();
+    take_steps<KPacker::kOrdered>(k);
     wait_copies<0>();
     __syncthreads();
     const auto v = packer_of<VPacker>(args, place, own.v, own.shared);
     place.advance(args, stride);
     ask_for_rows<KPacker>(args, place, own.k, own.shared);
-    take_steps<1>(v);
+    take_steps<VPacker::kOrdered>(v);
     __syncthreads();
     ask_for_rows<VPacker>(args, place, own.v, own.shared);
-    first = false;
   }
 }
 

@@ -59,20 +59,10 @@ struct RowSet {
 // where lanes come one after another, each has all.
 class RowNumbers {
  public:
-  ZC_BOTH RowNumbers() {}
   template <class Of>
   ZC_BOTH RowNumbers(int lane, Of&& number_of) : lane_(lane) {
     ZC_UNROLL
     for (int i = 0; i < kHeld; ++i) held_[i] = number_of(row(i));
-  }
-
-  // A function of each row's numbers here and there.
-  template <class Of>
-  ZC_BOTH RowNumbers with(const RowNumbers& others, Of&& number_of) const {
-    RowNumbers out = *this;
-    ZC_UNROLL
-    for (int i = 0; i < kHeld; ++i) out.held_[i] = number_of(held_[i], others.held_[i]);
-    return out;
   }
 
   // Bits in which the numbers of these rows differ. Asked by all lanes of the warp together.
@@ -215,11 +205,14 @@ struct PackShared {
       alignas(16) Grid token_grids[kPackColumns];
     };
   };
+  float sums[kPackRows];  // of scores
+  uint32_t seen[kPackRows];
   alignas(16) uint8_t tiers[kPackRows];
   alignas(16) uint8_t order[kPackColumns];  // the row behind each column
   alignas(16) TierHeader headers[kRecordTiers];
-  int counts[kRecordTiers];      // tokens of each tier, evicted ones among them
-  int starts[kRecordTiers + 1];  // columns where tiers begin, and where the last one ends
+  int counts[kRecordTiers];          // tokens of each tier, evicted ones among them
+  int starts[kRecordTiers + 1];      // columns where tiers begin, and where the last one ends
+  int laid_out[kRecordTiers], size;  // what the headers are made for; the record's, in 16 bytes
   int n_coded;
   bool wrong_counts, wrong_size;
 
@@ -233,6 +226,7 @@ class SidePacker {
  public:
   using Shared = PackShared<kDim, kRotated, kThreads>;
   using Tile = typename Shared::Tile;
+  static constexpr bool kKeys = kIsK;
 
   ZC_BOTH SidePacker(const PackArgs& args, int task, int head, int thread, Tile& tile,
                      Shared& shared)
@@ -249,49 +243,51 @@ class SidePacker {
         shared_(shared) {}
 
   // Steps with a barrier before each; threads of a block agree on which of them there are. The
-  // first one puts the tokens in order and brings the rows. Both sides of a record may share what
-  // it leaves: then who has done so starts with step 1.
-  static constexpr int kSteps = 9;
+  // first two bring the rows and put the tokens in order. Who has done so otherwise, or for the
+  // other side of the record, starts with kOrdered.
+  static constexpr int kSteps = 10, kOrdered = 2;
   ZC_BOTH bool has_step(int number) const {
     switch (number) {
-      case 1:
-        return kRotated ? rotates() : !kIsK && !form_.v.channel_factors;
       case 2:
-        return kRotated && rotates();
+        return kRotated ? rotates() : !kIsK && !form_.v.channel_factors;
       case 3:
+        return kRotated && rotates();
       case 4:
-        return kIsK ? by_channel() : form_.v.channel_factors;
       case 5:
-        return !by_channel() || (kRotated && args_.form.k_by_queries);
+        return kIsK ? by_channel() : form_.v.channel_factors;
       case 6:
-        return !by_channel() && searches(fit());
+        return !by_channel() || (kRotated && args_.form.k_by_queries);
       case 7:
+        return !by_channel() && searches(fit());
+      case 8:
         return !by_channel();
       default:
         return true;
     }
   }
   ZC_BOTH void step(int number) const {
-    if (number > 0 && (shared_.wrong_counts || shared_.wrong_size)) {
+    if (number >= kOrdered && (shared_.wrong_counts || shared_.wrong_size)) {
       if (number + 1 == kSteps && kIsK && thread_ == 0 && args_.n_wrong) count_wrong();
       return;
     }
     switch (number) {
       case 0:
-        return begin();
+        return load();
       case 1:
-        return kRotated ? rotate_near() : set_factors();
+        return order_and_wait();
       case 2:
-        return rotate_far();
+        return kRotated ? rotate_near() : set_factors();
       case 3:
-        return measure_channels();
+        return rotate_far();
       case 4:
-        return kIsK ? fit_channels() : take_factors();
+        return measure_channels();
       case 5:
-        return by_channel() ? round_keys() : measure_tokens();
+        return kIsK ? fit_channels() : take_factors();
       case 6:
-        return search_tokens();
+        return by_channel() ? round_keys() : measure_tokens();
       case 7:
+        return search_tokens();
+      case 8:
         return fit_tokens();
       default:
         code();
@@ -299,16 +295,25 @@ class SidePacker {
     }
   }
 
-  // Puts the tokens in order: a warp asks for what ranks them before `load()` asks for rows, which
-  // would be in its way, and ranks them while rows arrive; a thread of another makes the headers.
-  template <class Load>
-  ZC_BOTH void order_tokens(Load&& load) const {
-    Ranking ranking;
-    if (thread_ < kLanes) ranking = read_ranking();
-    load();
-    if (thread_ < kLanes) sort(ranking);
+  // Asks for what ranks the tokens: each lane of a warp for that of its own rows, which it alone
+  // reads.
+  ZC_BOTH void load_scores() const {
+    if (thread_ >= kLanes || !ranks()) return;
+    const float* sums = args_.scores.tokens(task_.stream, head_) + task_.row + thread_;
+    ZC_UNROLL
+    for (int i = 0; i < kPackRows; i += kLanes) copy_word(&shared_.sums[i + thread_], sums + i);
+    if (!args_.seen.data) return;
+    const uint32_t* seen = args_.seen.tokens(task_.stream, head_) + task_.row + thread_;
+    ZC_UNROLL
+    for (int i = 0; i < kPackRows; i += kLanes) copy_word(&shared_.seen[i + thread_], seen + i);
+  }
+
+  // A warp puts the tokens in order, a thread of another makes the headers, unless those of the
+  // block's last record (`again`) are the same.
+  ZC_BOTH void order_tokens(bool again) const {
+    if (thread_ < kLanes) sort();
     const bool counts_known = ranks() || form_.n_tiers == 1;
-    if (thread_ == (counts_known ? kThreads - 1 : 0)) lay_out(counts_known);
+    if (thread_ == (counts_known ? kThreads - 1 : 0)) lay_out(counts_known, again);
   }
 
   // Each thread the same channels of every so many rows.
@@ -367,36 +372,32 @@ class SidePacker {
 
   // ---- tiers
 
-  ZC_BOTH void begin() const {
-    order_tokens([this] { load_rows(); });
-    wait_for_copies();
+  // Scores before rows, which would be in their way.
+  ZC_BOTH void load() const {
+    load_scores();
+    end_copy_group();
+    load_rows();
+    end_copy_group();
   }
-
-  // What decides the rows' tiers: sums of scores (their bits) and how many probes saw the token, or
-  // the tiers themselves.
-  struct Ranking {
-    RowNumbers numbers, seen;
-  };
-  ZC_BOTH Ranking read_ranking() const {
-    const bool by_scores = ranks(), given = form_.n_tiers > 1 && !by_scores;
-    const float* sums = by_scores ? args_.scores.tokens(task_.stream, head_) + task_.row : nullptr;
-    const uint8_t* tiers = given ? args_.tiers.tokens(task_.stream, head_) + task_.row : nullptr;
-    const uint32_t* seen =
-        by_scores && args_.seen.data ? args_.seen.tokens(task_.stream, head_) + task_.row : nullptr;
-    return {RowNumbers(thread_,
-                       [=](int row) -> uint32_t {
-                         return sums ? bits_of(sums[row]) : tiers ? tiers[row] : 0;
-                       }),
-            RowNumbers(thread_, [=](int row) { return seen ? seen[row] : 1; })};
+  ZC_BOTH void order_and_wait() const {
+    wait_for_copies<1>();
+    order_tokens(false);
+    wait_for_copies<0>();
   }
 
   // What decides a row's tier, the larger the more salient (saliency/probes.hpp:
   // normalized_score); or the tier itself.
-  ZC_BOTH RowNumbers rank_keys(const Ranking& ranking) const {
-    if (!ranks()) return ranking.numbers;
-    return ranking.numbers.with(ranking.seen, [](uint32_t sum, uint32_t seen) {
-      return rank_key(seen == 0 ? INFINITY : float_from(sum) / float(seen));
-    });
+  ZC_BOTH RowNumbers rank_keys() const {
+    if (form_.n_tiers == 1) return {thread_, [](int) { return 0; }};
+    if (!ranks()) {
+      const uint8_t* tiers = args_.tiers.tokens(task_.stream, head_) + task_.row;
+      return {thread_, [=](int row) { return tiers[row]; }};
+    }
+    const bool divided = args_.seen.data;
+    return {thread_, [this, divided](int row) {
+              const uint32_t seen = divided ? shared_.seen[row] : 1;
+              return rank_key(seen == 0 ? INFINITY : shared_.sums[row] / float(seen));
+            }};
   }
 
   ZC_BOTH RowSet coded_rows() const {
@@ -408,8 +409,8 @@ class SidePacker {
 
   // A warp: each token's tier and column. Columns are tiers one after another, filled up to whole
   // units, tokens of each in their order.
-  ZC_BOTH void sort(const Ranking& ranking) const {
-    const RowNumbers numbers = rank_keys(ranking);
+  ZC_BOTH void sort() const {
+    const RowNumbers numbers = rank_keys();
     RowSet left = coded_rows();
     RowSet out;
     ZC_UNROLL
@@ -460,13 +461,18 @@ class SidePacker {
   }
 
   // One thread; beside the sorting where tiers have the counts of the task.
-  ZC_BOTH void lay_out(bool counts_known) const {
+  ZC_BOTH void lay_out(bool counts_known, bool again) const {
     int counts[kRecordTiers];
+    bool same = again;
     ZC_UNROLL
-    for (int t = 0; t < kRecordTiers; ++t)
+    for (int t = 0; t < kRecordTiers; ++t) {
       counts[t] = counts_known ? task_.counts[t] : shared_.counts[t];
-    if (form_.n_tiers == 1) counts[0] = coded_rows().size();
-    shared_.wrong_size = place(counts) != entry_.size;
+      if (t == 0 && form_.n_tiers == 1) counts[0] = coded_rows().size();
+      same = same && counts[t] == shared_.laid_out[t];
+      shared_.laid_out[t] = counts[t];
+    }
+    if (!same) shared_.size = place(counts);
+    shared_.wrong_size = shared_.size != entry_.size;
   }
 
   // place_record(), without loops where tiers are as few as usual: one thread is slow at them.

@@ -60,16 +60,25 @@ void emulate_side(const PackArgs& args, int task, int head, Order order) {
   EmulatedSide<Packer>(args, task, head, order, *shared).take_steps(0);
 }
 
-// Both sides, values after keys, as blocks of threads do that make records of 16-bit rows whole.
+// All records one after another, values after keys, as blocks of threads make those of 16-bit rows.
 template <int kDim>
-void emulate_record(const PackArgs& args, int task, int head, Order order) {
+void emulate_records(const PackArgs& args, Order order) {
   using KPacker = SidePacker<kDim, true, false, kRecordThreads<kDim>>;
   using VPacker = SidePacker<kDim, false, false, kRecordThreads<kDim>>;
   const auto shared = make_unknown<typename KPacker::Shared>();
-  EmulatedSide<KPacker>(args, task, head, order, *shared).take_steps(0);
-  EmulatedSide<VPacker> v(args, task, head, order, *shared);
-  v.for_packers([](const VPacker& packer) { packer.load_rows(); });
-  v.take_steps(1);
+  for (int i = 0; i < args.n_tasks * args.n_heads; ++i) {
+    const int task = i / args.n_heads, head = i % args.n_heads;
+    EmulatedSide<KPacker> k(args, task, head, order, *shared);
+    k.for_packers([](const KPacker& packer) {
+      packer.load_scores();
+      packer.load_rows();
+    });
+    k.for_packers([i](const KPacker& packer) { packer.order_tokens(i > 0); });
+    k.take_steps(KPacker::kOrdered);
+    EmulatedSide<VPacker> v(args, task, head, order, *shared);
+    v.for_packers([](const VPacker& packer) { packer.load_rows(); });
+    v.take_steps(VPacker::kOrdered);
+  }
 }
 
 // How the work is shared out among blocks of threads.
@@ -78,22 +87,22 @@ enum class Share { Sides, Records };
 template <int kDim>
 void emulate_dim(const PackArgs& args, Order order, Share share) {
   const bool k_rotated = args.form.k_hadamard || args.form.k_by_queries;
-  const auto emulate = [&](int task, int head) {
-    if constexpr (kDim < 256) {
-      if (share == Share::Records && !k_rotated && !args.form.v_hadamard)
-        return emulate_record<kDim>(args, task, head, order);
-    }
-    if (k_rotated)
-      emulate_side<kDim, true, true>(args, task, head, order);
-    else
-      emulate_side<kDim, true, false>(args, task, head, order);
-    if (args.form.v_hadamard)
-      emulate_side<kDim, false, true>(args, task, head, order);
-    else
-      emulate_side<kDim, false, false>(args, task, head, order);
-  };
+  const bool v_rotated = args.form.v_hadamard;
+  if constexpr (kDim < 256) {
+    if (share == Share::Records && !k_rotated && !v_rotated)
+      return emulate_records<kDim>(args, order);
+  }
   for (int task = 0; task < args.n_tasks; ++task) {
-    for (int head = 0; head < args.n_heads; ++head) emulate(task, head);
+    for (int head = 0; head < args.n_heads; ++head) {
+      if (k_rotated)
+        emulate_side<kDim, true, true>(args, task, head, order);
+      else
+        emulate_side<kDim, true, false>(args, task, head, order);
+      if (v_rotated)
+        emulate_side<kDim, false, true>(args, task, head, order);
+      else
+        emulate_side<kDim, false, false>(args, task, head, order);
+    }
   }
 }
 
