@@ -8,14 +8,23 @@
 namespace zipcache::cuda {
 namespace {
 
-template <int kFirst, class Packer>
+template <int kFirst, int kEnd, class Packer>
 __device__ __forceinline__ void take_steps(const Packer& packer) {
 #pragma unroll
-  for (int step = kFirst; step < Packer::kSteps; ++step) {
+  for (int step = kFirst; step < kEnd; ++step) {
     if (!packer.has_step(step)) continue;
-    if (step > 0) __syncthreads();
+    if (step > kFirst) __syncthreads();
     packer.step(step);
   }
+}
+
+// What follows when all threads know that the tokens are in order and the rows there.
+template <class Packer>
+__device__ __forceinline__ void make_side(const Packer& packer) {
+  if (!packer.refused())
+    take_steps<Packer::kOrdered, Packer::kSteps>(packer);
+  else if (Packer::kKeys && threadIdx.x == 0)
+    packer.count_refused();
 }
 
 // ---- a side of a record each
@@ -30,9 +39,11 @@ template <int kDim, bool kIsK, bool kRotated>
 __device__ __forceinline__ void pack_side(const PackArgs& args, int task, int head,
                                           uint8_t* memory) {
   auto& own = *reinterpret_cast<SideMemory<kDim, kRotated>*>(memory);
-  const SidePacker<kDim, kIsK, kRotated, kSideThreads> packer(args, task, head, int(threadIdx.x),
-                                                              own.tile, own.shared);
-  take_steps<0>(packer);
+  using Packer = SidePacker<kDim, kIsK, kRotated, kSideThreads>;
+  const Packer packer(args, task, head, int(threadIdx.x), own.tile, own.shared);
+  take_steps<0, Packer::kOrdered>(packer);
+  __syncthreads();
+  make_side(packer);
 }
 
 // Blocks that a multiprocessor holds, as shared memory (227 KB) and registers allow.
@@ -120,13 +131,14 @@ __global__ void __launch_bounds__(kRecordThreads<kDim>, kDim == 64 ? 4 : 2)
     wait_copies<2>();  // on their way are at most: keys and values
     k.order_tokens(again);
     wait_copies<1>();
-    take_steps<KPacker::kOrdered>(k);
+    __syncthreads();
+    make_side(k);
     wait_copies<0>();
     __syncthreads();
     const auto v = packer_of<VPacker>(args, place, own.v, own.shared);
     place.advance(args, stride);
     ask_for_rows<KPacker>(args, place, own.k, own.shared);
-    take_steps<VPacker::kOrdered>(v);
+    make_side(v);
     __syncthreads();
     ask_for_rows<VPacker>(args, place, own.v, own.shared);
   }

@@ -185,9 +185,10 @@ struct PackShared {
   using Value = typename Tile::Value;
   using Chunk = EightBytesOf<Value>;
   using Factor = std::conditional_t<kRotated, float, Inverse>;
-  // Channels are measured by chunks of 8 bytes, every kGroups-th row by the same thread.
+  // Channels are measured by chunks of 8 bytes, every kGroups-th row by the same thread. More
+  // threads would leave more to put together.
   static constexpr int kOfChunk = 8 / int(sizeof(Value)), kChunks = kDim / kOfChunk;
-  static constexpr int kGroups = kThreads / kChunks;
+  static constexpr int kGroups = (kThreads < 256 ? kThreads : 256) / kChunks;
 
   union {
     struct {  // of each channel, by the tier that owns its parameters and by group of rows
@@ -244,7 +245,7 @@ class SidePacker {
 
   // Steps with a barrier before each; threads of a block agree on which of them there are. The
   // first two bring the rows and put the tokens in order. Who has done so otherwise, or for the
-  // other side of the record, starts with kOrdered.
+  // other side of the record, starts with kOrdered, unless the record is refused().
   static constexpr int kSteps = 10, kOrdered = 2;
   ZC_BOTH bool has_step(int number) const {
     switch (number) {
@@ -266,10 +267,6 @@ class SidePacker {
     }
   }
   ZC_BOTH void step(int number) const {
-    if (number >= kOrdered && (shared_.wrong_counts || shared_.wrong_size)) {
-      if (number + 1 == kSteps && kIsK && thread_ == 0 && args_.n_wrong) count_wrong();
-      return;
-    }
     switch (number) {
       case 0:
         return load();
@@ -293,6 +290,19 @@ class SidePacker {
         code();
         return finish();
     }
+  }
+
+  // What the tiers hold does not add up, or makes a record of another size than the entry's. Known
+  // before step kOrdered.
+  ZC_BOTH bool refused() const { return shared_.wrong_counts || shared_.wrong_size; }
+  // One thread of a refused record's keys.
+  ZC_BOTH void count_refused() const {
+    if (!args_.n_wrong) return;
+#ifdef __CUDA_ARCH__
+    atomicAdd(args_.n_wrong, 1u);
+#else
+    ++*args_.n_wrong;
+#endif
   }
 
   // Asks for what ranks the tokens: each lane of a warp for that of its own rows, which it alone
@@ -487,14 +497,6 @@ class SidePacker {
     }
   }
 
-  ZC_BOTH void count_wrong() const {
-#ifdef __CUDA_ARCH__
-    atomicAdd(args_.n_wrong, 1u);
-#else
-    ++*args_.n_wrong;
-#endif
-  }
-
   // ---- rotation (transform/hadamard.hpp): widths 1 to 8 of 16 neighbours, then the others
 
   ZC_BOTH void rotate_near() const {
@@ -545,6 +547,7 @@ class SidePacker {
   // Each thread a chunk of channels of a group of the rows.
   ZC_BOTH void measure_channels() const {
     const int chunk = thread_ % Shared::kChunks, group = thread_ / Shared::kChunks;
+    if (group >= Shared::kGroups) return;
     if constexpr (kIsK) {
       for (int t = 0; t < form_.n_tiers; ++t) {
         if (form_.k.params_tier[t] == t) measure_owned(t, group, chunk);

@@ -35,17 +35,24 @@ class EmulatedSide {
 
   template <class Visit>
   void for_packers(Visit&& visit) {
-    for_threads(Packer::Shared::kThreads, order_,
-                [&](int thread) { visit(Packer(args_, task_, head_, thread, *tile_, shared_)); });
+    for_threads(Packer::Shared::kThreads, order_, [&](int thread) { visit(packer(thread)); });
   }
-  void take_steps(int first) {
-    for (int step = first; step < Packer::kSteps; ++step) {
-      if (!Packer(args_, task_, head_, 0, *tile_, shared_).has_step(step)) continue;
+  void take_steps(int first, int end) {
+    for (int step = first; step < end; ++step) {
+      if (!packer(0).has_step(step)) continue;
       for_packers([&](const Packer& packer) { packer.step(step); });
     }
   }
+  void make_side() {
+    if (!packer(0).refused())
+      take_steps(Packer::kOrdered, Packer::kSteps);
+    else if (Packer::kKeys)
+      packer(0).count_refused();
+  }
 
  private:
+  Packer packer(int thread) { return Packer(args_, task_, head_, thread, *tile_, shared_); }
+
   const PackArgs& args_;
   const int task_, head_;
   const Order order_;
@@ -57,7 +64,9 @@ template <int kDim, bool kIsK, bool kRotated>
 void emulate_side(const PackArgs& args, int task, int head, Order order) {
   using Packer = SidePacker<kDim, kIsK, kRotated, kSideThreads>;
   const auto shared = make_unknown<typename Packer::Shared>();
-  EmulatedSide<Packer>(args, task, head, order, *shared).take_steps(0);
+  EmulatedSide<Packer> side(args, task, head, order, *shared);
+  side.take_steps(0, Packer::kOrdered);
+  side.make_side();
 }
 
 // All records one after another, values after keys, as blocks of threads make those of 16-bit rows.
@@ -74,10 +83,10 @@ void emulate_records(const PackArgs& args, Order order) {
       packer.load_rows();
     });
     k.for_packers([i](const KPacker& packer) { packer.order_tokens(i > 0); });
-    k.take_steps(KPacker::kOrdered);
+    k.make_side();
     EmulatedSide<VPacker> v(args, task, head, order, *shared);
     v.for_packers([](const VPacker& packer) { packer.load_rows(); });
-    v.take_steps(VPacker::kOrdered);
+    v.make_side();
   }
 }
 
