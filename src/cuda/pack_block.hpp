@@ -348,6 +348,22 @@ class SidePacker {
     }
   }
 
+#ifdef __CUDACC__
+  // The same by a warp, of rows as they are, one copy a row; they end at the barrier.
+  __device__ __forceinline__ void load_rows_in_bulk(uint64_t* barrier) const {
+    static_assert(!kRotated);
+    constexpr uint32_t kRowBytes = kDim * sizeof(Value);
+    const InputRows& rows = kIsK ? args_.k : args_.v;
+    const int lane = thread_ % kLanes;
+    const uint16_t* from = rows.row(task_.stream, task_.row, head_);
+    if (lane == 0) arrive_expecting(barrier, kPackRows * kRowBytes);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kPackRows; i += kLanes)
+      copy_bulk(tile_.rows[i + lane], from + (i + lane) * rows.token_stride, kRowBytes, barrier);
+  }
+#endif
+
  private:
   using Value = typename Shared::Value;
   using Chunk = typename Shared::Chunk;
