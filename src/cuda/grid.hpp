@@ -309,16 +309,14 @@ ZC_BOTH inline Inverse inverse_of_half(float factor) {
   return {upper, rest * upper};
 }
 
-// x / factor to the nearest float, for 16-bit numbers. Both parts of the inverse and the smaller
-// product are off by 2^-45 of the quotient at most, and the sum is rounded once. No quotient of
-// numbers of 11 bits is closer to the middle m of two floats than 2^-36 of it: m has 25 bits, so x
-// and m * factor are whole numbers of one unit below 2^36 of it, and differ, since x has no 25
-// bits. Neither part is below 0, so a zero keeps its sign. A test goes through all pairs of
-// mantissas.
+// x / factor to the nearest float. Both parts of the inverse and the smaller product are off by
+// 2^-45 of the quotient at most, and the sum is rounded once. No quotient by a number of 11 bits is
+// closer to the middle m of two floats than 2^-36 of it: m has 25 bits, so x and m * factor are
+// whole numbers of one unit below 2^36 of it, and differ, since m is odd and x has no 25 bits.
+// Neither part is below 0, so a zero keeps its sign. A test goes through all pairs of mantissas of
+// 16-bit numbers, and others.
 ZC_BOTH inline float divided(float x, const Inverse& factor) {
   return fmaf(x, factor.upper, x * factor.lower);
 }
-// Of any numbers.
-ZC_BOTH inline float divided(float x, float factor) { return x / factor; }
 
 }  // namespace zipcache::cuda

@@ -184,7 +184,6 @@ struct PackShared {
   using Tile = PackTile<kDim, kRotated>;
   using Value = typename Tile::Value;
   using Chunk = EightBytesOf<Value>;
-  using Factor = std::conditional_t<kRotated, float, Inverse>;
   // Channels are measured by chunks of 8 bytes, every kGroups-th row by the same thread. More
   // threads would leave more to put together.
   static constexpr int kOfChunk = 8 / int(sizeof(Value)), kChunks = kDim / kOfChunk;
@@ -202,7 +201,7 @@ struct PackShared {
   union {
     alignas(16) Grid channel_grids[kRecordTiers][kDim];  // keys by channel
     struct {
-      alignas(16) Factor factors[kDim];  // of values' channels
+      alignas(16) Inverse factors[kDim];  // of values' channels
       alignas(16) Grid token_grids[kPackColumns];
     };
   };
@@ -367,7 +366,6 @@ class SidePacker {
  private:
   using Value = typename Shared::Value;
   using Chunk = typename Shared::Chunk;
-  using Factor = typename Shared::Factor;
   static constexpr int kOfChunk = Shared::kOfChunk;
   static constexpr int kFragments = kDim / 16;
   static constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
@@ -719,7 +717,7 @@ class SidePacker {
 
   // Of values without factors.
   ZC_BOTH void set_factors() const {
-    if (thread_ < kDim) shared_.factors[thread_] = Factor{1};
+    if (thread_ < kDim) shared_.factors[thread_] = {};
   }
 
   // codec/quantize.hpp: cst_factors. Where nothing is coded they stay 0.
@@ -731,10 +729,7 @@ class SidePacker {
       if (factor == 0) factor = half_of(1.0f);
     }
     halves(shared_.headers[0].v_factors)[v_factor_place(thread_)] = factor;
-    if constexpr (kRotated)
-      shared_.factors[thread_] = float_of(factor);
-    else
-      shared_.factors[thread_] = inverse_of_half(float_of(factor));
+    shared_.factors[thread_] = inverse_of_half(float_of(factor));
   }
 
   // ---- parameters of tokens

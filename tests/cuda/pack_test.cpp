@@ -1,6 +1,7 @@
 // What a GPU does to pack, run on the host: records are the CPU's byte for byte.
 #include <gtest/gtest.h>
 
+#include "base/random.hpp"
 #include "cuda/emulated_pack.hpp"
 #include "cuda/pack_case.hpp"
 
@@ -83,18 +84,33 @@ TEST(Pack, WritesNothingWhereTheEntryIsOfAnotherSize) {
   EXPECT_EQ(pool, untouched);
 }
 
-// x / factor as the GPU computes it, over all pairs of 11-bit mantissas.
+// x / factor as the GPU computes it.
+void check_quotient(float x, float by) {
+  const float found = divided(x, inverse_of_half(by));
+  ASSERT_EQ(bits_of(found), bits_of(x / by)) << x << " / " << by;
+}
+
 TEST(Pack, QuotientsOf16BitNumbersAreExact) {
-  const auto check = [](float x, float by) {
-    const float found = divided(x, inverse_of_half(by));
-    ASSERT_EQ(bits_of(found), bits_of(x / by)) << x << " / " << by;
-  };
-  for (int x = 1024; x < 2048; ++x) {
-    for (int by = 1024; by < 2048; ++by) check(float(x), float(by));
+  for (int x = 1024; x < 2048; ++x) {  // all pairs of 11-bit mantissas
+    for (int by = 1024; by < 2048; ++by) check_quotient(float(x), float(by));
   }
   // Factors are roots of what they divide, so they lie between 2^-12 and 2^8.
   for (const half x : {half{0}, half{0x8000}, half{1}, half{0x8001}, half{0x3FF}, half{0x7BFF}}) {
-    for (half by = to_half(0x1p-12f); by <= to_half(0x1p8f); ++by) check(to_float(x), to_float(by));
+    for (half by = to_half(0x1p-12f); by <= to_half(0x1p8f); ++by)
+      check_quotient(to_float(x), to_float(by));
+  }
+}
+
+// Of rotated numbers, which have 24 bits: those whose quotient is next to the middle of two floats.
+TEST(Pack, QuotientsBy16BitNumbersAreExact) {
+  Random random(5, 0);
+  for (int by = 1024; by < 2048; ++by) {
+    for (int i = 0; i < 500; ++i) {
+      const double middle = double(2 * random.below(1u << 24) + 1) * by;
+      const float x = float(middle);
+      for (const float near : {std::nextafter(x, 0.0f), x, std::nextafter(x, INFINITY)})
+        check_quotient(near, float(by));
+    }
   }
 }
 
