@@ -682,15 +682,19 @@ class SidePacker {
       for (int c = 0; c < kAtOnce; ++c) own[c] = wanted[c] = x[begin + c];
       for (int before = 0; before < begin; ++before) {
         const float left = x[before];  // the error of a channel before
-        const float* of = feedback + before * kFeedbackGroup + begin;
+        float of[kAtOnce];
+        load_floats(feedback + before * kFeedbackGroup + begin, of);
         ZC_UNROLL
         for (int c = 0; c < kAtOnce; ++c) wanted[c] += left * of[c];
       }
+      float of[kAtOnce][kAtOnce];  // of those of this chunk
+      ZC_UNROLL
+      for (int b = 0; b < kAtOnce; ++b)
+        load_floats(feedback + (begin + b) * kFeedbackGroup + begin, of[b]);
       ZC_UNROLL
       for (int c = 0; c < kAtOnce; ++c) {
         ZC_UNROLL
-        for (int b = 0; b < c; ++b)
-          wanted[c] += error[b] * feedback[(begin + b) * kFeedbackGroup + begin + c];
+        for (int b = 0; b < c; ++b) wanted[c] += error[b] * of[b][c];
         const int channel = first + begin + c;
         const float step = float_of(params[k_param_place(channel)]);
         const float floor = float_of(params[kDim + k_param_place(channel)]);
@@ -703,6 +707,17 @@ class SidePacker {
     }
     ZC_UNROLL
     for (int c = 0; c < kFeedbackGroup; ++c) x[c] = float(codes[c / 4] >> c % 4 * 8 & 0xFF);
+  }
+
+  // Neighbours at a multiple of 16 bytes.
+  template <int kCount>
+  ZC_BOTH static void load_floats(const float* from, float (&to)[kCount]) {
+    ZC_UNROLL
+    for (int i = 0; i < kCount; i += 4) {
+      const auto four = *reinterpret_cast<const SixteenBytes*>(from + i);
+      ZC_UNROLL
+      for (int c = 0; c < 4; ++c) to[i + c] = float_from(four.word[c]);
+    }
   }
 
   ZC_BOTH int params_of(int owner) const { return params(shared_.headers[owner]); }
