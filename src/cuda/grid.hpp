@@ -96,6 +96,15 @@ ZC_BOTH inline int bits_below(uint32_t x) {
 #endif
 }
 
+// A word of the lowest bytes of four.
+ZC_BOTH inline uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+#else
+  return (a & 0xFF) | (b & 0xFF) << 8 | (c & 0xFF) << 16 | d << 24;
+#endif
+}
+
 // 16 bytes or 4 from device memory to shared memory, in groups of copies.
 ZC_BOTH inline void copy_piece(void* to, const void* from) {
 #ifdef __CUDA_ARCH__
@@ -186,10 +195,20 @@ ZC_BOTH inline float shifted_code(const Grid& grid, float x, float top) {
 ZC_BOTH inline uint32_t code_on(const Grid& grid, float x, float top) {
   return bits_of(shifted_code(grid, x, top)) - uint32_t(kNoFractionBits);
 }
-// The same where x lies at most 2^23 steps below the floor: then the sum is not below 0, and grows
-// as its bits do, so that these can be cut off after it.
+// Its lowest bits where it is in range.
+ZC_BOTH inline uint32_t uncut_code(const Grid& grid, float x) {
+  return bits_of((x - grid.floor) * grid.inverse + kNoFraction);
+}
+// Whether the codes of all numbers of a range are: codes grow as numbers do, since each operation
+// on them does, and bits of sums out of range are far from those in range.
+ZC_BOTH inline bool in_range(const Grid& grid, const Extremes& range, int top) {
+  return uncut_code(grid, range.lo) - uint32_t(kNoFractionBits) <= uint32_t(top) &&
+         uncut_code(grid, range.hi) - uint32_t(kNoFractionBits) <= uint32_t(top);
+}
+// The same code where x lies at most 2^23 steps below the floor: then the sum is not below 0, and
+// grows as its bits do, so that these can be cut off after it.
 ZC_BOTH inline uint32_t near_code_on(const Grid& grid, float x, int top) {
-  const uint32_t sum = bits_of((x - grid.floor) * grid.inverse + kNoFraction);
+  const uint32_t sum = uncut_code(grid, x);
 #ifdef __CUDA_ARCH__
   return uint32_t(__viaddmin_s32_relu(int(sum), -kNoFractionBits, top));
 #else

@@ -215,6 +215,7 @@ struct PackShared {
   int laid_out[kRecordTiers], size;  // what the headers are made for; the record's, in 16 bytes
   int n_coded;
   bool wrong_counts, wrong_size;
+  bool cut_off[2][kRecordTiers];  // values, keys: some codes on the tier's grids must be
 
   ZC_BOTH PackShared() {}
 };
@@ -457,6 +458,7 @@ class SidePacker {
     }
     if (thread_ != 0) return;
     for (int t = form_.n_tiers; t <= kRecordTiers; ++t) shared_.starts[t] = start;
+    for (int t = 0; t < kRecordTiers; ++t) shared_.cut_off[0][t] = shared_.cut_off[1][t] = false;
     shared_.n_coded = n_coded;
     shared_.wrong_counts = wrong || n_coded != expected;
   }
@@ -650,6 +652,7 @@ class SidePacker {
       halves(place)[k_param_place(channel)] = fitted.step;
       halves(place)[kDim + k_param_place(channel)] = fitted.floor;
       shared_.channel_grids[owner][channel] = fitted.grid;
+      note_cutting(owner, fitted.grid, range, width);
     }
   }
 
@@ -848,7 +851,9 @@ class SidePacker {
         found = shared_.tokens.searches[0][row];
         found.take(shared_.tokens.searches[1][row]);
       }
-      fitted = fit_grid(range_of_token(row), bits(header), fit(), found);
+      const Extremes range = range_of_token(row);
+      fitted = fit_grid(range, bits(header), fit(), found);
+      note_cutting(tier, fitted.grid, range, bits(header));
     }
     auto* pairs = reinterpret_cast<uint32_t*>(record_ + params(header) * 16);
     pairs[thread_ - shared_.starts[tier]] = fitted.step | uint32_t(fitted.floor) << 16;
@@ -898,12 +903,31 @@ class SidePacker {
       const int unit = i / kPieces, piece = i % kPieces;
       uint32_t words[kWords] = {};
       const UnitOfLane own = unit_of(tier, unit, lane);
-      ZC_UNROLL
-      for (int f = 0; f < kPiece; ++f)
-        add_codes<kBits, kByChannel>(own, piece * kPiece + f, f, lane, words);
+      const auto add_all = [&](auto cut) {
+        ZC_UNROLL
+        for (int f = 0; f < kPiece; ++f)
+          add_codes<kBits, kByChannel, cut.value>(own, piece * kPiece + f, f, lane, words);
+      };
+      if constexpr (kBits == 2 || kBits == 4) {
+        const bool filled_up = kByChannel && header.count < (unit + 1) * kUnitTokens;
+        if (filled_up || by_queries() || shared_.cut_off[kIsK][grid_tier(tier)])
+          add_all(std::true_type{});
+        else
+          add_all(std::false_type{});
+      } else {
+        add_all(std::true_type{});
+      }
       uint8_t* unit_codes = record_ + codes(header) * 16 + unit * unit_bytes(kDim, kBits);
       store_words<kBits>(unit_codes, piece * kWords, lane, words);
     }
+  }
+
+  // The tier on whose grids one is coded.
+  ZC_BOTH int grid_tier(int tier) const { return by_channel() ? form_.k.params_tier[tier] : tier; }
+
+  // Where codes on a fitted grid need cutting off, its tier says so.
+  ZC_BOTH void note_cutting(int tier, const Grid& grid, const Extremes& range, int width) const {
+    if (!in_range(grid, range, (1 << width) - 1)) shared_.cut_off[kIsK][tier] = true;
   }
 
   // What a lane needs of a unit beside its numbers.
@@ -967,54 +991,71 @@ class SidePacker {
   }
 #endif
 
-  // Adds the codes of a fragment, the `in_piece`-th of its piece, to the piece's words. Pairs of
-  // numbers are neighbours along the fragment's columns: their codes stand 16 bits apart.
-  template <int kBits, bool kByChannel, int kWords>
+  // Adds the codes of a fragment, the `in_piece`-th of its piece, to the piece's words: the four of
+  // a row of the fragment are bytes of one word, or neighbouring bits of bytes.
+  template <int kBits, bool kByChannel, bool kCut, int kWords>
   ZC_BOTH void add_codes(const UnitOfLane& own, int fragment, int in_piece, int lane,
                          uint32_t (&words)[kWords]) const {
     float x[kOwn];
     load_fragment(own, fragment, lane, x);
+    if constexpr (kBits == 16) return add_halves(own, x, in_piece, words);
+    Grid grids[kOwn];
+    find_grids<kByChannel>(own, fragment, lane, grids);
+    constexpr int kRow = kIsK ? 2 : 4, kColumn = kIsK ? 4 : 2;  // steps of i to the others
     ZC_UNROLL
-    for (int i = 0; i < kOwn; i += 2) {
-      const FragmentPlace place = own_place(i, in_piece);
+    for (int first = 0; first <= kRow; first += kRow) {
+      const auto code = [&](int i) {
+        return code_of<kCut>(grids[i], x[i], fragment * 16 + own_channel(i, lane),
+                             own.present[i % 4] ? (1 << kBits) - 1 : 0);
+      };
+      const uint32_t bytes =
+          low_bytes(code(first), code(first + kColumn), code(first + 1), code(first + 1 + kColumn));
+      const FragmentPlace place = own_place(first, in_piece);
       const Place at = lane_place(place, kBits);
-      const int channel = fragment * 16 + own_channel(i, lane);
-      const uint32_t pair = code_pair<kBits, kByChannel>(own, x[i], x[i + 1], i, channel);
       if constexpr (kBits == 3) {
         const Place top = lane_top_place(place);
-        words[at.word] += (pair & 0x30003) << at.shift;
-        words[top.word] += (pair >> 2 & 0x10001) << top.shift;
+        words[at.word] += (bytes & 0x03030303) << at.shift;
+        words[top.word] += (bytes >> 2 & 0x01010101) << top.shift;
       } else {
-        words[at.word] += pair << at.shift;
+        words[at.word] += bytes << at.shift;
       }
     }
   }
 
-  // The codes of a lane's numbers i and i + 1 of a fragment. `channel`: that of the first; keys are
-  // of it and the next, values of it both.
-  template <int kBits, bool kByChannel>
-  ZC_BOTH uint32_t code_pair(const UnitOfLane& own, float a, float b, int i, int channel) const {
-    const bool a_there = own.present[i % 4], b_there = own.present[(i + 1) % 4];
-    if constexpr (kBits == 16) {
-      return (a_there ? half_of(a) : 0u) + ((b_there ? half_of(b) : 0u) << 16);
-    } else {
-      constexpr int kTop = (1 << kBits) - 1;
-      Grid grids[2] = {own.grids[i % 4], own.grids[(i + 1) % 4]};
-      if constexpr (kByChannel) load_pair(own.channels + channel, grids);
-      return code_of(grids[0], a, channel, a_there ? kTop : 0) +
-             (code_of(grids[1], b, channel + int(kIsK), b_there ? kTop : 0) << 16);
+  template <int kWords>
+  ZC_BOTH static void add_halves(const UnitOfLane& own, const float (&x)[kOwn], int in_piece,
+                                 uint32_t (&words)[kWords]) {
+    ZC_UNROLL
+    for (int i = 0; i < kOwn; ++i) {
+      const Place at = lane_place(own_place(i, in_piece), 16);
+      words[at.word] += (own.present[i % 4] ? half_of(x[i]) : 0u) << at.shift;
     }
   }
 
-  // Two grids that stand at a multiple of 16 bytes.
-  ZC_BOTH static void load_pair(const Grid* from, Grid (&to)[2]) {
-    const auto both = *reinterpret_cast<const SixteenBytes*>(from);
-    to[0] = {float_from(both.word[0]), float_from(both.word[1])};
-    to[1] = {float_from(both.word[2]), float_from(both.word[3])};
+  // The grids of a lane's numbers of a fragment: of channels, which are neighbours two by two, or
+  // of tokens.
+  template <bool kByChannel>
+  ZC_BOTH void find_grids(const UnitOfLane& own, int fragment, int lane,
+                          Grid (&grids)[kOwn]) const {
+    ZC_UNROLL
+    for (int i = 0; i < kOwn; i += 2) {
+      if constexpr (kByChannel) {
+        const Grid* pair = own.channels + fragment * 16 + own_channel(i, lane);
+        const auto both = *reinterpret_cast<const SixteenBytes*>(pair);
+        grids[i] = {float_from(both.word[0]), float_from(both.word[1])};
+        grids[i + 1] = {float_from(both.word[2]), float_from(both.word[3])};
+      } else {
+        grids[i] = own.grids[i % 4];
+        grids[i + 1] = own.grids[(i + 1) % 4];
+      }
+    }
   }
 
-  // `top`: the largest code.
+  // The code in the lowest byte. `top`: the largest one. Where none is cut off,
+  // bits of a float stand above it.
+  template <bool kCut>
   ZC_BOTH uint32_t code_of(const Grid& grid, float x, int channel, int top) const {
+    if constexpr (!kCut) return uncut_code(grid, taken(x, channel));
     if (by_queries()) return top > 0 ? uint32_t(x) : 0;
     if constexpr (kRotated) return code_on(grid, taken(x, channel), float(top));
     return near_code_on(grid, taken(x, channel), top);
