@@ -133,10 +133,19 @@ __device__ __forceinline__ void wait_for_rows(uint64_t* arrival, int parity) {
 #endif
 }
 
+// Blocks that a multiprocessor holds.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+template <int kDim>
+constexpr int kRecordsResident = kDim == 64 ? 2 : 1;
+#else
+template <int kDim>
+constexpr int kRecordsResident = kDim == 64 ? 4 : 2;
+#endif
+
 // A block of threads makes every so many records, both sides after another: while it works on one
 // side rows of the next one arrive.
 template <int kDim>
-__global__ void __launch_bounds__(kRecordThreads<kDim>, kDim == 64 ? 4 : 2)
+__global__ void __launch_bounds__(kRecordThreads<kDim>, kRecordsResident<kDim>)
     pack_records_of_rows(const __grid_constant__ PackArgs args) {
   using KPacker = RecordPacker<kDim, true>;
   using VPacker = RecordPacker<kDim, false>;
