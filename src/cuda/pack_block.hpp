@@ -194,7 +194,7 @@ struct PackShared {
       Chunk lo[kRecordTiers][kGroups][kChunks], hi[kRecordTiers][kGroups][kChunks];
     } channels;
     struct {  // of each row, by part of the channels; by half of the ranges that were tried
-      Extremes ranges[kWarps][kPackRows];
+      SpanBits ranges[kWarps][kPackRows];
       Search searches[2][kPackRows];
     } tokens;
   };
@@ -783,35 +783,30 @@ class SidePacker {
   ZC_BOTH void measure_tokens() const {
     constexpr int kOfLane = kPackRows / kLanes, kOfWarp = kDim / Shared::kWarps;
     const int warp = thread_ / kLanes, lane = thread_ % kLanes;
-    float lo[kOfLane], hi[kOfLane];
-    ZC_UNROLL
-    for (int i = 0; i < kOfLane; ++i) lo[i] = INFINITY, hi[i] = -INFINITY;
+    SpanBits found[kOfLane];
     for (int channel = warp * kOfWarp; channel < (warp + 1) * kOfWarp; channel += kNumbers) {
       ZC_UNROLL
       for (int i = 0; i < kOfLane; ++i) {
         const Piece numbers = piece(i * kLanes + lane, channel);
         ZC_UNROLL
-        for (int c = 0; c < kNumbers; ++c) {
-          const float x = taken(number(numbers.x[c]), channel + c);
-          lo[i] = fminf(lo[i], x);
-          hi[i] = fmaxf(hi[i], x);
-        }
+        for (int c = 0; c < kNumbers; c += 2)
+          found[i].take(taken(number(numbers.x[c]), channel + c),
+                        taken(number(numbers.x[c + 1]), channel + c + 1));
       }
     }
     ZC_UNROLL
-    for (int i = 0; i < kOfLane; ++i) {
-      Extremes& found = shared_.tokens.ranges[warp][i * kLanes + lane];
-      found.lo = lo[i];
-      found.hi = hi[i];
-    }
+    for (int i = 0; i < kOfLane; ++i) shared_.tokens.ranges[warp][i * kLanes + lane] = found[i];
   }
 
   ZC_BOTH Extremes range_of_token(int row) const {
-    Extremes range;
+    SpanBits span;
     ZC_UNROLL
-    for (int part = 0; part < Shared::kWarps; ++part) {
-      range.lo = fminf(range.lo, shared_.tokens.ranges[part][row].lo);
-      range.hi = fmaxf(range.hi, shared_.tokens.ranges[part][row].hi);
+    for (int part = 0; part < Shared::kWarps; part += 2)
+      span.take(shared_.tokens.ranges[part][row], shared_.tokens.ranges[part + 1][row]);
+    Extremes range = span.extremes();
+    if (!span.about_zero()) {
+      range = {};
+      for_row(row, [&](float x) { range = {fminf(range.lo, x), fmaxf(range.hi, x)}; });
     }
     if (range.lo == 0) range.lo = first_zero_of_token(row);
     return range;
