@@ -331,7 +331,8 @@ class SidePacker {
     const InputRows& rows = kIsK ? args_.k : args_.v;
     constexpr int kPieces = kDim / kPieceNumbers, kAtOnce = kThreads / kPieces;
     const int first = thread_ / kPieces, channel = thread_ % kPieces * kPieceNumbers;
-    const uint16_t* from = rows.row(task_.stream, task_.row + first, head_) + channel;
+    const uint16_t* from = rows.row(task_.stream, task_.row, head_);
+    from += first * rows.token_stride + channel;
     const int64_t stride = kAtOnce * rows.token_stride;
     ZC_UNROLL
     for (int i = 0; i < kPackRows / kAtOnce; ++i) {
@@ -347,22 +348,6 @@ class SidePacker {
       from += stride;
     }
   }
-
-#ifdef __CUDACC__
-  // The same by a warp, of rows as they are, one copy a row; they end at the barrier.
-  __device__ __forceinline__ void load_rows_in_bulk(uint64_t* barrier) const {
-    static_assert(!kRotated);
-    constexpr uint32_t kRowBytes = kDim * sizeof(Value);
-    const InputRows& rows = kIsK ? args_.k : args_.v;
-    const int lane = thread_ % kLanes;
-    const uint16_t* from = rows.row(task_.stream, task_.row, head_);
-    if (lane == 0) arrive_expecting(barrier, kPackRows * kRowBytes);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kPackRows; i += kLanes)
-      copy_bulk(tile_.rows[i + lane], from + (i + lane) * rows.token_stride, kRowBytes, barrier);
-  }
-#endif
 
  private:
   using Value = typename Shared::Value;
