@@ -3,6 +3,7 @@
 // and of equal numbers the first in order counts, as there: a zero keeps its sign.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "base/half.hpp"
@@ -140,6 +141,43 @@ ZC_BOTH void wait_for_copies() {
 // Smallest and largest of numbers.
 struct Extremes {
   float lo = INFINITY, hi = -INFINITY;
+};
+
+// The largest of three whole numbers, with a sign and without: one instruction of sm_90.
+ZC_BOTH inline int32_t largest_of_three(int32_t a, int32_t b, int32_t c) {
+#ifdef __CUDA_ARCH__
+  return __vimax3_s32(a, b, c);
+#else
+  return std::max({a, b, c});
+#endif
+}
+ZC_BOTH inline uint32_t largest_of_three(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDA_ARCH__
+  return __vimax3_u32(a, b, c);
+#else
+  return std::max({a, b, c});
+#endif
+}
+
+// Extremes of numbers on both sides of zero by their bits, two numbers at a time: those of the
+// largest are the largest with a sign, those of the smallest the largest without.
+struct alignas(8) SpanBits {
+  int32_t largest = INT32_MIN;
+  uint32_t smallest = 0;
+
+  ZC_BOTH void take(float a, float b) {
+    largest = largest_of_three(largest, int32_t(bits_of(a)), int32_t(bits_of(b)));
+    smallest = largest_of_three(smallest, bits_of(a), bits_of(b));
+  }
+  ZC_BOTH void take(const SpanBits& a, const SpanBits& b) {
+    largest = largest_of_three(largest, a.largest, b.largest);
+    smallest = largest_of_three(smallest, a.smallest, b.smallest);
+  }
+  // Otherwise the extremes are wrong: none is below zero, or all are.
+  ZC_BOTH bool about_zero() const { return largest >= 0 && smallest >> 31; }
+  ZC_BOTH Extremes extremes() const {
+    return {float_from(smallest), float_from(uint32_t(largest))};
+  }
 };
 
 // Neighbouring numbers of 8 bytes and their extremes. Which of two zeros is the smaller stays open.

@@ -72,7 +72,6 @@ template <int kDim>
 struct RecordMemory {
   PackTile<kDim, false> k, v;
   PackShared<kDim, false, kRecordThreads<kDim>> shared;
-  uint64_t k_arrival, v_arrival;  // of rows: barriers in shared memory (sm_90)
 };
 
 template <int kDim, bool kIsK>
@@ -101,36 +100,18 @@ __device__ __forceinline__ Packer packer_of(const PackArgs& args, const RecordPl
 }
 
 // Rows of a record that may be behind the last, before them what ranks the tokens where these are
-// keys. Each call makes a group of copies, or two. Rows come in copies of the last warp, which has
-// the least to do then, before sm_90 in those of all.
+// keys. Each call makes a group of copies, or two.
 template <class Packer>
 __device__ __forceinline__ void ask_for_rows(const PackArgs& args, const RecordPlace& place,
                                              typename Packer::Tile& tile,
-                                             typename Packer::Shared& shared, uint64_t* arrival) {
+                                             typename Packer::Shared& shared) {
   const bool there = place.task < args.n_tasks;
   if constexpr (Packer::kKeys) {
     if (there) packer_of<Packer>(args, place, tile, shared).load_scores();
     commit_copies();
   }
-#if __CUDA_ARCH__ >= 900
-  constexpr int kLastWarp = Packer::Shared::kWarps - 1;
-  if (there && threadIdx.x / kLanes == kLastWarp)
-    packer_of<Packer>(args, place, tile, shared).load_rows_in_bulk(arrival);
-#else
   if (there) packer_of<Packer>(args, place, tile, shared).load_rows();
-#endif
   commit_copies();
-}
-
-// Until rows are there behind which kPending groups of copies were asked for; those of the n-th
-// record have parity n % 2.
-template <int kPending>
-__device__ __forceinline__ void wait_for_rows(uint64_t* arrival, int parity) {
-#if __CUDA_ARCH__ >= 900
-  wait_phase(arrival, parity);
-#else
-  wait_copies<kPending>();
-#endif
 }
 
 // Blocks that a multiprocessor holds.
@@ -151,31 +132,25 @@ __global__ void __launch_bounds__(kRecordThreads<kDim>, kRecordsResident<kDim>)
   using VPacker = RecordPacker<kDim, false>;
   extern __shared__ __align__(16) uint8_t memory[];
   auto& own = *reinterpret_cast<RecordMemory<kDim>*>(memory);
-  if (threadIdx.x == 0) {
-    open_barrier(&own.k_arrival, 1);
-    open_barrier(&own.v_arrival, 1);
-    fence_barriers();
-  }
-  __syncthreads();
   const RecordPlace stride(args, int(gridDim.x));
   RecordPlace place(args, int(blockIdx.x));
-  ask_for_rows<KPacker>(args, place, own.k, own.shared, &own.k_arrival);
-  ask_for_rows<VPacker>(args, place, own.v, own.shared, &own.v_arrival);
-  for (int n = 0; place.task < args.n_tasks; ++n) {
+  ask_for_rows<KPacker>(args, place, own.k, own.shared);
+  ask_for_rows<VPacker>(args, place, own.v, own.shared);
+  for (bool again = false; place.task < args.n_tasks; again = true) {
     const auto k = packer_of<KPacker>(args, place, own.k, own.shared);
     wait_copies<2>();  // on their way are at most: keys and values
-    k.order_tokens(n > 0);
-    wait_for_rows<1>(&own.k_arrival, n % 2);
+    k.order_tokens(again);
+    wait_copies<1>();
     __syncthreads();
     make_side(k);
-    wait_for_rows<0>(&own.v_arrival, n % 2);
+    wait_copies<0>();
     __syncthreads();
     const auto v = packer_of<VPacker>(args, place, own.v, own.shared);
     place.advance(args, stride);
-    ask_for_rows<KPacker>(args, place, own.k, own.shared, &own.k_arrival);
+    ask_for_rows<KPacker>(args, place, own.k, own.shared);
     make_side(v);
     __syncthreads();
-    ask_for_rows<VPacker>(args, place, own.v, own.shared, &own.v_arrival);
+    ask_for_rows<VPacker>(args, place, own.v, own.shared);
   }
 }
 

@@ -213,7 +213,7 @@ struct PackShared : SortedTokens {
       Chunk lo[kRecordTiers][kGroups][kChunks], hi[kRecordTiers][kGroups][kChunks];
     } channels;
     struct {  // of each row, by part of the channels; by half of the ranges that were tried
-      Extremes ranges[kWarps][kPackRows];
+      SpanBits ranges[kWarps][kPackRows];
       Search searches[2][kPackRows];
     } tokens;
   };
@@ -292,7 +292,8 @@ class RecordSide {
     const InputRows& rows = kIsK ? args_.k : args_.v;
     constexpr int kPieces = kDim / kPieceNumbers, kAtOnce = kThreads / kPieces;
     const int first = thread_ / kPieces, channel = thread_ % kPieces * kPieceNumbers;
-    const uint16_t* from = rows.row(task_.stream, task_.row + first, head_) + channel;
+    const uint16_t* from = rows.row(task_.stream, task_.row, head_);
+    from += first * rows.token_stride + channel;
     const int64_t stride = kAtOnce * rows.token_stride;
     ZC_UNROLL
     for (int i = 0; i < kPackRows / kAtOnce; ++i) {
@@ -308,22 +309,6 @@ class RecordSide {
       from += stride;
     }
   }
-
-#ifdef __CUDACC__
-  // The same by a warp, of rows as they are, one copy a row; they end at the barrier.
-  __device__ __forceinline__ void load_rows_in_bulk(uint64_t* barrier) const {
-    static_assert(!kRotated);
-    constexpr uint32_t kRowBytes = kDim * sizeof(Value);
-    const InputRows& rows = kIsK ? args_.k : args_.v;
-    const int lane = thread_ % kLanes;
-    const uint16_t* from = rows.row(task_.stream, task_.row, head_);
-    if (lane == 0) arrive_expecting(barrier, kPackRows * kRowBytes);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kPackRows; i += kLanes)
-      copy_bulk(tile_.rows[i + lane], from + (i + lane) * rows.token_stride, kRowBytes, barrier);
-  }
-#endif
 
  protected:
   using Value = typename Tile::Value;
@@ -854,35 +839,30 @@ class SidePacker : public RecordSide<kDim, kIsK, PackShared<kDim, kRotated, kThr
   ZC_BOTH void measure_tokens() const {
     constexpr int kOfLane = kPackRows / kLanes, kOfWarp = kDim / Shared::kWarps;
     const int warp = thread_ / kLanes, lane = thread_ % kLanes;
-    float lo[kOfLane], hi[kOfLane];
-    ZC_UNROLL
-    for (int i = 0; i < kOfLane; ++i) lo[i] = INFINITY, hi[i] = -INFINITY;
+    SpanBits found[kOfLane];
     for (int channel = warp * kOfWarp; channel < (warp + 1) * kOfWarp; channel += kNumbers) {
       ZC_UNROLL
       for (int i = 0; i < kOfLane; ++i) {
         const Piece numbers = piece(i * kLanes + lane, channel);
         ZC_UNROLL
-        for (int c = 0; c < kNumbers; ++c) {
-          const float x = taken(number(numbers.x[c]), channel + c);
-          lo[i] = fminf(lo[i], x);
-          hi[i] = fmaxf(hi[i], x);
-        }
+        for (int c = 0; c < kNumbers; c += 2)
+          found[i].take(taken(number(numbers.x[c]), channel + c),
+                        taken(number(numbers.x[c + 1]), channel + c + 1));
       }
     }
     ZC_UNROLL
-    for (int i = 0; i < kOfLane; ++i) {
-      Extremes& found = shared_.tokens.ranges[warp][i * kLanes + lane];
-      found.lo = lo[i];
-      found.hi = hi[i];
-    }
+    for (int i = 0; i < kOfLane; ++i) shared_.tokens.ranges[warp][i * kLanes + lane] = found[i];
   }
 
   ZC_BOTH Extremes range_of_token(int row) const {
-    Extremes range;
+    SpanBits span;
     ZC_UNROLL
-    for (int part = 0; part < Shared::kWarps; ++part) {
-      range.lo = fminf(range.lo, shared_.tokens.ranges[part][row].lo);
-      range.hi = fmaxf(range.hi, shared_.tokens.ranges[part][row].hi);
+    for (int part = 0; part < Shared::kWarps; part += 2)
+      span.take(shared_.tokens.ranges[part][row], shared_.tokens.ranges[part + 1][row]);
+    Extremes range = span.extremes();
+    if (!span.about_zero()) {
+      range = {};
+      for_row(row, [&](float x) { range = {fminf(range.lo, x), fmaxf(range.hi, x)}; });
     }
     if (range.lo == 0) range.lo = first_zero_of_token(row);
     return range;
