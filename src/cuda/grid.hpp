@@ -3,6 +3,7 @@
 // and of equal numbers the first in order counts, as there: a zero keeps its sign.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "base/half.hpp"
@@ -21,6 +22,14 @@ ZC_BOTH inline uint32_t bits_of(float x) {
   return __float_as_uint(x);
 #else
   return std::bit_cast<uint32_t>(x);
+#endif
+}
+
+ZC_BOTH inline float float_from(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  return std::bit_cast<float>(bits);
 #endif
 }
 
@@ -79,7 +88,25 @@ ZC_BOTH inline int ones_of(uint32_t bits) {
 #endif
 }
 
-// 16 bytes from device memory to shared memory; there by the next wait_for_copies().
+// Bits up to the highest one.
+ZC_BOTH inline int bits_below(uint32_t x) {
+#ifdef __CUDA_ARCH__
+  return 32 - __clz(int(x));
+#else
+  return std::bit_width(x);
+#endif
+}
+
+// A word of the lowest bytes of four.
+ZC_BOTH inline uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+#else
+  return (a & 0xFF) | (b & 0xFF) << 8 | (c & 0xFF) << 16 | d << 24;
+#endif
+}
+
+// 16 bytes or 4 from device memory to shared memory, in groups of copies.
 ZC_BOTH inline void copy_piece(void* to, const void* from) {
 #ifdef __CUDA_ARCH__
   copy_16(to, from);
@@ -87,10 +114,25 @@ ZC_BOTH inline void copy_piece(void* to, const void* from) {
   *static_cast<SixteenBytes*>(to) = *static_cast<const SixteenBytes*>(from);
 #endif
 }
-ZC_BOTH inline void wait_for_copies() {
+template <class T>
+ZC_BOTH void copy_word(T* to, const T* from) {
+  static_assert(sizeof(T) == 4);
+#ifdef __CUDA_ARCH__
+  copy_4(to, from);
+#else
+  *to = *from;
+#endif
+}
+ZC_BOTH inline void end_copy_group() {
 #ifdef __CUDA_ARCH__
   commit_copies();
-  wait_copies<0>();
+#endif
+}
+// All but the last groups of the thread.
+template <int kPending>
+ZC_BOTH void wait_for_copies() {
+#ifdef __CUDA_ARCH__
+  wait_copies<kPending>();
 #endif
 }
 
@@ -101,7 +143,44 @@ struct Extremes {
   float lo = INFINITY, hi = -INFINITY;
 };
 
-// Four neighbouring numbers and their extremes. Which of two zeros is the smaller stays open.
+// The largest of three whole numbers, with a sign and without: one instruction of sm_90.
+ZC_BOTH inline int32_t largest_of_three(int32_t a, int32_t b, int32_t c) {
+#ifdef __CUDA_ARCH__
+  return __vimax3_s32(a, b, c);
+#else
+  return std::max({a, b, c});
+#endif
+}
+ZC_BOTH inline uint32_t largest_of_three(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDA_ARCH__
+  return __vimax3_u32(a, b, c);
+#else
+  return std::max({a, b, c});
+#endif
+}
+
+// Extremes of numbers on both sides of zero by their bits, two numbers at a time: those of the
+// largest are the largest with a sign, those of the smallest the largest without.
+struct alignas(8) SpanBits {
+  int32_t largest = INT32_MIN;
+  uint32_t smallest = 0;
+
+  ZC_BOTH void take(float a, float b) {
+    largest = largest_of_three(largest, int32_t(bits_of(a)), int32_t(bits_of(b)));
+    smallest = largest_of_three(smallest, bits_of(a), bits_of(b));
+  }
+  ZC_BOTH void take(const SpanBits& a, const SpanBits& b) {
+    largest = largest_of_three(largest, a.largest, b.largest);
+    smallest = largest_of_three(smallest, a.smallest, b.smallest);
+  }
+  // Otherwise the extremes are wrong: none is below zero, or all are.
+  ZC_BOTH bool about_zero() const { return largest >= 0 && smallest >> 31; }
+  ZC_BOTH Extremes extremes() const {
+    return {float_from(smallest), float_from(uint32_t(largest))};
+  }
+};
+
+// Neighbouring numbers of 8 bytes and their extremes. Which of two zeros is the smaller stays open.
 struct __attribute__((may_alias, aligned(8))) HalfQuad {
   uint32_t pairs[2];
 
@@ -118,21 +197,21 @@ struct __attribute__((may_alias, aligned(8))) HalfQuad {
     for (int i = 0; i < 2; ++i) pairs[i] = larger_of_pairs(pairs[i], to.pairs[i]);
   }
 };
-struct __attribute__((may_alias, aligned(16))) FloatQuad {
-  float x[4];
+struct __attribute__((may_alias, aligned(8))) FloatPair {
+  float x[2];
 
-  ZC_BOTH static FloatQuad all(float x) { return {{x, x, x, x}}; }
+  ZC_BOTH static FloatPair all(float x) { return {{x, x}}; }
   ZC_BOTH float at(int i) const { return x[i]; }
-  ZC_BOTH FloatQuad size() const { return {{fabsf(x[0]), fabsf(x[1]), fabsf(x[2]), fabsf(x[3])}}; }
-  ZC_BOTH void lower(const FloatQuad& to) {
-    for (int i = 0; i < 4; ++i) x[i] = fminf(x[i], to.x[i]);
+  ZC_BOTH FloatPair size() const { return {{fabsf(x[0]), fabsf(x[1])}}; }
+  ZC_BOTH void lower(const FloatPair& to) {
+    for (int i = 0; i < 2; ++i) x[i] = fminf(x[i], to.x[i]);
   }
-  ZC_BOTH void raise(const FloatQuad& to) {
-    for (int i = 0; i < 4; ++i) x[i] = fmaxf(x[i], to.x[i]);
+  ZC_BOTH void raise(const FloatPair& to) {
+    for (int i = 0; i < 2; ++i) x[i] = fmaxf(x[i], to.x[i]);
   }
 };
 template <class Value>
-using QuadOf = std::conditional_t<sizeof(Value) == 2, HalfQuad, FloatQuad>;
+using EightBytesOf = std::conditional_t<sizeof(Value) == 2, HalfQuad, FloatPair>;
 
 // A grid of codes, ready for code_on().
 struct alignas(8) Grid {
@@ -154,14 +233,24 @@ ZC_BOTH inline float shifted_code(const Grid& grid, float x, float top) {
 ZC_BOTH inline uint32_t code_on(const Grid& grid, float x, float top) {
   return bits_of(shifted_code(grid, x, top)) - uint32_t(kNoFractionBits);
 }
-// The same where x lies at most 2^23 steps below the floor: then the sum is not below 0, and grows
-// as its bits do, so that these can be cut off after it.
+// Its lowest bits where it is in range.
+ZC_BOTH inline uint32_t uncut_code(const Grid& grid, float x) {
+  return bits_of((x - grid.floor) * grid.inverse + kNoFraction);
+}
+// Whether the codes of all numbers of a range are: codes grow as numbers do, since each operation
+// on them does, and bits of sums out of range are far from those in range.
+ZC_BOTH inline bool in_range(const Grid& grid, const Extremes& range, int top) {
+  return uncut_code(grid, range.lo) - uint32_t(kNoFractionBits) <= uint32_t(top) &&
+         uncut_code(grid, range.hi) - uint32_t(kNoFractionBits) <= uint32_t(top);
+}
+// The same code where x lies at most 2^23 steps below the floor: then the sum is not below 0, and
+// grows as its bits do, so that these can be cut off after it.
 ZC_BOTH inline uint32_t near_code_on(const Grid& grid, float x, int top) {
-  const int sum = int(bits_of((x - grid.floor) * grid.inverse + kNoFraction));
+  const uint32_t sum = uncut_code(grid, x);
 #ifdef __CUDA_ARCH__
-  return uint32_t(__viaddmin_s32_relu(sum, -kNoFractionBits, top));
+  return uint32_t(__viaddmin_s32_relu(int(sum), -kNoFractionBits, top));
 #else
-  const int code = sum - kNoFractionBits;
+  const int code = int(sum - uint32_t(kNoFractionBits));
   return uint32_t(code < 0 ? 0 : code < top ? code : top);
 #endif
 }
@@ -263,22 +352,28 @@ ZC_BOTH inline FittedGrid fit_grid(const Extremes& range, int bits, Fit fit, con
   return same_grid(span / top, range.lo);
 }
 
-struct alignas(8) Factor {
-  float value = 1, inverse = 1;
+// 1 / factor of a 16-bit factor: cut off to a float, and what that leaves over.
+struct alignas(8) Inverse {
+  float upper = 1, lower = 0;
 };
-
-// x / factor to the nearest float. Of 16-bit numbers: the product with the inverse, put right by
-// what it leaves over; a test goes through all pairs of mantissas.
-template <bool kSixteenBits>
-ZC_BOTH float divided(float x, const Factor& factor) {
-  if constexpr (kSixteenBits) {
-    const float quotient = x * factor.inverse;
-    // What it has too much: in this order of signs a zero keeps its own.
-    const float surplus = fmaf(quotient, factor.value, -x);
-    return fmaf(-surplus, factor.inverse, quotient);
-  } else {
-    return x / factor.value;
+ZC_BOTH inline Inverse inverse_of_half(float factor) {
+  float upper = 1.0f / factor;
+  float rest = fmaf(-upper, factor, 1.0f);  // without error
+  if (rest < 0) {
+    upper = float_from(bits_of(upper) - 1);
+    rest = fmaf(-upper, factor, 1.0f);
   }
+  return {upper, rest * upper};
+}
+
+// x / factor to the nearest float. Both parts of the inverse and the smaller product are off by
+// 2^-45 of the quotient at most, and the sum is rounded once. No quotient by a number of 11 bits is
+// closer to the middle m of two floats than 2^-36 of it: m has 25 bits, so x and m * factor are
+// whole numbers of one unit below 2^36 of it, and differ, since m is odd and x has no 25 bits.
+// Neither part is below 0, so a zero keeps its sign. A test goes through all pairs of mantissas of
+// 16-bit numbers, and others.
+ZC_BOTH inline float divided(float x, const Inverse& factor) {
+  return fmaf(x, factor.upper, x * factor.lower);
 }
 
 }  // namespace zipcache::cuda

@@ -37,6 +37,9 @@ Status check(const PackArgs& args) {
     return {Code::BadArgument,
             "pack_records: found no feedback or no counts of what was learnt, expected both where "
             "k_round=query"};
+  if (reinterpret_cast<uintptr_t>(args.feedback) % 16)
+    return {Code::BadArgument,
+            "pack_records: found feedback at an address that is no multiple of 16"};
   if (!args.tasks || !args.pool || !args.records)
     return {Code::BadArgument, "pack_records: found a null pointer among tasks, pool and records"};
   if (form.n_tiers > 1 && !args.tiers.data == !args.scores.data)

@@ -64,8 +64,9 @@ struct PackArgs {
   PerToken<const uint8_t> tiers;
   PerToken<const float> scores;
   PerToken<const uint32_t> seen;
-  // [n_streams, n_heads, feedback_floats(dim)], and [n_streams, n_heads] whether anything was
-  // learnt that they are made of: 0 for the nearest codes. Null unless form.k_by_queries.
+  // [n_streams, n_heads, feedback_floats(dim)] at a multiple of 16 bytes, and [n_streams, n_heads]
+  // whether anything was learnt that they are made of: 0 for the nearest codes. Null unless
+  // form.k_by_queries.
   const float* feedback = nullptr;
   const uint32_t* learnt = nullptr;
   const PackTask* tasks = nullptr;  // [n_tasks]

@@ -11,8 +11,10 @@
 
 namespace zipcache::cuda {
 
-inline constexpr int kPackThreads = 256;
-inline constexpr int kPackWarps = kPackThreads / kLanes;
+inline constexpr int kSideThreads = 256;  // of a block that makes one side of a record
+// Of a block that makes records of 16-bit rows whole.
+template <int kDim>
+inline constexpr int kRecordThreads = kDim * 4;
 // Tokens in the order of their tiers, each tier filled up to whole units.
 inline constexpr int kPackColumns = kPackRows + (kRecordTiers - 1) * kUnitTokens;
 inline constexpr uint8_t kNoToken = 255;  // a column that only fills up
@@ -33,6 +35,7 @@ struct RowSet {
   static constexpr int kWords = kPackRows / 32;
   uint32_t words[kWords] = {};
 
+  ZC_BOTH bool has(int row) const { return words[row / 32] >> row % 32 & 1; }
   ZC_BOTH int size() const {
     int n = 0;
     ZC_UNROLL
@@ -61,10 +64,25 @@ struct RowSet {
 class RowNumbers {
  public:
   template <class Of>
-  ZC_BOTH RowNumbers(int lane, Of&& number_of) {
+  ZC_BOTH RowNumbers(int lane, Of&& number_of) : lane_(lane) {
     ZC_UNROLL
-    for (int i = 0; i < kHeld; ++i)
-      held_[i] = number_of(kHeld == kPackRows ? i : i * kLanes + lane);
+    for (int i = 0; i < kHeld; ++i) held_[i] = number_of(row(i));
+  }
+
+  // Bits in which the numbers of these rows differ. Asked by all lanes of the warp together.
+  ZC_BOTH uint32_t differing(const RowSet& among) const {
+    uint32_t in_all = ~0u, in_any = 0;
+    ZC_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      if (!among.has(row(i))) continue;
+      in_all &= held_[i];
+      in_any |= held_[i];
+    }
+#ifdef __CUDA_ARCH__
+    in_all = __reduce_and_sync(~0u, in_all);
+    in_any = __reduce_or_sync(~0u, in_any);
+#endif
+    return in_any & ~in_all;
   }
 
   // The rows of `among` whose number passes a test. Asked by all lanes of the warp together.
@@ -90,6 +108,9 @@ class RowNumbers {
 #else
   static constexpr int kHeld = kPackRows;
 #endif
+  ZC_BOTH int row(int i) const { return kHeld == kPackRows ? i : i * kLanes + lane_; }
+
+  int lane_;
   uint32_t held_[kHeld];
 };
 
@@ -103,11 +124,13 @@ ZC_BOTH inline RowSet last_of(RowSet rows, int n) {
 }
 
 // The n rows of `among` with the largest keys, of equal ones the later; all where there are fewer.
-// Bit by bit of the keys: those that have the next bit stand before those that are without.
+// Bit by bit of the keys, from the first in which they differ: those that have it stand before
+// those that are without.
 ZC_BOTH inline RowSet largest_of(const RowNumbers& keys, const RowSet& among, int n) {
   RowSet chosen, open = among;  // open: those whose keys are the same so far
   int n_open = open.size();
-  for (int bit = 31; bit >= 0 && n > 0 && n < n_open; --bit) {
+  const int n_bits = n > 0 && n < n_open ? bits_below(keys.differing(among)) : 0;
+  for (int bit = n_bits - 1; bit >= 0 && n > 0 && n < n_open; --bit) {
     const RowSet with = keys.rows(open, [bit](uint32_t key) { return (key >> bit & 1) != 0; });
     const int n_with = with.size();
     if (n_with <= n) {
@@ -147,43 +170,57 @@ ZC_BOTH void with_width(int bits, Use&& use) {
 
 // ---- shared memory of a block of threads
 
+// Rows of one side, [row][channel].
+template <int kDim, bool kRotated>
+struct PackTile {
+  using Value = std::conditional_t<kRotated, float, uint16_t>;
+  // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a
+  // bank.
+  alignas(16) Value rows[kPackRows][kDim + 16 / int(sizeof(Value))];
+
+  ZC_BOTH PackTile() {}
+};
+
 // Tokens by tiers, and where the parts of the record stand.
 struct SortedTokens {
+  float sums[kPackRows];  // of scores
+  uint32_t seen[kPackRows];
   alignas(16) uint8_t tiers[kPackRows];
   alignas(16) uint8_t order[kPackColumns];  // the row behind each column
   alignas(16) TierHeader headers[kRecordTiers];
-  int counts[kRecordTiers];      // tokens of each tier, evicted ones among them
-  int starts[kRecordTiers + 1];  // columns where tiers begin, and where the last one ends
+  int counts[kRecordTiers];          // tokens of each tier, evicted ones among them
+  int starts[kRecordTiers + 1];      // columns where tiers begin, and where the last one ends
+  int laid_out[kRecordTiers], size;  // what the headers are made for; the record's, in 16 bytes
   int n_coded;
   bool wrong_counts, wrong_size;
+  bool cut_off[2][kRecordTiers];  // values, keys: some codes on the tier's grids must be
 };
 
-template <int kDim, bool kRotated>
+// What else the threads share.
+template <int kDim, bool kRotated, int kOfThreads>
 struct PackShared : SortedTokens {
-  using Value = std::conditional_t<kRotated, float, uint16_t>;
-  using Quad = QuadOf<Value>;
-  // Rows stand 16 bytes apart beside their numbers, so that neither rows nor columns meet in a
-  // bank.
-  static constexpr int kStride = kDim + 16 / int(sizeof(Value));
-  // Channels are measured four by four, every kGroups-th row by the same thread. Half of the
-  // threads do so where more groups would not fit beside the rows.
-  static constexpr int kQuads = kDim / 4;
-  static constexpr int kGroups = kPackThreads / kQuads / (kRotated && kDim == 256 ? 2 : 1);
+  static constexpr int kThreads = kOfThreads, kWarps = kThreads / kLanes;
+  using Tile = PackTile<kDim, kRotated>;
+  using Value = typename Tile::Value;
+  using Chunk = EightBytesOf<Value>;
+  // Channels are measured by chunks of 8 bytes, every kGroups-th row by the same thread. More
+  // threads would leave more to put together.
+  static constexpr int kOfChunk = 8 / int(sizeof(Value)), kChunks = kDim / kOfChunk;
+  static constexpr int kGroups = (kThreads < 256 ? kThreads : 256) / kChunks;
 
-  alignas(16) Value tile[kPackRows][kStride];
   union {
     struct {  // of each channel, by the tier that owns its parameters and by group of rows
-      Quad lo[kRecordTiers][kGroups][kQuads], hi[kRecordTiers][kGroups][kQuads];
+      Chunk lo[kRecordTiers][kGroups][kChunks], hi[kRecordTiers][kGroups][kChunks];
     } channels;
     struct {  // of each row, by part of the channels; by half of the ranges that were tried
-      Extremes ranges[kPackWarps][kPackRows];
+      SpanBits ranges[kWarps][kPackRows];
       Search searches[2][kPackRows];
     } tokens;
   };
   union {
     alignas(16) Grid channel_grids[kRecordTiers][kDim];  // keys by channel
     struct {
-      alignas(16) Factor factors[kDim];
+      alignas(16) Inverse factors[kDim];  // of values' channels
       alignas(16) Grid token_grids[kPackColumns];
     };
   };
@@ -195,11 +232,15 @@ struct PackShared : SortedTokens {
 // loaded, rotated and sorted, the parts of the record get their places. The tile holds 16-bit
 // numbers, or 32-bit ones (kRotated).
 template <int kDim, bool kIsK, class SharedMemory>
-class RecordPacker {
+class RecordSide {
  public:
   using Shared = SharedMemory;
+  using Tile = typename Shared::Tile;
+  static constexpr bool kKeys = kIsK;
+  static constexpr bool kRotated = sizeof(typename Tile::Value) == sizeof(float);
 
-  ZC_BOTH RecordPacker(const PackArgs& args, int task, int head, int thread, Shared& shared)
+  ZC_BOTH RecordSide(const PackArgs& args, int task, int head, int thread, Tile& tile,
+                     Shared& shared)
       : args_(args),
         form_(args.form.record),
         task_(args.tasks[task]),
@@ -209,11 +250,69 @@ class RecordPacker {
         record_(args.pool + size_t(entry_.at) * 16),
         head_(head),
         thread_(thread),
+        tile_(tile),
         shared_(shared) {}
 
+  // What the tiers hold does not add up, or makes a record of another size than the entry's. Known
+  // before step kOrdered.
+  ZC_BOTH bool refused() const { return shared_.wrong_counts || shared_.wrong_size; }
+  // One thread of a refused record's keys.
+  ZC_BOTH void count_refused() const {
+    if (!args_.n_wrong) return;
+#ifdef __CUDA_ARCH__
+    atomicAdd(args_.n_wrong, 1u);
+#else
+    ++*args_.n_wrong;
+#endif
+  }
+
+  // Asks for what ranks the tokens: each lane of a warp for that of its own rows, which it alone
+  // reads.
+  ZC_BOTH void load_scores() const {
+    if (thread_ >= kLanes || !ranks()) return;
+    const float* sums = args_.scores.tokens(task_.stream, head_) + task_.row + thread_;
+    ZC_UNROLL
+    for (int i = 0; i < kPackRows; i += kLanes) copy_word(&shared_.sums[i + thread_], sums + i);
+    if (!args_.seen.data) return;
+    const uint32_t* seen = args_.seen.tokens(task_.stream, head_) + task_.row + thread_;
+    ZC_UNROLL
+    for (int i = 0; i < kPackRows; i += kLanes) copy_word(&shared_.seen[i + thread_], seen + i);
+  }
+
+  // A warp puts the tokens in order, a thread of another makes the headers, unless those of the
+  // block's last record (`again`) are the same.
+  ZC_BOTH void order_tokens(bool again) const {
+    if (thread_ < kLanes) sort();
+    const bool counts_known = ranks() || form_.n_tiers == 1;
+    if (thread_ == (counts_known ? kThreads - 1 : 0)) lay_out(counts_known, again);
+  }
+
+  // Each thread the same channels of every so many rows.
+  ZC_BOTH void load_rows() const {
+    const InputRows& rows = kIsK ? args_.k : args_.v;
+    constexpr int kPieces = kDim / kPieceNumbers, kAtOnce = kThreads / kPieces;
+    const int first = thread_ / kPieces, channel = thread_ % kPieces * kPieceNumbers;
+    const uint16_t* from = rows.row(task_.stream, task_.row, head_);
+    from += first * rows.token_stride + channel;
+    const int64_t stride = kAtOnce * rows.token_stride;
+    ZC_UNROLL
+    for (int i = 0; i < kPackRows / kAtOnce; ++i) {
+      Value* to = &tile_.rows[first + i * kAtOnce][channel];
+      if constexpr (kRotated) {
+        const SixteenBytes piece = *reinterpret_cast<const SixteenBytes*>(from);
+        ZC_UNROLL
+        for (int c = 0; c < kPieceNumbers; ++c)
+          to[c] = float_of(uint16_t(piece.word[c / 2] >> 16 * (c % 2)));
+      } else {
+        copy_piece(to, from);
+      }
+      from += stride;
+    }
+  }
+
  protected:
-  using Value = typename Shared::Value;
-  static constexpr bool kRotated = sizeof(Value) == sizeof(float);
+  using Value = typename Tile::Value;
+  static constexpr int kThreads = Shared::kThreads;
   static constexpr int kFragments = kDim / 16;
   static constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
 
@@ -236,51 +335,32 @@ class RecordPacker {
 
   // ---- tiers
 
-  // Rows are on their way while a warp ranks them and a thread of another makes the headers.
-  ZC_BOTH void begin() const {
+  // Scores before rows, which would be in their way.
+  ZC_BOTH void load() const {
+    load_scores();
+    end_copy_group();
     load_rows();
-    if (thread_ < kLanes) sort();
-    const bool counts_known = ranks() || form_.n_tiers == 1;
-    if (thread_ == (counts_known ? kPackThreads - 1 : 0)) lay_out(counts_known);
-    wait_for_copies();
+    end_copy_group();
+  }
+  ZC_BOTH void order_and_wait() const {
+    wait_for_copies<1>();
+    order_tokens(false);
+    wait_for_copies<0>();
   }
 
-  // Each thread the same channels of every so many rows.
-  ZC_BOTH void load_rows() const {
-    const InputRows& rows = kIsK ? args_.k : args_.v;
-    constexpr int kPieces = kDim / kPieceNumbers, kAtOnce = kPackThreads / kPieces;
-    const int first = thread_ / kPieces, channel = thread_ % kPieces * kPieceNumbers;
-    const uint16_t* from = rows.row(task_.stream, task_.row + first, head_) + channel;
-    const int64_t stride = kAtOnce * rows.token_stride;
-    ZC_UNROLL
-    for (int i = 0; i < kPackRows / kAtOnce; ++i) {
-      Value* to = &shared_.tile[first + i * kAtOnce][channel];
-      if constexpr (kRotated) {
-        const SixteenBytes piece = *reinterpret_cast<const SixteenBytes*>(from);
-        ZC_UNROLL
-        for (int c = 0; c < kPieceNumbers; ++c)
-          to[c] = float_of(uint16_t(piece.word[c / 2] >> 16 * (c % 2)));
-      } else {
-        copy_piece(to, from);
-      }
-      from += stride;
+  // What decides a row's tier, the larger the more salient (saliency/probes.hpp:
+  // normalized_score); or the tier itself.
+  ZC_BOTH RowNumbers rank_keys() const {
+    if (form_.n_tiers == 1) return {thread_, [](int) { return 0; }};
+    if (!ranks()) {
+      const uint8_t* tiers = args_.tiers.tokens(task_.stream, head_) + task_.row;
+      return {thread_, [=](int row) { return tiers[row]; }};
     }
-  }
-
-  // What decides a row's tier, the larger the more salient; or the tier itself.
-  ZC_BOTH uint32_t number_of(int row) const {
-    if (form_.n_tiers == 1) return 0;
-    const int place = task_.row + row;
-    if (!ranks()) return args_.tiers.tokens(task_.stream, head_)[place];
-    return rank_key(score(place));
-  }
-
-  // saliency/probes.hpp: normalized_score.
-  ZC_BOTH float score(int place) const {
-    const float sum = args_.scores.tokens(task_.stream, head_)[place];
-    if (!args_.seen.data) return sum;
-    const uint32_t seen = args_.seen.tokens(task_.stream, head_)[place];
-    return seen == 0 ? INFINITY : sum / float(seen);
+    const bool divided = args_.seen.data;
+    return {thread_, [this, divided](int row) {
+              const uint32_t seen = divided ? shared_.seen[row] : 1;
+              return rank_key(seen == 0 ? INFINITY : shared_.sums[row] / float(seen));
+            }};
   }
 
   ZC_BOTH RowSet coded_rows() const {
@@ -293,7 +373,7 @@ class RecordPacker {
   // A warp: each token's tier and column. Columns are tiers one after another, filled up to whole
   // units, tokens of each in their order.
   ZC_BOTH void sort() const {
-    const RowNumbers numbers(thread_, [&](int row) { return number_of(row); });
+    const RowNumbers numbers = rank_keys();
     RowSet left = coded_rows();
     RowSet out;
     ZC_UNROLL
@@ -316,6 +396,7 @@ class RecordPacker {
     }
     if (thread_ != 0) return;
     for (int t = form_.n_tiers; t <= kRecordTiers; ++t) shared_.starts[t] = start;
+    for (int t = 0; t < kRecordTiers; ++t) shared_.cut_off[0][t] = shared_.cut_off[1][t] = false;
     shared_.n_coded = n_coded;
     shared_.wrong_counts = wrong || n_coded != expected;
   }
@@ -344,25 +425,30 @@ class RecordPacker {
   }
 
   // One thread; beside the sorting where tiers have the counts of the task.
-  ZC_BOTH void lay_out(bool counts_known) const {
+  ZC_BOTH void lay_out(bool counts_known, bool again) const {
     int counts[kRecordTiers];
+    bool same = again;
     ZC_UNROLL
-    for (int t = 0; t < kRecordTiers; ++t)
+    for (int t = 0; t < kRecordTiers; ++t) {
       counts[t] = counts_known ? task_.counts[t] : shared_.counts[t];
-    if (form_.n_tiers == 1) counts[0] = coded_rows().size();
-    shared_.wrong_size = place_record(form_, counts, shared_.headers) != entry_.size;
+      if (t == 0 && form_.n_tiers == 1) counts[0] = coded_rows().size();
+      same = same && counts[t] == shared_.laid_out[t];
+      shared_.laid_out[t] = counts[t];
+    }
+    if (!same) shared_.size = place(counts);
+    shared_.wrong_size = shared_.size != entry_.size;
   }
 
-  // What the tiers hold does not add up or makes another record.
-  ZC_BOTH bool wrong() const { return shared_.wrong_counts || shared_.wrong_size; }
-  // One thread of the keys' counts it.
-  ZC_BOTH void count_wrong() const {
-    if (!kIsK || thread_ != 0 || !args_.n_wrong) return;
-#ifdef __CUDA_ARCH__
-    atomicAdd(args_.n_wrong, 1u);
-#else
-    ++*args_.n_wrong;
-#endif
+  // place_record(), without loops where tiers are as few as usual: one thread is slow at them.
+  ZC_BOTH int place(const int (&counts)[kRecordTiers]) const {
+    switch (form_.n_tiers) {
+      case 1:
+        return place_tiers(form_, 1, counts, shared_.headers);
+      case 2:
+        return place_tiers(form_, 2, counts, shared_.headers);
+      default:
+        return place_record(form_, counts, shared_.headers);
+    }
   }
 
   // ---- rotation (transform/hadamard.hpp): widths 1 to 8 of 16 neighbours, then the others
@@ -371,8 +457,8 @@ class RecordPacker {
     if constexpr (kRotated) {
       if (!rotates()) return;
       constexpr int kGroups = kDim / 16;
-      for (int i = thread_; i < kPackRows * kGroups; i += kPackThreads) {
-        float* at = &shared_.tile[i / kGroups][i % kGroups * 16];
+      for (int i = thread_; i < kPackRows * kGroups; i += kThreads) {
+        float* at = &tile_.rows[i / kGroups][i % kGroups * 16];
         float x[16];
         ZC_UNROLL
         for (int c = 0; c < 16; ++c) x[c] = at[c];
@@ -387,8 +473,8 @@ class RecordPacker {
     if constexpr (kRotated) {
       if (!rotates()) return;
       const float norm = 1.0f / sqrtf(float(kDim));
-      for (int i = thread_; i < kPackRows * 16; i += kPackThreads) {
-        float* at = &shared_.tile[i / 16][i % 16];
+      for (int i = thread_; i < kPackRows * 16; i += kThreads) {
+        float* at = &tile_.rows[i / 16][i % 16];
         float x[kDim / 16];
         ZC_UNROLL
         for (int c = 0; c < kDim / 16; ++c) x[c] = at[16 * c];
@@ -441,61 +527,62 @@ class RecordPacker {
   const Record entry_;
   uint8_t* const record_;
   const int head_, thread_;
+  Tile& tile_;
   Shared& shared_;
 };
 
 // Keys (kIsK) or values of one record. Where rows are rotated, or keys rounded by what queries see,
 // the tile holds 32-bit numbers (kRotated).
-template <int kDim, bool kIsK, bool kRotated>
-class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
-  using Base = RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>>;
+template <int kDim, bool kIsK, bool kRotated, int kThreads>
+class SidePacker : public RecordSide<kDim, kIsK, PackShared<kDim, kRotated, kThreads>> {
+  using Base = RecordSide<kDim, kIsK, PackShared<kDim, kRotated, kThreads>>;
 
  public:
   using Shared = typename Base::Shared;
   using Base::Base;
 
-  // Steps with a barrier between them; threads of a block agree on which of them there are.
-  static constexpr int kSteps = 9;
+  // Steps with a barrier before each; threads of a block agree on which of them there are. The
+  // first two bring the rows and put the tokens in order. Who has done so otherwise, or for the
+  // other side of the record, starts with kOrdered, unless the record is refused().
+  static constexpr int kSteps = 10, kOrdered = 2;
   ZC_BOTH bool has_step(int number) const {
     switch (number) {
-      case 1:
       case 2:
-        return kRotated && rotates();
+        return kRotated ? rotates() : !kIsK && !form_.v.channel_factors;
       case 3:
+        return kRotated && rotates();
       case 4:
-        return kIsK ? by_channel() : form_.v.channel_factors;
       case 5:
-        return !by_channel() || (kRotated && args_.form.k_by_queries);
+        return kIsK ? by_channel() : form_.v.channel_factors;
       case 6:
-        return !by_channel() && searches(fit());
+        return !by_channel() || (kRotated && args_.form.k_by_queries);
       case 7:
+        return !by_channel() && searches(fit());
+      case 8:
         return !by_channel();
       default:
         return true;
     }
   }
   ZC_BOTH void step(int number) const {
-    if (number > 0 && this->wrong()) {
-      if (number + 1 == kSteps) this->count_wrong();
-      return;
-    }
     switch (number) {
       case 0:
-        if (!kIsK && !form_.v.channel_factors && thread_ < kDim) shared_.factors[thread_] = {};
-        return this->begin();
+        return this->load();
       case 1:
-        return this->rotate_near();
+        return this->order_and_wait();
       case 2:
-        return this->rotate_far();
+        return kRotated ? this->rotate_near() : set_factors();
       case 3:
-        return measure_channels();
+        return this->rotate_far();
       case 4:
-        return kIsK ? fit_channels() : take_factors();
+        return measure_channels();
       case 5:
-        return by_channel() ? round_keys() : measure_tokens();
+        return kIsK ? fit_channels() : take_factors();
       case 6:
-        return search_tokens();
+        return by_channel() ? round_keys() : measure_tokens();
       case 7:
+        return search_tokens();
+      case 8:
         return fit_tokens();
       default:
         code();
@@ -505,9 +592,10 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
 
  private:
   using Value = typename Base::Value;
-  using Quad = typename Shared::Quad;
+  using Chunk = typename Shared::Chunk;
+  static constexpr int kOfChunk = Shared::kOfChunk;
   using Base::args_, Base::entry_, Base::form_, Base::record_, Base::shared_, Base::task_,
-      Base::thread_;
+      Base::thread_, Base::tile_;
   using Base::bits, Base::codes, Base::fit, Base::halves, Base::kFragments, Base::kOwn, Base::list,
       Base::number, Base::own_channel, Base::own_place, Base::own_token, Base::params,
       Base::rotates;
@@ -527,55 +615,57 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
     return form_.k.params_tier[tier];
   }
 
-  ZC_BOTH const Quad& quad(int row, int channel) const {
-    return reinterpret_cast<const Quad&>(shared_.tile[row][channel]);
+  ZC_BOTH const Chunk& chunk_of(int row, int chunk) const {
+    return reinterpret_cast<const Chunk&>(tile_.rows[row][chunk * kOfChunk]);
   }
 
-  // Each thread four channels of a group of the rows.
+  // Each thread a chunk of channels of a group of the rows.
   ZC_BOTH void measure_channels() const {
-    const int quad = thread_ % Shared::kQuads, group = thread_ / Shared::kQuads;
+    const int chunk = thread_ % Shared::kChunks, group = thread_ / Shared::kChunks;
     if (group >= Shared::kGroups) return;
     if constexpr (kIsK) {
       for (int t = 0; t < form_.n_tiers; ++t) {
-        if (form_.k.params_tier[t] == t) measure_owned(t, group, quad);
+        if (form_.k.params_tier[t] == t) measure_owned(t, group, chunk);
       }
     } else {
-      measure_sizes(group, quad);
+      measure_sizes(group, chunk);
     }
   }
 
-  ZC_BOTH void measure_owned(int owner, int group, int own_quad) const {
-    Quad lo = Quad::all(INFINITY), hi = Quad::all(-INFINITY);
+  ZC_BOTH void measure_owned(int owner, int group, int chunk) const {
+    Chunk lo = Chunk::all(INFINITY), hi = Chunk::all(-INFINITY);
     for (int t = owner; t < form_.n_tiers; ++t) {
       if (form_.k.params_tier[t] != owner || !in_codes(form_.k.bits[t])) continue;
       const int end = shared_.starts[t] + shared_.counts[t];
       for (int column = shared_.starts[t] + group; column < end; column += Shared::kGroups) {
-        const Quad& x = quad(shared_.order[column], own_quad * 4);
+        const Chunk& x = chunk_of(shared_.order[column], chunk);
         lo.lower(x);
         hi.raise(x);
       }
     }
-    shared_.channels.lo[owner][group][own_quad] = lo;
-    shared_.channels.hi[owner][group][own_quad] = hi;
+    shared_.channels.lo[owner][group][chunk] = lo;
+    shared_.channels.hi[owner][group][chunk] = hi;
   }
 
   // The largest numbers without their signs.
-  ZC_BOTH void measure_sizes(int group, int own_quad) const {
+  ZC_BOTH void measure_sizes(int group, int chunk) const {
     const bool all = shared_.n_coded == kPackRows;
-    Quad hi = Quad::all(0);
-    for (int row = group; row < kPackRows; row += Shared::kGroups) {
-      if (!all && shared_.tiers[row] == kLeftOut) continue;
-      hi.raise(quad(row, own_quad * 4).size());
+    Chunk hi = Chunk::all(0);
+    ZC_UNROLL
+    for (int i = 0; i < kPackRows / Shared::kGroups; ++i) {
+      const int row = i * Shared::kGroups + group;
+      if (all || shared_.tiers[row] != kLeftOut) hi.raise(chunk_of(row, chunk).size());
     }
-    shared_.channels.hi[0][group][own_quad] = hi;
+    shared_.channels.hi[0][group][chunk] = hi;
   }
 
   ZC_BOTH Extremes range_of_channel(int owner, int channel) const {
     Extremes range;
     ZC_UNROLL
     for (int group = 0; group < Shared::kGroups; ++group) {
-      range.lo = fminf(range.lo, shared_.channels.lo[owner][group][channel / 4].at(channel % 4));
-      range.hi = fmaxf(range.hi, shared_.channels.hi[owner][group][channel / 4].at(channel % 4));
+      const auto &lo = shared_.channels.lo[owner][group], &hi = shared_.channels.hi[owner][group];
+      range.lo = fminf(range.lo, lo[channel / kOfChunk].at(channel % kOfChunk));
+      range.hi = fmaxf(range.hi, hi[channel / kOfChunk].at(channel % kOfChunk));
     }
     if (range.lo == 0) range.lo = first_zero_of_channel(owner, channel);
     return range;
@@ -584,7 +674,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
   // The sign of a smallest number 0 is that of the first.
   ZC_BOTH float first_zero_of_channel(int owner, int channel) const {
     for (int row = 0; row < kPackRows; ++row) {
-      const float x = number(shared_.tile[row][channel]);
+      const float x = number(tile_.rows[row][channel]);
       if (x == 0 && owner_of(row) == owner) return x;
     }
     return 0;
@@ -594,7 +684,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
   template <class Visit>
   ZC_BOTH void for_channel(int owner, int channel, Visit&& visit) const {
     for (int row = 0; row < kPackRows; ++row) {
-      if (owner_of(row) == owner) visit(number(shared_.tile[row][channel]));
+      if (owner_of(row) == owner) visit(number(tile_.rows[row][channel]));
     }
   }
 
@@ -608,7 +698,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
 
   // Each thread one channel at a time.
   ZC_BOTH void fit_channels() const {
-    for (int i = thread_; i < form_.n_tiers * kDim; i += kPackThreads) {
+    for (int i = thread_; i < form_.n_tiers * kDim; i += kThreads) {
       const int owner = i / kDim, channel = i % kDim, place = params(shared_.headers[owner]);
       if (place == 0 || form_.k.params_tier[owner] != owner) continue;
       const int width = form_.k.bits[owner];
@@ -621,6 +711,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
       halves(place)[k_param_place(channel)] = fitted.step;
       halves(place)[kDim + k_param_place(channel)] = fitted.floor;
       shared_.channel_grids[owner][channel] = fitted.grid;
+      note_cutting(owner, fitted.grid, range, width);
     }
   }
 
@@ -630,7 +721,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
     if constexpr (kIsK && kRotated) {
       if (!by_queries()) return;
       constexpr int kGroups = kDim / kFeedbackGroup;
-      for (int i = thread_; i < kPackRows * kGroups; i += kPackThreads) {
+      for (int i = thread_; i < kPackRows * kGroups; i += kThreads) {
         const int row = i % kPackRows, group = i / kPackRows, owner = owner_of(row);
         if (owner >= 0) round_group(row, group * kFeedbackGroup, owner);
       }
@@ -639,7 +730,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
 
   ZC_BOTH void round_group(int row, int first, int owner) const {
     constexpr int kAtOnce = 8, kChunks = kFeedbackGroup / kAtOnce;
-    float* x = reinterpret_cast<float*>(&shared_.tile[row][first]);
+    float* x = reinterpret_cast<float*>(&tile_.rows[row][first]);
     const float* feedback =
         args_.feedback + list() * size_t(feedback_floats(kDim)) + first * kFeedbackGroup;
     const uint16_t* params = halves(params_of(owner));
@@ -653,15 +744,19 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
       for (int c = 0; c < kAtOnce; ++c) own[c] = wanted[c] = x[begin + c];
       for (int before = 0; before < begin; ++before) {
         const float left = x[before];  // the error of a channel before
-        const float* of = feedback + before * kFeedbackGroup + begin;
+        float of[kAtOnce];
+        load_floats(feedback + before * kFeedbackGroup + begin, of);
         ZC_UNROLL
         for (int c = 0; c < kAtOnce; ++c) wanted[c] += left * of[c];
       }
+      float of[kAtOnce][kAtOnce];  // of those of this chunk
+      ZC_UNROLL
+      for (int b = 0; b < kAtOnce; ++b)
+        load_floats(feedback + (begin + b) * kFeedbackGroup + begin, of[b]);
       ZC_UNROLL
       for (int c = 0; c < kAtOnce; ++c) {
         ZC_UNROLL
-        for (int b = 0; b < c; ++b)
-          wanted[c] += error[b] * feedback[(begin + b) * kFeedbackGroup + begin + c];
+        for (int b = 0; b < c; ++b) wanted[c] += error[b] * of[b][c];
         const int channel = first + begin + c;
         const float step = float_of(params[k_param_place(channel)]);
         const float floor = float_of(params[kDim + k_param_place(channel)]);
@@ -676,14 +771,30 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
     for (int c = 0; c < kFeedbackGroup; ++c) x[c] = float(codes[c / 4] >> c % 4 * 8 & 0xFF);
   }
 
+  // Neighbours at a multiple of 16 bytes.
+  template <int kCount>
+  ZC_BOTH static void load_floats(const float* from, float (&to)[kCount]) {
+    ZC_UNROLL
+    for (int i = 0; i < kCount; i += 4) {
+      const auto four = *reinterpret_cast<const SixteenBytes*>(from + i);
+      ZC_UNROLL
+      for (int c = 0; c < 4; ++c) to[i + c] = float_from(four.word[c]);
+    }
+  }
+
   ZC_BOTH int params_of(int owner) const { return params(shared_.headers[owner]); }
 
   ZC_BOTH float size_of_channel(int channel) const {
     float size = 0;
     ZC_UNROLL
     for (int group = 0; group < Shared::kGroups; ++group)
-      size = fmaxf(size, shared_.channels.hi[0][group][channel / 4].at(channel % 4));
+      size = fmaxf(size, shared_.channels.hi[0][group][channel / kOfChunk].at(channel % kOfChunk));
     return size;
+  }
+
+  // Of values without factors.
+  ZC_BOTH void set_factors() const {
+    if (thread_ < kDim) shared_.factors[thread_] = {};
   }
 
   // Where nothing is coded they stay 0.
@@ -692,8 +803,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
     uint16_t factor = 0;
     if (shared_.n_coded > 0) factor = this->cst_factor(size_of_channel(thread_));
     halves(shared_.headers[0].v_factors)[v_factor_place(thread_)] = factor;
-    const float value = float_of(factor);
-    shared_.factors[thread_] = {value, 1.0f / value};
+    shared_.factors[thread_] = inverse_of_half(float_of(factor));
   }
 
   // ---- parameters of tokens
@@ -701,7 +811,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
   // What is coded of a number of the tile. Where values have no factors, these are 1.
   ZC_BOTH float taken(float x, int channel) const {
     if (kIsK || (kRotated && !form_.v.channel_factors)) return x;
-    return divided<!kRotated>(x, shared_.factors[channel]);
+    return divided(x, shared_.factors[channel]);
   }
 
   static constexpr int kNumbers = 16 / int(sizeof(Value));  // of 16 bytes
@@ -711,7 +821,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
   ZC_BOTH Piece piece(int row, int channel) const {
     Piece out;
     reinterpret_cast<SixteenBytes&>(out) =
-        reinterpret_cast<const SixteenBytes&>(shared_.tile[row][channel]);
+        reinterpret_cast<const SixteenBytes&>(tile_.rows[row][channel]);
     return out;
   }
 
@@ -727,37 +837,32 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
 
   // Each warp a part of the channels, each lane of it four rows.
   ZC_BOTH void measure_tokens() const {
-    constexpr int kOfLane = kPackRows / kLanes, kOfWarp = kDim / kPackWarps;
+    constexpr int kOfLane = kPackRows / kLanes, kOfWarp = kDim / Shared::kWarps;
     const int warp = thread_ / kLanes, lane = thread_ % kLanes;
-    float lo[kOfLane], hi[kOfLane];
-    ZC_UNROLL
-    for (int i = 0; i < kOfLane; ++i) lo[i] = INFINITY, hi[i] = -INFINITY;
+    SpanBits found[kOfLane];
     for (int channel = warp * kOfWarp; channel < (warp + 1) * kOfWarp; channel += kNumbers) {
       ZC_UNROLL
       for (int i = 0; i < kOfLane; ++i) {
         const Piece numbers = piece(i * kLanes + lane, channel);
         ZC_UNROLL
-        for (int c = 0; c < kNumbers; ++c) {
-          const float x = taken(number(numbers.x[c]), channel + c);
-          lo[i] = fminf(lo[i], x);
-          hi[i] = fmaxf(hi[i], x);
-        }
+        for (int c = 0; c < kNumbers; c += 2)
+          found[i].take(taken(number(numbers.x[c]), channel + c),
+                        taken(number(numbers.x[c + 1]), channel + c + 1));
       }
     }
     ZC_UNROLL
-    for (int i = 0; i < kOfLane; ++i) {
-      Extremes& found = shared_.tokens.ranges[warp][i * kLanes + lane];
-      found.lo = lo[i];
-      found.hi = hi[i];
-    }
+    for (int i = 0; i < kOfLane; ++i) shared_.tokens.ranges[warp][i * kLanes + lane] = found[i];
   }
 
   ZC_BOTH Extremes range_of_token(int row) const {
-    Extremes range;
+    SpanBits span;
     ZC_UNROLL
-    for (int part = 0; part < kPackWarps; ++part) {
-      range.lo = fminf(range.lo, shared_.tokens.ranges[part][row].lo);
-      range.hi = fmaxf(range.hi, shared_.tokens.ranges[part][row].hi);
+    for (int part = 0; part < Shared::kWarps; part += 2)
+      span.take(shared_.tokens.ranges[part][row], shared_.tokens.ranges[part + 1][row]);
+    Extremes range = span.extremes();
+    if (!span.about_zero()) {
+      range = {};
+      for_row(row, [&](float x) { range = {fminf(range.lo, x), fmaxf(range.hi, x)}; });
     }
     if (range.lo == 0) range.lo = first_zero_of_token(row);
     return range;
@@ -765,7 +870,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
 
   ZC_BOTH float first_zero_of_token(int row) const {
     for (int channel = 0; channel < kDim; ++channel) {
-      const float x = taken(number(shared_.tile[row][channel]), channel);
+      const float x = taken(number(tile_.rows[row][channel]), channel);
       if (x == 0) return x;
     }
     return 0;
@@ -773,6 +878,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
 
   // Each thread half the clipped ranges of a row.
   ZC_BOTH void search_tokens() const {
+    if (thread_ >= 2 * kPackRows) return;
     const int row = thread_ % kPackRows, part = thread_ / kPackRows, tier = shared_.tiers[row];
     if (tier == kLeftOut || !in_codes(bits(shared_.headers[tier]))) return;
     const int width = bits(shared_.headers[tier]), middle = (n_clips(width) + 1) / 2;
@@ -796,7 +902,9 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
         found = shared_.tokens.searches[0][row];
         found.take(shared_.tokens.searches[1][row]);
       }
-      fitted = fit_grid(range_of_token(row), bits(header), fit(), found);
+      const Extremes range = range_of_token(row);
+      fitted = fit_grid(range, bits(header), fit(), found);
+      note_cutting(tier, fitted.grid, range, bits(header));
     }
     auto* pairs = reinterpret_cast<uint32_t*>(record_ + params(header) * 16);
     pairs[thread_ - shared_.starts[tier]] = fitted.step | uint32_t(fitted.floor) << 16;
@@ -808,29 +916,55 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
   ZC_BOTH void code() const {
     for (int t = 0; t < form_.n_tiers; ++t) {
       if (shared_.headers[t].count == 0) continue;
-      with_width(bits(shared_.headers[t]),
-                 [&](auto width) { code_tier<decltype(width)::value>(t); });
+      with_width(bits(shared_.headers[t]), [&](auto width) {
+        constexpr int kBits = decltype(width)::value;
+        if (by_channel())
+          code_tier<kBits, kIsK>(t);
+        else
+          code_tier<kBits, false>(t);
+      });
     }
   }
 
   // Each warp a piece of a unit: as many fragments as make 16 bytes of a lane, or three words of
   // it.
-  template <int kBits>
+  template <int kBits, bool kByChannel>
   ZC_BOTH void code_tier(int tier) const {
     constexpr int kWide = wide_words(kDim, kBits), kWords = kBits == 3 ? 3 : kWide;
     constexpr int kPiece = kBits == 3 ? 4 : kWide * 4 / kBits, kPieces = kFragments / kPiece;
     const TierHeader& header = shared_.headers[tier];
     const int lane = thread_ % kLanes, ahead = thread_ / kLanes;
-    const int warp = tier % 2 == 0 ? ahead : kPackWarps - 1 - ahead;  // tiers share out the warps
-    for (int i = warp; i < units_of(header.count) * kPieces; i += kPackWarps) {
+    const int warp =
+        tier % 2 == 0 ? ahead : Shared::kWarps - 1 - ahead;  // tiers share out the warps
+    for (int i = warp; i < units_of(header.count) * kPieces; i += Shared::kWarps) {
       const int unit = i / kPieces, piece = i % kPieces;
       uint32_t words[kWords] = {};
       const UnitOfLane own = unit_of(tier, unit, lane);
-      ZC_UNROLL
-      for (int f = 0; f < kPiece; ++f) add_codes<kBits>(own, piece * kPiece + f, f, lane, words);
+      const auto add_all = [&](auto cut) {
+        ZC_UNROLL
+        for (int f = 0; f < kPiece; ++f)
+          add_codes<kBits, kByChannel, cut.value>(own, piece * kPiece + f, f, lane, words);
+      };
+      if constexpr (kBits == 2 || kBits == 4) {
+        const bool filled_up = kByChannel && header.count < (unit + 1) * kUnitTokens;
+        if (filled_up || by_queries() || shared_.cut_off[kIsK][grid_tier(tier)])
+          add_all(std::true_type{});
+        else
+          add_all(std::false_type{});
+      } else {
+        add_all(std::true_type{});
+      }
       uint8_t* unit_codes = record_ + codes(header) * 16 + unit * unit_bytes(kDim, kBits);
       store_words<kBits>(unit_codes, piece * kWords, lane, words);
     }
+  }
+
+  // The tier on whose grids one is coded.
+  ZC_BOTH int grid_tier(int tier) const { return by_channel() ? form_.k.params_tier[tier] : tier; }
+
+  // Where codes on a fitted grid need cutting off, its tier says so.
+  ZC_BOTH void note_cutting(int tier, const Grid& grid, const Extremes& range, int width) const {
+    if (!in_range(grid, range, (1 << width) - 1)) shared_.cut_off[kIsK][tier] = true;
   }
 
   // What a lane needs of a unit beside its numbers.
@@ -872,7 +1006,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
     } else {
       ZC_UNROLL
       for (int i = 0; i < kOwn; ++i)
-        x[i] = number(shared_.tile[own.rows[i % 4]][fragment * 16 + own_channel(i, lane)]);
+        x[i] = number(tile_.rows[own.rows[i % 4]][fragment * 16 + own_channel(i, lane)]);
     }
   }
 
@@ -883,7 +1017,7 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
                                                 float (&x)[kOwn]) const {
     // Lane l gives the address of token l % 16, of the first or the second 8 channels: the four
     // matrices come in the order of x.
-    const auto* row = &shared_.tile[own.fragment_row][fragment * 16 + lane / 16 * 8];
+    const auto* row = &tile_.rows[own.fragment_row][fragment * 16 + lane / 16 * 8];
     uint32_t pairs[4];
     if constexpr (kIsK)
       load_matrices(shared_address(row), pairs);
@@ -894,35 +1028,71 @@ class SidePacker : public RecordPacker<kDim, kIsK, PackShared<kDim, kRotated>> {
   }
 #endif
 
-  // Adds the codes of a fragment, the `in_piece`-th of its piece, to the piece's words.
-  template <int kBits, int kWords>
+  // Adds the codes of a fragment, the `in_piece`-th of its piece, to the piece's words: the four of
+  // a row of the fragment are bytes of one word, or neighbouring bits of bytes.
+  template <int kBits, bool kByChannel, bool kCut, int kWords>
   ZC_BOTH void add_codes(const UnitOfLane& own, int fragment, int in_piece, int lane,
                          uint32_t (&words)[kWords]) const {
     float x[kOwn];
     load_fragment(own, fragment, lane, x);
+    if constexpr (kBits == 16) return add_halves(own, x, in_piece, words);
+    Grid grids[kOwn];
+    find_grids<kByChannel>(own, fragment, lane, grids);
+    constexpr int kRow = kIsK ? 2 : 4, kColumn = kIsK ? 4 : 2;  // steps of i to the others
     ZC_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-      const bool present = own.present[i % 4];
-      const Place at = lane_place(own_place(i, in_piece), kBits);
-      if constexpr (kBits == 16) {
-        words[at.word] += (present ? half_of(x[i]) : 0u) << at.shift;
-        continue;
-      }
-      const int channel = fragment * 16 + own_channel(i, lane);
-      const Grid grid = by_channel() ? own.channels[channel] : own.grids[i % 4];
-      const uint32_t code = code_of(grid, x[i], channel, present ? (1 << kBits) - 1 : 0);
+    for (int first = 0; first <= kRow; first += kRow) {
+      const auto code = [&](int i) {
+        return code_of<kCut>(grids[i], x[i], fragment * 16 + own_channel(i, lane),
+                             own.present[i % 4] ? (1 << kBits) - 1 : 0);
+      };
+      const uint32_t bytes =
+          low_bytes(code(first), code(first + kColumn), code(first + 1), code(first + 1 + kColumn));
+      const FragmentPlace place = own_place(first, in_piece);
+      const Place at = lane_place(place, kBits);
       if constexpr (kBits == 3) {
-        const Place top = lane_top_place(own_place(i, in_piece));
-        words[at.word] += (code & 3) << at.shift;
-        words[top.word] += (code >> 2) << top.shift;
+        const Place top = lane_top_place(place);
+        words[at.word] += (bytes & 0x03030303) << at.shift;
+        words[top.word] += (bytes >> 2 & 0x01010101) << top.shift;
       } else {
-        words[at.word] += code << at.shift;
+        words[at.word] += bytes << at.shift;
       }
     }
   }
 
-  // `top`: the largest code.
+  template <int kWords>
+  ZC_BOTH static void add_halves(const UnitOfLane& own, const float (&x)[kOwn], int in_piece,
+                                 uint32_t (&words)[kWords]) {
+    ZC_UNROLL
+    for (int i = 0; i < kOwn; ++i) {
+      const Place at = lane_place(own_place(i, in_piece), 16);
+      words[at.word] += (own.present[i % 4] ? half_of(x[i]) : 0u) << at.shift;
+    }
+  }
+
+  // The grids of a lane's numbers of a fragment: of channels, which are neighbours two by two, or
+  // of tokens.
+  template <bool kByChannel>
+  ZC_BOTH void find_grids(const UnitOfLane& own, int fragment, int lane,
+                          Grid (&grids)[kOwn]) const {
+    ZC_UNROLL
+    for (int i = 0; i < kOwn; i += 2) {
+      if constexpr (kByChannel) {
+        const Grid* pair = own.channels + fragment * 16 + own_channel(i, lane);
+        const auto both = *reinterpret_cast<const SixteenBytes*>(pair);
+        grids[i] = {float_from(both.word[0]), float_from(both.word[1])};
+        grids[i + 1] = {float_from(both.word[2]), float_from(both.word[3])};
+      } else {
+        grids[i] = own.grids[i % 4];
+        grids[i + 1] = own.grids[(i + 1) % 4];
+      }
+    }
+  }
+
+  // The code in the lowest byte. `top`: the largest one. Where none is cut off,
+  // bits of a float stand above it.
+  template <bool kCut>
   ZC_BOTH uint32_t code_of(const Grid& grid, float x, int channel, int top) const {
+    if constexpr (!kCut) return uncut_code(grid, taken(x, channel));
     if (by_queries()) return top > 0 ? uint32_t(x) : 0;
     if constexpr (kRotated) return code_on(grid, taken(x, channel), float(top));
     return near_code_on(grid, taken(x, channel), top);

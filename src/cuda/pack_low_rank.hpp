@@ -30,7 +30,6 @@ class LowRankPacker : public SetPacker<kDim, kIsK> {
   ZC_BOTH void step(int number) const {
     const int added = number - Base::n_steps(args_);
     if (added < 0) return Base::step(number);
-    if (this->wrong()) return;
     if (added == 0) return this->load_rows();
     if (added == 1) return this->rotate_near();
     if (added == 2) return this->rotate_far();
@@ -40,7 +39,7 @@ class LowRankPacker : public SetPacker<kDim, kIsK> {
 
  private:
   static constexpr int kReloading = 4;  // steps
-  using Base::args_, Base::record_, Base::shared_, Base::side_, Base::thread_;
+  using Base::args_, Base::record_, Base::shared_, Base::side_, Base::thread_, Base::tile_;
   using Base::codes, Base::halves;
 
   ZC_BOTH int rank() const { return side_.rank; }
@@ -48,11 +47,11 @@ class LowRankPacker : public SetPacker<kDim, kIsK> {
   // ---- what codes miss
 
   ZC_BOTH void take_away_codes() const {
-    for (int i = thread_; i < shared_.starts[kRecordTiers] * kDim; i += kPackThreads) {
+    for (int i = thread_; i < shared_.starts[kRecordTiers] * kDim; i += kSideThreads) {
       const int column = i / kDim, channel = i % kDim, row = shared_.order[column];
       const int tier = this->tier_of(column);
       if (row == kNoToken || !this->coded(tier)) continue;
-      shared_.tile[row][channel] -= decoded(tier, column - shared_.starts[tier], row, channel);
+      tile_.rows[row][channel] -= decoded(tier, column - shared_.starts[tier], row, channel);
     }
   }
 
@@ -135,11 +134,11 @@ class LowRankPacker : public SetPacker<kDim, kIsK> {
 
   ZC_BOTH int n_tokens(int tier) const { return shared_.headers[tier].count; }
   ZC_BOTH const float* row_of(int tier, int token) const {
-    return shared_.tile[shared_.order[shared_.starts[tier] + token]];
+    return tile_.rows[shared_.order[shared_.starts[tier] + token]];
   }
 
   ZC_BOTH void begin() const {
-    for (int i = thread_; i < rank() * kDim; i += kPackThreads)
+    for (int i = thread_; i < rank() * kDim; i += kSideThreads)
       shared_.low_rank.channels[i] = low_rank_start(rank(), i);
   }
 
@@ -150,7 +149,7 @@ class LowRankPacker : public SetPacker<kDim, kIsK> {
   }
 
   ZC_BOTH void sum_channels(int tier) const {
-    for (int i = thread_; i < rank() * kDim; i += kPackThreads) {
+    for (int i = thread_; i < rank() * kDim; i += kSideThreads) {
       const int column = i / kDim, channel = i % kDim;
       float sum = 0;
       for (int token = 0; token < n_tokens(tier); ++token)
@@ -169,10 +168,10 @@ class LowRankPacker : public SetPacker<kDim, kIsK> {
   ZC_BOTH void store(int tier) const {
     const int n = n_tokens(tier), filled = units_of(n) * kUnitTokens;
     uint16_t* channels = halves(codes(shared_.headers[tier]) - low_rank_bytes(side_, kDim, n) / 16);
-    for (int i = thread_; i < rank() * kDim; i += kPackThreads)
+    for (int i = thread_; i < rank() * kDim; i += kSideThreads)
       channels[i] =
           half_of(shared_.low_rank.channels[i] * inverse_of_root(shared_.low_rank.roots[i / kDim]));
-    for (int i = thread_; i < rank() * filled; i += kPackThreads) {
+    for (int i = thread_; i < rank() * filled; i += kSideThreads) {
       const int column = i / filled, token = i % filled;
       channels[rank() * kDim + i] = token < n
                                         ? half_of(shared_.low_rank.tokens[column * n + token] *

@@ -14,11 +14,9 @@ namespace zipcache::cuda {
 
 template <int kDim>
 struct SetShared : SortedTokens {
-  using Value = float;
-  static constexpr int kStride = kDim + 4;
+  static constexpr int kThreads = kSideThreads;
+  using Tile = PackTile<kDim, true>;
 
-  // Rows, then codes in their place.
-  alignas(16) float tile[kPackRows][kStride];
   union {
     struct {  // what each round of dual scaling divides by
       double channel_spreads[kMostDual][kDim], token_spreads[kMostDual][kPackRows];
@@ -33,30 +31,32 @@ struct SetShared : SortedTokens {
 };
 
 template <int kDim, bool kIsK>
-class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
-  using Base = RecordPacker<kDim, kIsK, SetShared<kDim>>;
+class SetPacker : public RecordSide<kDim, kIsK, SetShared<kDim>> {
+  using Base = RecordSide<kDim, kIsK, SetShared<kDim>>;
 
  public:
   using Shared = typename Base::Shared;
 
-  ZC_BOTH SetPacker(const PackArgs& args, int task, int head, int thread, Shared& shared)
-      : Base(args, task, head, thread, shared),
+  using Tile = typename Base::Tile;
+
+  ZC_BOTH SetPacker(const PackArgs& args, int task, int head, int thread, Tile& tile,
+                    Shared& shared)
+      : Base(args, task, head, thread, tile, shared),
         side_(kIsK ? form_.k : form_.v),
         sets_(kIsK ? args.form.k_sets : args.form.v_sets) {}
 
+  // As in SidePacker.
+  static constexpr int kOrdered = 2;
   ZC_BOTH static int n_steps(const PackArgs& args) {
     return kLoading + factor_steps(args.form) + 2;
   }
-  ZC_BOTH bool has_step(int number) const { return number == 0 || number > 2 || rotates(); }
+  ZC_BOTH bool has_step(int number) const { return (number != 2 && number != 3) || rotates(); }
   ZC_BOTH void step(int number) const {
-    if (number > 0 && this->wrong()) {
-      if (number + 1 == n_steps()) this->count_wrong();
-      return;
-    }
     const int after_loading = number - kLoading;
-    if (number == 0) return this->begin();
-    if (number == 1) return this->rotate_near();
-    if (number == 2) return this->rotate_far();
+    if (number == 0) return this->load();
+    if (number == 1) return this->order_and_wait();
+    if (number == 2) return this->rotate_near();
+    if (number == 3) return this->rotate_far();
     if (after_loading < factor_steps()) return factor_step(after_loading);
     if (number + 2 == n_steps()) return code_sets();
     write_codes();
@@ -64,8 +64,9 @@ class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
   }
 
  protected:
-  static constexpr int kLoading = 3;  // steps
-  using Base::args_, Base::entry_, Base::form_, Base::record_, Base::shared_, Base::thread_;
+  static constexpr int kLoading = 4;  // steps
+  using Base::args_, Base::entry_, Base::form_, Base::record_, Base::shared_, Base::thread_,
+      Base::tile_;
   using Base::bits, Base::codes, Base::fit, Base::halves, Base::kFragments, Base::kOwn,
       Base::left_out, Base::own_channel, Base::own_place, Base::own_token, Base::params,
       Base::rotates;
@@ -98,7 +99,7 @@ class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
   // A number after `round` rounds of dual scaling: made anew every time, since 64-bit numbers of
   // all rows have no place (transform/dual_scale.cpp).
   ZC_BOTH double scaled(int row, int channel, int round) const {
-    double x = double(shared_.tile[row][channel]);
+    double x = double(tile_.rows[row][channel]);
     for (int i = 0; i < round; ++i)
       x = x / shared_.channel_spreads[i][channel] / shared_.token_spreads[i][row];
     return x;
@@ -140,7 +141,7 @@ class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
   ZC_BOTH float largest_size() const {
     float size = 0;
     for (int row = 0; row < kPackRows; ++row) {
-      if (!left_out(row)) size = fmaxf(size, fabsf(shared_.tile[row][thread_]));
+      if (!left_out(row)) size = fmaxf(size, fabsf(tile_.rows[row][thread_]));
     }
     return size;
   }
@@ -171,10 +172,10 @@ class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
 
   // What becomes codes.
   ZC_BOTH void divide() const {
-    for (int i = thread_; i < kPackRows * kDim; i += kPackThreads) {
+    for (int i = thread_; i < kPackRows * kDim; i += kSideThreads) {
       const int row = i / kDim, channel = i % kDim, tier = shared_.tiers[row];
       if (tier == kLeftOut || !coded(tier)) continue;
-      float& x = shared_.tile[row][channel];
+      float& x = tile_.rows[row][channel];
       if (side_.channel_factors) x /= shared_.channel_factors[channel];
       if (side_.token_factors) x /= shared_.token_factors[row];
     }
@@ -216,7 +217,7 @@ class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
   ZC_BOTH void code_sets() const {
     for (int tier = 0; tier < form_.n_tiers; ++tier) {
       const int n = n_sets(tier);
-      for (int i = thread_; i < n; i += kPackThreads) {
+      for (int i = thread_; i < n; i += kSideThreads) {
         const Set set = set_at(tier, i);
         if (side_.axis != Axis::Channel && set.first == set.end)
           store_params(tier, i, n, 0, 0);
@@ -235,12 +236,12 @@ class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
       for (int row = 0; row < kPackRows; ++row) {
         const int tier = shared_.tiers[row];
         if (tier != kLeftOut && coded(tier) && side_.params_tier[tier] == set.tier)
-          visit(shared_.tile[row][set.channel]);
+          visit(tile_.rows[row][set.channel]);
       }
       return;
     }
     for (int column = set.first; column < set.end; ++column) {
-      float* row = shared_.tile[shared_.order[column]];
+      float* row = tile_.rows[shared_.order[column]];
       for (int c = set.channel; c < set.channel + set.n_channels; ++c) visit(row[c]);
     }
   }
@@ -343,7 +344,7 @@ class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
   ZC_BOTH void write_tier(int tier) const {
     constexpr int kPieces = kFragments / 4;
     const TierHeader& header = shared_.headers[tier];
-    for (int i = thread_; i < units_of(header.count) * kPieces * kLanes; i += kPackThreads) {
+    for (int i = thread_; i < units_of(header.count) * kPieces * kLanes; i += kSideThreads) {
       const int lane = i % kLanes, piece = i / kLanes % kPieces, unit = i / kLanes / kPieces;
       uint32_t words[kBits] = {};
       for (int fragment = 0; fragment < 4; ++fragment)
@@ -364,7 +365,7 @@ class SetPacker : public RecordPacker<kDim, kIsK, SetShared<kDim>> {
       const int token = unit * kUnitTokens + own_token(i, lane);
       if (token >= shared_.headers[tier].count) continue;
       const int row = shared_.order[shared_.starts[tier] + token];
-      const float x = shared_.tile[row][fragment * 16 + own_channel(i, lane)];
+      const float x = tile_.rows[row][fragment * 16 + own_channel(i, lane)];
       const uint32_t code = kBits == 16 ? half_of(x) : uint32_t(x);
       const Place at = lane_place(own_place(i, fragment % 4), kBits);
       if constexpr (kBits == 3) {

@@ -232,10 +232,11 @@ struct RecordForm {
 };
 
 // Headers [kRecordTiers] of a record whose tiers have these tokens. Returns the record's size in 16
-// bytes.
-ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, TierHeader* headers) {
+// bytes. `n_tiers` is the form's, so that a caller who knows it has no loops.
+ZC_BOTH constexpr int place_tiers(const RecordForm& form, int n_tiers, const int* counts,
+                                  TierHeader* headers) {
   constexpr int kPiece = 16;
-  int at = form.n_tiers;
+  int at = n_tiers;
   const auto take = [&at](int bytes) {
     const int begin = at;
     at += bytes / kPiece;
@@ -244,7 +245,7 @@ ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, Ti
   const int factor_bytes = form.dim * int(sizeof(uint16_t));
   const uint16_t v_factors = form.v.channel_factors ? take(factor_bytes) : uint16_t(0);
   const uint16_t k_factors = form.k.channel_factors ? take(factor_bytes) : uint16_t(0);
-  for (int t = 0; t < form.n_tiers; ++t) {
+  for (int t = 0; t < n_tiers; ++t) {
     TierHeader& tier = headers[t];
     tier = {};
     tier.count = uint8_t(form.holds(t) ? counts[t] : 0);
@@ -253,12 +254,12 @@ ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, Ti
     tier.v_factors = v_factors;
     tier.k_factors = k_factors;
   }
-  const int half = first_half(headers, form.n_tiers);
-  for (int t = 0; t < form.n_tiers; ++t)
+  const int half = first_half(headers, n_tiers);
+  for (int t = 0; t < n_tiers; ++t)
     headers[t].tiers_and_form =
-        uint8_t(form.n_tiers | half << kHalfShift | (form.k_by_token() ? kKeysByToken : 0));
+        uint8_t(n_tiers | half << kHalfShift | (form.k_by_token() ? kKeysByToken : 0));
   const auto take_params = [&](const SideForm& side, uint16_t TierHeader::*params) {
-    for (int t = 0; t < form.n_tiers; ++t) {
+    for (int t = 0; t < n_tiers; ++t) {
       if (headers[t].count == 0 || !in_codes(side.bits[t])) continue;
       TierHeader& owner = headers[side.params_tier[t]];
       const int bytes = param_bytes(side, form.dim, headers[t].count);
@@ -274,11 +275,14 @@ ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, Ti
       take(token_factor_bytes(side, n) + low_rank_bytes(side, form.dim, n));
     return take(units_of(n) * unit_bytes(form.dim, side.bits[t]));
   };
-  for (int t = 0; t < form.n_tiers; ++t) {
+  for (int t = 0; t < n_tiers; ++t) {
     headers[t].k_codes = take_codes(form.k, t);
     headers[t].v_codes = take_codes(form.v, t);
   }
   return at;
+}
+ZC_BOTH constexpr int place_record(const RecordForm& form, const int* counts, TierHeader* headers) {
+  return place_tiers(form, form.n_tiers, counts, headers);
 }
 
 }  // namespace zipcache::cuda

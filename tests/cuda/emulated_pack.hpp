@@ -11,60 +11,123 @@ namespace zipcache::cuda::test {
 // In which order the threads of a block take each step; none may matter.
 enum class Order { Ascending, Descending };
 
-template <class Packer>
-void emulate_steps(int n_steps, const PackArgs& args, int task, int head, Order order) {
-  using Shared = typename Packer::Shared;
-  const auto shared = std::make_unique<Shared>();
-  std::memset(static_cast<void*>(shared.get()), 0xCD, sizeof(Shared));  // as good as unknown
-  for (int step = 0; step < n_steps; ++step) {
-    if (!Packer(args, task, head, 0, *shared).has_step(step)) continue;
-    for (int i = 0; i < kPackThreads; ++i) {
-      const int thread = order == Order::Ascending ? i : kPackThreads - 1 - i;
-      Packer(args, task, head, thread, *shared).step(step);
-    }
-  }
+// All threads of a block, one after another.
+template <class Visit>
+void for_threads(int n, Order order, Visit&& visit) {
+  for (int i = 0; i < n; ++i) visit(order == Order::Ascending ? i : n - 1 - i);
 }
 
-template <int kDim, bool kIsK, bool kRotated>
-void emulate_side(const PackArgs& args, int task, int head, Order order) {
-  using Packer = SidePacker<kDim, kIsK, kRotated>;
-  emulate_steps<Packer>(Packer::kSteps, args, task, head, order);
+// Memory that is as good as unknown.
+template <class T>
+std::unique_ptr<T> make_unknown() {
+  auto out = std::make_unique<T>();
+  std::memset(static_cast<void*>(out.get()), 0xCD, sizeof(T));
+  return out;
+}
+
+// One record or side of it by a block of threads.
+template <class Packer>
+class EmulatedSide {
+ public:
+  EmulatedSide(const PackArgs& args, int task, int head, Order order,
+               typename Packer::Shared& shared)
+      : args_(args), task_(task), head_(head), order_(order), shared_(shared) {}
+
+  template <class Visit>
+  void for_packers(Visit&& visit) {
+    for_threads(Packer::Shared::kThreads, order_, [&](int thread) { visit(packer(thread)); });
+  }
+  void take_steps(int first, int end) {
+    for (int step = first; step < end; ++step) {
+      if (!packer(0).has_step(step)) continue;
+      for_packers([&](const Packer& packer) { packer.step(step); });
+    }
+  }
+  void make_side(int n_steps) {
+    if (!packer(0).refused())
+      take_steps(Packer::kOrdered, n_steps);
+    else if (Packer::kKeys)
+      packer(0).count_refused();
+  }
+
+ private:
+  Packer packer(int thread) { return Packer(args_, task_, head_, thread, *tile_, shared_); }
+
+  const PackArgs& args_;
+  const int task_, head_;
+  const Order order_;
+  typename Packer::Shared& shared_;
+  const std::unique_ptr<typename Packer::Tile> tile_ = make_unknown<typename Packer::Tile>();
+};
+
+template <class Packer>
+void emulate_block(const PackArgs& args, int task, int head, Order order, int n_steps) {
+  const auto shared = make_unknown<typename Packer::Shared>();
+  EmulatedSide<Packer> side(args, task, head, order, *shared);
+  side.take_steps(0, Packer::kOrdered);
+  side.make_side(n_steps);
 }
 
 template <int kDim, bool kIsK>
-void emulate_sets(const PackArgs& args, int task, int head, Order order) {
-  using Packer = LowRankPacker<kDim, kIsK>;
-  emulate_steps<Packer>(Packer::n_steps(args), args, task, head, order);
+void emulate_side(const PackArgs& args, int task, int head, Order order, bool by_sets,
+                  bool rotated) {
+  using OfSets = LowRankPacker<kDim, kIsK>;
+  using OfNumbers = SidePacker<kDim, kIsK, true, kSideThreads>;
+  using OfHalves = SidePacker<kDim, kIsK, false, kSideThreads>;
+  if (by_sets) return emulate_block<OfSets>(args, task, head, order, OfSets::n_steps(args));
+  if (rotated) return emulate_block<OfNumbers>(args, task, head, order, OfNumbers::kSteps);
+  emulate_block<OfHalves>(args, task, head, order, OfHalves::kSteps);
 }
 
+// All records one after another, values after keys, as blocks of threads make those of 16-bit rows.
 template <int kDim>
-void emulate_dim(const PackArgs& args, Order order) {
+void emulate_records(const PackArgs& args, Order order) {
+  using KPacker = SidePacker<kDim, true, false, kRecordThreads<kDim>>;
+  using VPacker = SidePacker<kDim, false, false, kRecordThreads<kDim>>;
+  const auto shared = make_unknown<typename KPacker::Shared>();
+  for (int i = 0; i < args.n_tasks * args.n_heads; ++i) {
+    const int task = i / args.n_heads, head = i % args.n_heads;
+    EmulatedSide<KPacker> k(args, task, head, order, *shared);
+    k.for_packers([](const KPacker& packer) {
+      packer.load_scores();
+      packer.load_rows();
+    });
+    k.for_packers([i](const KPacker& packer) { packer.order_tokens(i > 0); });
+    k.make_side(KPacker::kSteps);
+    EmulatedSide<VPacker> v(args, task, head, order, *shared);
+    v.for_packers([](const VPacker& packer) { packer.load_rows(); });
+    v.make_side(VPacker::kSteps);
+  }
+}
+
+// How the work is shared out among blocks of threads.
+enum class Share { Sides, Records };
+
+template <int kDim>
+void emulate_dim(const PackArgs& args, Order order, Share share) {
+  const bool k_rotated = args.form.k_hadamard || args.form.k_by_queries;
+  const bool v_rotated = args.form.v_hadamard;
+  const bool k_by_sets = args.form.k_sets.used, v_by_sets = args.form.v_sets.used;
+  if constexpr (kDim < 256) {
+    if (share == Share::Records && !k_rotated && !v_rotated && !k_by_sets && !v_by_sets)
+      return emulate_records<kDim>(args, order);
+  }
   for (int task = 0; task < args.n_tasks; ++task) {
     for (int head = 0; head < args.n_heads; ++head) {
-      if (args.form.k_sets.used)
-        emulate_sets<kDim, true>(args, task, head, order);
-      else if (args.form.k_hadamard || args.form.k_by_queries)
-        emulate_side<kDim, true, true>(args, task, head, order);
-      else
-        emulate_side<kDim, true, false>(args, task, head, order);
-      if (args.form.v_sets.used)
-        emulate_sets<kDim, false>(args, task, head, order);
-      else if (args.form.v_hadamard)
-        emulate_side<kDim, false, true>(args, task, head, order);
-      else
-        emulate_side<kDim, false, false>(args, task, head, order);
+      emulate_side<kDim, true>(args, task, head, order, k_by_sets, k_rotated);
+      emulate_side<kDim, false>(args, task, head, order, v_by_sets, v_rotated);
     }
   }
 }
 
-inline void emulate_pack(const PackArgs& args, Order order) {
+inline void emulate_pack(const PackArgs& args, Order order, Share share) {
   switch (args.form.record.dim) {
     case 64:
-      return emulate_dim<64>(args, order);
+      return emulate_dim<64>(args, order, share);
     case 128:
-      return emulate_dim<128>(args, order);
+      return emulate_dim<128>(args, order, share);
     default:
-      return emulate_dim<256>(args, order);
+      return emulate_dim<256>(args, order, share);
   }
 }
 

@@ -98,13 +98,26 @@ TEST_F(Pack, ManyBlocksOfManyStreams) {
   expect_same({.policy = "had4", .n_heads = 8, .n_streams = 4, .n_blocks = 12});
 }
 
+// More records than run at once, so that blocks of threads make several, with headers of their own
+// where sinks are left out.
+TEST_F(Pack, RecordsOneAfterAnother) {
+  for (const char* policy : kPackPolicies)
+    expect_same({.policy = policy, .n_heads = 8, .n_streams = 4, .n_blocks = 9, .n_sinks = 3});
+  for (const Kind kind : {Kind::Constant, Kind::Zeros, Kind::Extreme})
+    expect_same({.n_heads = 8, .n_streams = 4, .n_blocks = 9, .kind = kind});
+  expect_same({.dim = 64, .n_heads = 8, .n_streams = 4, .n_blocks = 18, .n_sinks = 1});
+}
+
 TEST_F(Pack, WritesNothingWhereTheEntryIsOfAnotherSize) {
-  PackInput input = make_pack_input({.n_heads = 2, .n_blocks = 1, .by = By::Tiers});
-  for (int row = 0; row < 40; ++row) input.tiers[size_t(row)] = 0;  // of the first head
-  for (int row = 0; row < 3; ++row) input.tiers[size_t(kBlockTokens + row)] = 9;
-  const Outcome outcome = pack(input);
-  EXPECT_EQ(outcome.n_wrong, 2u);
-  EXPECT_EQ(outcome.pool, std::vector<uint8_t>(outcome.pool.size(), kUntouched));
+  for (const char* policy : {"zipcache", "zipcache,k_axis=channel32", "mikv"}) {
+    PackInput input =
+        make_pack_input({.policy = policy, .n_heads = 2, .n_blocks = 1, .by = By::Tiers});
+    for (int row = 0; row < 40; ++row) input.tiers[size_t(row)] = 0;  // of the first head
+    for (int row = 0; row < 3; ++row) input.tiers[size_t(kBlockTokens + row)] = 9;
+    const Outcome outcome = pack(input);
+    EXPECT_EQ(outcome.n_wrong, 2u) << policy;
+    EXPECT_EQ(outcome.pool, std::vector<uint8_t>(outcome.pool.size(), kUntouched)) << policy;
+  }
 }
 
 TEST_F(Pack, SaysWhatIsWrongWithArguments) {

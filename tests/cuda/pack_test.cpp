@@ -1,23 +1,28 @@
 // What a GPU does to pack, run on the host: records are the CPU's byte for byte.
 #include <gtest/gtest.h>
 
+#include "base/random.hpp"
 #include "cuda/emulated_pack.hpp"
 #include "cuda/pack_case.hpp"
 
 namespace zipcache::cuda::test {
 namespace {
 
+void expect_same(const PackCase& test, const PackInput& input, Order order, Share share) {
+  std::vector<uint8_t> pool(input.expected.size(), kUntouched);
+  uint32_t n_wrong = 0;
+  PackArgs args = args_of(input);
+  args.pool = pool.data();
+  args.n_wrong = &n_wrong;
+  emulate_pack(args, order, share);
+  EXPECT_EQ(n_wrong, 0u) << describe(test);
+  EXPECT_EQ(difference(input, pool), "") << describe(test) << " share " << int(share);
+}
+
 void expect_same(const PackCase& test) {
   const PackInput input = make_pack_input(test);
   for (const Order order : {Order::Ascending, Order::Descending}) {
-    std::vector<uint8_t> pool(input.expected.size(), kUntouched);
-    uint32_t n_wrong = 0;
-    PackArgs args = args_of(input);
-    args.pool = pool.data();
-    args.n_wrong = &n_wrong;
-    emulate_pack(args, order);
-    EXPECT_EQ(n_wrong, 0u) << describe(test);
-    EXPECT_EQ(difference(input, pool), "") << describe(test);
+    for (const Share share : {Share::Sides, Share::Records}) expect_same(test, input, order, share);
   }
 }
 
@@ -71,27 +76,56 @@ TEST(Pack, WritesNothingWhereTheEntryIsOfAnotherSize) {
     args.pool = pool.data();
     args.n_wrong = &n_wrong;
     for (int row = 0; row < 40; ++row) input.tiers[size_t(row)] = 0;  // tokens fill other units
-    emulate_pack(args, Order::Ascending);
+    emulate_pack(args, Order::Ascending, Share::Sides);
     EXPECT_EQ(n_wrong, 1u) << policy;
     input.tiers[5] = 7;  // no such tier
-    emulate_pack(args, Order::Ascending);
+    emulate_pack(args, Order::Ascending, Share::Records);
     EXPECT_EQ(n_wrong, 2u) << policy;
     EXPECT_EQ(pool, untouched) << policy;
   }
 }
 
-// x / factor as the GPU computes it, over all pairs of 11-bit mantissas.
+// x / factor as the GPU computes it.
+void check_quotient(float x, float by) {
+  const float found = divided(x, inverse_of_half(by));
+  ASSERT_EQ(bits_of(found), bits_of(x / by)) << x << " / " << by;
+}
+
 TEST(Pack, QuotientsOf16BitNumbersAreExact) {
-  const auto check = [](float x, float by) {
-    const float found = divided<true>(x, {by, 1.0f / by});
-    ASSERT_EQ(bits_of(found), bits_of(x / by)) << x << " / " << by;
-  };
-  for (int x = 1024; x < 2048; ++x) {
-    for (int by = 1024; by < 2048; ++by) check(float(x), float(by));
+  for (int x = 1024; x < 2048; ++x) {  // all pairs of 11-bit mantissas
+    for (int by = 1024; by < 2048; ++by) check_quotient(float(x), float(by));
   }
   // Factors are roots of what they divide, so they lie between 2^-12 and 2^8.
   for (const half x : {half{0}, half{0x8000}, half{1}, half{0x8001}, half{0x3FF}, half{0x7BFF}}) {
-    for (half by = to_half(0x1p-12f); by <= to_half(0x1p8f); ++by) check(to_float(x), to_float(by));
+    for (half by = to_half(0x1p-12f); by <= to_half(0x1p8f); ++by)
+      check_quotient(to_float(x), to_float(by));
+  }
+}
+
+// Of rotated numbers, which have 24 bits: those whose quotient is next to the middle of two floats.
+TEST(Pack, QuotientsBy16BitNumbersAreExact) {
+  Random random(5, 0);
+  for (int by = 1024; by < 2048; ++by) {
+    for (int i = 0; i < 500; ++i) {
+      const double middle = double(2 * random.below(1u << 24) + 1) * by;
+      const float x = float(middle);
+      for (const float near : {std::nextafter(x, 0.0f), x, std::nextafter(x, INFINITY)})
+        check_quotient(near, float(by));
+    }
+  }
+}
+
+// Codes that are cut off after the sum are those that are cut off before it.
+TEST(Pack, CodesAreCutOffAfterTheSum) {
+  for (const float step : {0x1p-24f, 0.3f, 1.0f, 4000.0f}) {
+    for (int i = -4000; i <= 4000; ++i) {
+      for (const float scale : {0.25f, 1.0f, 1000.0f}) {
+        const Grid grid = grid_of(step, -3 * step);
+        const float x = step * scale * float(i);
+        for (const int top : {0, 3, 15, 255})
+          ASSERT_EQ(near_code_on(grid, x, top), code_on(grid, x, float(top))) << x << " / " << step;
+      }
+    }
   }
 }
 
