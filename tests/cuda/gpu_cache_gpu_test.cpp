@@ -233,6 +233,8 @@ class GpuCaches : public ::testing::Test {
 
 // What operands of 16 bits leave.
 constexpr double kBound = 2e-3;
+// The same where keys and values of the past are rounded to 16 bits besides, up to three times.
+constexpr double kUnpackedBound = 3e-3;
 
 // Without scores both have the same codes.
 TEST_F(GpuCaches, PoliciesWithoutScoresAnswerAsTheCpu) {
@@ -283,16 +285,17 @@ TEST_F(GpuCaches, PromptsInPartsAnswerAsTheCpu) {
   for (const char* policy :
        {"uniform4", "uniform2,recent=0", "had4", "uniform4,sinks=5,recent=40"}) {
     for (const int dim : {64, 128, 256})
-      expect_parts({.policy = policy, .dim = dim, .n_steps = 20}, kBound);
+      expect_parts({.policy = policy, .dim = dim, .n_steps = 20}, kUnpackedBound);
   }
-  for (const int group : {1, 8}) expect_parts({.group = group, .n_steps = 3}, kBound);
+  for (const int group : {1, 8}) expect_parts({.group = group, .n_steps = 3}, kUnpackedBound);
   for (const char* policy : {"zipcache", "zip", "zip,k_round=nearest,recent=300"})
     expect_parts({.policy = policy, .n_steps = 20}, 3e-2);
   // Over several pieces of the past.
   for (const int piece : {1, 256}) {
     for (const int dim : {64, 128, 256}) {
       for (const char* policy : {"uniform4", "had4,sinks=5,recent=40", "uniform4,k_axis=token"})
-        expect_parts({.policy = policy, .dim = dim, .n_steps = 3, .piece_tokens = piece}, kBound);
+        expect_parts({.policy = policy, .dim = dim, .n_steps = 3, .piece_tokens = piece},
+                     kUnpackedBound);
     }
     expect_parts({.policy = "zip", .group = 8, .n_steps = 3, .piece_tokens = piece}, 3e-2);
   }
