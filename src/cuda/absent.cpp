@@ -19,6 +19,7 @@ Status absent() {
 
 Result<DecodeBlocks> decode_blocks(const DecodeArgs&) { return absent(); }
 Status decode_attention(const DecodeArgs&, cudaStream_t) { return absent(); }
+Status check_packing(const PackForm&) { return absent(); }
 Status pack_records(const PackArgs&, cudaStream_t) { return absent(); }
 Status sum_probes(const ProbeArgs&, cudaStream_t) { return absent(); }
 Status attend_prompt(const PromptArgs&, cudaStream_t) { return absent(); }

@@ -788,6 +788,7 @@ Result<std::unique_ptr<GpuCache>> GpuCache::create(const GpuCacheShape& shape, c
       shape.n_blocks > 0 ? shape.n_blocks : shape.n_streams * (shape.max_tokens / kBlockTokens);
   Result<Schedule> schedule = Schedule::create(plan, policy);
   if (!schedule.ok()) return schedule.status();
+  ZC_TRY(check_packing(schedule->form()));
   auto cache = std::make_unique<Cache>(shape, policy, std::move(*schedule));
   ZC_TRY(cache->allocate(stream));
   return std::unique_ptr<GpuCache>(std::move(cache));

@@ -48,18 +48,34 @@ Status check(const PackArgs& args) {
   return ok();
 }
 
+cudaError_t launch_sides(const PackArgs& args, cudaStream_t stream) {
+  const PackForm& form = args.form;
+  cudaError_t error = cudaSuccess;
+  if (!form.k_sets.used || !form.v_sets.used) error = launch_pack(args, stream);
+  if (error == cudaSuccess && form.k_sets.used) error = launch_pack_sets(args, true, stream);
+  if (error == cudaSuccess && form.v_sets.used) error = launch_pack_sets(args, false, stream);
+  return error;
+}
+
 }  // namespace
+
+Status check_packing(const PackForm& form) {
+  PackArgs args;
+  args.form = form;
+  args.n_heads = 1;
+  const cudaError_t error = launch_sides(args, nullptr);
+  if (error != cudaErrorInvalidValue) return from_cuda(error, "asking for what packing needs");
+  cudaGetLastError();  // told here
+  return {Code::Incompatible,
+          fmt::format("packing found too little shared memory on this GPU for heads of {} channels "
+                      "under this policy; take one without rotations and k_round=query "
+                      "(zipcache, uniform4), or smaller heads",
+                      form.record.dim)};
+}
 
 Status pack_records(const PackArgs& args, cudaStream_t stream) {
   ZC_TRY(check(args));
-  const PackForm& form = args.form;
-  if (!form.k_sets.used || !form.v_sets.used)
-    ZC_TRY(from_cuda(launch_pack(args, stream), "launching the packing of records"));
-  for (const bool is_k : {true, false}) {
-    if ((is_k ? form.k_sets : form.v_sets).used)
-      ZC_TRY(from_cuda(launch_pack_sets(args, is_k, stream), "launching the packing of sets"));
-  }
-  return ok();
+  return from_cuda(launch_sides(args, stream), "launching the packing of records");
 }
 
 }  // namespace zipcache::cuda

@@ -161,7 +161,7 @@ cudaError_t launch(Kernel* kernel, int n_blocks, int n_threads, size_t bytes, co
                    cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess || args.n_tasks == 0) return error;
   kernel<<<unsigned(n_blocks), unsigned(n_threads), bytes, stream>>>(args);
   return cudaGetLastError();
 }
@@ -175,18 +175,20 @@ cudaError_t launch_sides(const PackArgs& args, cudaStream_t stream) {
                 kSideThreads, kBytes, args, stream);
 }
 
-// As many blocks as run at once; sides apart where there are few records.
+// As many blocks as run at once; sides apart where there are few records, or little shared memory.
 template <int kDim>
 cudaError_t launch_rows(const PackArgs& args, cudaStream_t stream) {
   auto* kernel = pack_records_of_rows<kDim>;
   constexpr size_t kBytes = sizeof(RecordMemory<kDim>);
   static_assert(kBytes <= 163 * 1024, "what a block has on sm_80");
-  int device = 0, n_processors = 0, n_resident = 0;
+  int device = 0, n_processors = 0, most_bytes = 0, n_resident = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   const int n_records = args.n_tasks * args.n_heads;
-  if (error == cudaSuccess && n_records <= n_processors)
+  if (error == cudaSuccess && (n_records <= n_processors || int(kBytes) > most_bytes))
     return launch_sides<kDim, false, false>(args, stream);
   if (error == cudaSuccess)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kBytes));

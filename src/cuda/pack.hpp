@@ -81,6 +81,9 @@ struct PackArgs {
   uint32_t* n_wrong = nullptr;
 };
 
+// Incompatible where the current device has too little shared memory to pack records of a form.
+Status check_packing(const PackForm& form);
+
 // Enqueues the packing. Errors: BadArgument for what no kernel takes, Environment for what CUDA
 // reports.
 Status pack_records(const PackArgs& args, cudaStream_t stream);

@@ -7,6 +7,9 @@
 
 namespace zipcache::cuda {
 
+// Both without tasks: whether the current device has the shared memory, cudaErrorInvalidValue if
+// not.
+
 // The sides with a fast kernel.
 cudaError_t launch_pack(const PackArgs& args, cudaStream_t stream);
 // One side by sets of any shape.

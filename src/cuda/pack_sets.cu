@@ -44,7 +44,7 @@ cudaError_t launch(const PackArgs& args, cudaStream_t stream) {
   static_assert(kBytes <= 163 * 1024, "what a block has on sm_80");
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kBytes));
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess || args.n_tasks == 0) return error;
   kernel<<<unsigned(args.n_tasks) * unsigned(args.n_heads), kSideThreads, kBytes, stream>>>(args);
   return cudaGetLastError();
 }
