@@ -43,7 +43,11 @@ constexpr half to_half(float value) {
 }
 
 // The nearest finite number.
-constexpr half finite_half(float value) { return to_half(std::clamp(value, -kHalfMax, kHalfMax)); }
+constexpr half finite_half(float value) {
+  // Not std::clamp: a kernel that is compiled from this would read the limit from the host's
+  // memory.
+  return to_half(value < -kHalfMax ? -kHalfMax : kHalfMax < value ? kHalfMax : value);
+}
 
 // Of either sign.
 constexpr bool is_zero(half h) { return (h & 0x7FFFu) == 0; }

@@ -24,7 +24,7 @@ struct Moments {
 // A factor as 16 bits hold it, above 0.
 constexpr half held_factor(double factor) {
   constexpr double kLeast = 0x1p-14;  // the least with all its digits
-  return to_half(float(std::clamp(factor, kLeast, double(kHalfMax))));
+  return finite_half(float(factor < kLeast ? kLeast : factor));
 }
 
 // Numbers that 16 bits hold, above 0.

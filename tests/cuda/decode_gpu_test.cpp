@@ -189,7 +189,7 @@ TEST_F(Decode, ATokenOfLargeValues) {
 
 // What these are divided by stands in factors of channels, which a query is multiplied with.
 TEST_F(Decode, FactorsOfLargeKeys) {
-  expect_right({.policy = "kvarn-k4v2,k_axis=token", .k_size = 4000, .q_size = 1 / 4000.0f},
+  expect_right({.policy = "kvarn-k4v2,k_axis=token", .k_size = 1000, .q_size = 1 / 1000.0f},
                kTileBound);
 }
 
