@@ -12,9 +12,6 @@
 namespace zipcache::cuda {
 
 inline constexpr int kSideThreads = 256;  // of a block that makes one side of a record
-// Of a block that makes records of 16-bit rows whole.
-template <int kDim>
-inline constexpr int kRecordThreads = kDim * 4;
 // Tokens in the order of their tiers, each tier filled up to whole units.
 inline constexpr int kPackColumns = kPackRows + (kRecordTiers - 1) * kUnitTokens;
 inline constexpr uint8_t kNoToken = 255;  // a column that only fills up
@@ -188,25 +185,23 @@ struct SortedTokens {
   alignas(16) uint8_t tiers[kPackRows];
   alignas(16) uint8_t order[kPackColumns];  // the row behind each column
   alignas(16) TierHeader headers[kRecordTiers];
-  int counts[kRecordTiers];          // tokens of each tier, evicted ones among them
-  int starts[kRecordTiers + 1];      // columns where tiers begin, and where the last one ends
-  int laid_out[kRecordTiers], size;  // what the headers are made for; the record's, in 16 bytes
+  int counts[kRecordTiers];      // tokens of each tier, evicted ones among them
+  int starts[kRecordTiers + 1];  // columns where tiers begin, and where the last one ends
   int n_coded;
   bool wrong_counts, wrong_size;
   bool cut_off[2][kRecordTiers];  // values, keys: some codes on the tier's grids must be
 };
 
 // What else the threads share.
-template <int kDim, bool kRotated, int kOfThreads>
+template <int kDim, bool kRotated>
 struct PackShared : SortedTokens {
-  static constexpr int kThreads = kOfThreads, kWarps = kThreads / kLanes;
+  static constexpr int kThreads = kSideThreads, kWarps = kThreads / kLanes;
   using Tile = PackTile<kDim, kRotated>;
   using Value = typename Tile::Value;
   using Chunk = EightBytesOf<Value>;
-  // Channels are measured by chunks of 8 bytes, every kGroups-th row by the same thread. More
-  // threads would leave more to put together.
+  // Channels are measured by chunks of 8 bytes, every kGroups-th row by the same thread.
   static constexpr int kOfChunk = 8 / int(sizeof(Value)), kChunks = kDim / kOfChunk;
-  static constexpr int kGroups = (kThreads < 256 ? kThreads : 256) / kChunks;
+  static constexpr int kGroups = kThreads / kChunks;
 
   union {
     struct {  // of each channel, by the tier that owns its parameters and by group of rows
@@ -279,12 +274,11 @@ class RecordSide {
     for (int i = 0; i < kPackRows; i += kLanes) copy_word(&shared_.seen[i + thread_], seen + i);
   }
 
-  // A warp puts the tokens in order, a thread of another makes the headers, unless those of the
-  // block's last record (`again`) are the same.
-  ZC_BOTH void order_tokens(bool again) const {
+  // A warp puts the tokens in order, a thread of another makes the headers.
+  ZC_BOTH void order_tokens() const {
     if (thread_ < kLanes) sort();
     const bool counts_known = ranks() || form_.n_tiers == 1;
-    if (thread_ == (counts_known ? kThreads - 1 : 0)) lay_out(counts_known, again);
+    if (thread_ == (counts_known ? kThreads - 1 : 0)) lay_out(counts_known);
   }
 
   // Each thread the same channels of every so many rows.
@@ -344,7 +338,7 @@ class RecordSide {
   }
   ZC_BOTH void order_and_wait() const {
     wait_for_copies<1>();
-    order_tokens(false);
+    order_tokens();
     wait_for_copies<0>();
   }
 
@@ -425,18 +419,13 @@ class RecordSide {
   }
 
   // One thread; beside the sorting where tiers have the counts of the task.
-  ZC_BOTH void lay_out(bool counts_known, bool again) const {
+  ZC_BOTH void lay_out(bool counts_known) const {
     int counts[kRecordTiers];
-    bool same = again;
     ZC_UNROLL
-    for (int t = 0; t < kRecordTiers; ++t) {
+    for (int t = 0; t < kRecordTiers; ++t)
       counts[t] = counts_known ? task_.counts[t] : shared_.counts[t];
-      if (t == 0 && form_.n_tiers == 1) counts[0] = coded_rows().size();
-      same = same && counts[t] == shared_.laid_out[t];
-      shared_.laid_out[t] = counts[t];
-    }
-    if (!same) shared_.size = place(counts);
-    shared_.wrong_size = shared_.size != entry_.size;
+    if (form_.n_tiers == 1) counts[0] = coded_rows().size();
+    shared_.wrong_size = place(counts) != entry_.size;
   }
 
   // place_record(), without loops where tiers are as few as usual: one thread is slow at them.
@@ -533,17 +522,17 @@ class RecordSide {
 
 // Keys (kIsK) or values of one record. Where rows are rotated, or keys rounded by what queries see,
 // the tile holds 32-bit numbers (kRotated).
-template <int kDim, bool kIsK, bool kRotated, int kThreads>
-class SidePacker : public RecordSide<kDim, kIsK, PackShared<kDim, kRotated, kThreads>> {
-  using Base = RecordSide<kDim, kIsK, PackShared<kDim, kRotated, kThreads>>;
+template <int kDim, bool kIsK, bool kRotated>
+class SidePacker : public RecordSide<kDim, kIsK, PackShared<kDim, kRotated>> {
+  using Base = RecordSide<kDim, kIsK, PackShared<kDim, kRotated>>;
 
  public:
   using Shared = typename Base::Shared;
   using Base::Base;
 
   // Steps with a barrier before each; threads of a block agree on which of them there are. The
-  // first two bring the rows and put the tokens in order. Who has done so otherwise, or for the
-  // other side of the record, starts with kOrdered, unless the record is refused().
+  // first two bring the rows and put the tokens in order; the others are for records that are not
+  // refused() then.
   static constexpr int kSteps = 10, kOrdered = 2;
   ZC_BOTH bool has_step(int number) const {
     switch (number) {

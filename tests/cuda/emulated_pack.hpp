@@ -25,7 +25,7 @@ std::unique_ptr<T> make_unknown() {
   return out;
 }
 
-// One record or side of it by a block of threads.
+// A side of a record by a block of threads.
 template <class Packer>
 class EmulatedSide {
  public:
@@ -72,46 +72,18 @@ template <int kDim, bool kIsK>
 void emulate_side(const PackArgs& args, int task, int head, Order order, bool by_sets,
                   bool rotated) {
   using OfSets = LowRankPacker<kDim, kIsK>;
-  using OfNumbers = SidePacker<kDim, kIsK, true, kSideThreads>;
-  using OfHalves = SidePacker<kDim, kIsK, false, kSideThreads>;
+  using OfNumbers = SidePacker<kDim, kIsK, true>;
+  using OfHalves = SidePacker<kDim, kIsK, false>;
   if (by_sets) return emulate_block<OfSets>(args, task, head, order, OfSets::n_steps(args));
   if (rotated) return emulate_block<OfNumbers>(args, task, head, order, OfNumbers::kSteps);
   emulate_block<OfHalves>(args, task, head, order, OfHalves::kSteps);
 }
 
-// All records one after another, values after keys, as blocks of threads make those of 16-bit rows.
 template <int kDim>
-void emulate_records(const PackArgs& args, Order order) {
-  using KPacker = SidePacker<kDim, true, false, kRecordThreads<kDim>>;
-  using VPacker = SidePacker<kDim, false, false, kRecordThreads<kDim>>;
-  const auto shared = make_unknown<typename KPacker::Shared>();
-  for (int i = 0; i < args.n_tasks * args.n_heads; ++i) {
-    const int task = i / args.n_heads, head = i % args.n_heads;
-    EmulatedSide<KPacker> k(args, task, head, order, *shared);
-    k.for_packers([](const KPacker& packer) {
-      packer.load_scores();
-      packer.load_rows();
-    });
-    k.for_packers([i](const KPacker& packer) { packer.order_tokens(i > 0); });
-    k.make_side(KPacker::kSteps);
-    EmulatedSide<VPacker> v(args, task, head, order, *shared);
-    v.for_packers([](const VPacker& packer) { packer.load_rows(); });
-    v.make_side(VPacker::kSteps);
-  }
-}
-
-// How the work is shared out among blocks of threads.
-enum class Share { Sides, Records };
-
-template <int kDim>
-void emulate_dim(const PackArgs& args, Order order, Share share) {
+void emulate_dim(const PackArgs& args, Order order) {
   const bool k_rotated = args.form.k_hadamard || args.form.k_by_queries;
   const bool v_rotated = args.form.v_hadamard;
   const bool k_by_sets = args.form.k_sets.used, v_by_sets = args.form.v_sets.used;
-  if constexpr (kDim < 256) {
-    if (share == Share::Records && !k_rotated && !v_rotated && !k_by_sets && !v_by_sets)
-      return emulate_records<kDim>(args, order);
-  }
   for (int task = 0; task < args.n_tasks; ++task) {
     for (int head = 0; head < args.n_heads; ++head) {
       emulate_side<kDim, true>(args, task, head, order, k_by_sets, k_rotated);
@@ -120,14 +92,14 @@ void emulate_dim(const PackArgs& args, Order order, Share share) {
   }
 }
 
-inline void emulate_pack(const PackArgs& args, Order order, Share share) {
+inline void emulate_pack(const PackArgs& args, Order order) {
   switch (args.form.record.dim) {
     case 64:
-      return emulate_dim<64>(args, order, share);
+      return emulate_dim<64>(args, order);
     case 128:
-      return emulate_dim<128>(args, order, share);
+      return emulate_dim<128>(args, order);
     default:
-      return emulate_dim<256>(args, order, share);
+      return emulate_dim<256>(args, order);
   }
 }
 

@@ -98,16 +98,6 @@ TEST_F(Pack, ManyBlocksOfManyStreams) {
   expect_same({.policy = "had4", .n_heads = 8, .n_streams = 4, .n_blocks = 12});
 }
 
-// More records than run at once, so that blocks of threads make several, with headers of their own
-// where sinks are left out.
-TEST_F(Pack, RecordsOneAfterAnother) {
-  for (const char* policy : kPackPolicies)
-    expect_same({.policy = policy, .n_heads = 8, .n_streams = 4, .n_blocks = 9, .n_sinks = 3});
-  for (const Kind kind : {Kind::Constant, Kind::Zeros, Kind::Extreme})
-    expect_same({.n_heads = 8, .n_streams = 4, .n_blocks = 9, .kind = kind});
-  expect_same({.dim = 64, .n_heads = 8, .n_streams = 4, .n_blocks = 18, .n_sinks = 1});
-}
-
 TEST_F(Pack, WritesNothingWhereTheEntryIsOfAnotherSize) {
   for (const char* policy : {"zipcache", "zipcache,k_axis=channel32", "mikv"}) {
     PackInput input =

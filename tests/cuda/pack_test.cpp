@@ -8,22 +8,20 @@
 namespace zipcache::cuda::test {
 namespace {
 
-void expect_same(const PackCase& test, const PackInput& input, Order order, Share share) {
+void expect_same(const PackCase& test, const PackInput& input, Order order) {
   std::vector<uint8_t> pool(input.expected.size(), kUntouched);
   uint32_t n_wrong = 0;
   PackArgs args = args_of(input);
   args.pool = pool.data();
   args.n_wrong = &n_wrong;
-  emulate_pack(args, order, share);
+  emulate_pack(args, order);
   EXPECT_EQ(n_wrong, 0u) << describe(test);
-  EXPECT_EQ(difference(input, pool), "") << describe(test) << " share " << int(share);
+  EXPECT_EQ(difference(input, pool), "") << describe(test);
 }
 
 void expect_same(const PackCase& test) {
   const PackInput input = make_pack_input(test);
-  for (const Order order : {Order::Ascending, Order::Descending}) {
-    for (const Share share : {Share::Sides, Share::Records}) expect_same(test, input, order, share);
-  }
+  for (const Order order : {Order::Ascending, Order::Descending}) expect_same(test, input, order);
 }
 
 class Packed : public ::testing::TestWithParam<const char*> {};
@@ -76,10 +74,10 @@ TEST(Pack, WritesNothingWhereTheEntryIsOfAnotherSize) {
     args.pool = pool.data();
     args.n_wrong = &n_wrong;
     for (int row = 0; row < 40; ++row) input.tiers[size_t(row)] = 0;  // tokens fill other units
-    emulate_pack(args, Order::Ascending, Share::Sides);
+    emulate_pack(args, Order::Ascending);
     EXPECT_EQ(n_wrong, 1u) << policy;
     input.tiers[5] = 7;  // no such tier
-    emulate_pack(args, Order::Ascending, Share::Records);
+    emulate_pack(args, Order::Ascending);
     EXPECT_EQ(n_wrong, 2u) << policy;
     EXPECT_EQ(pool, untouched) << policy;
   }
