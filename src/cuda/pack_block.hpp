@@ -687,7 +687,7 @@ class SidePacker : public RecordSide<kDim, kIsK, PackShared<kDim, kRotated>> {
 
   // Each thread one channel at a time.
   ZC_BOTH void fit_channels() const {
-    for (int i = thread_; i < form_.n_tiers * kDim; i += kThreads) {
+    for (int i = thread_; i < form_.n_tiers * kDim; i += kSideThreads) {
       const int owner = i / kDim, channel = i % kDim, place = params(shared_.headers[owner]);
       if (place == 0 || form_.k.params_tier[owner] != owner) continue;
       const int width = form_.k.bits[owner];
@@ -710,7 +710,7 @@ class SidePacker : public RecordSide<kDim, kIsK, PackShared<kDim, kRotated>> {
     if constexpr (kIsK && kRotated) {
       if (!by_queries()) return;
       constexpr int kGroups = kDim / kFeedbackGroup;
-      for (int i = thread_; i < kPackRows * kGroups; i += kThreads) {
+      for (int i = thread_; i < kPackRows * kGroups; i += kSideThreads) {
         const int row = i % kPackRows, group = i / kPackRows, owner = owner_of(row);
         if (owner >= 0) round_group(row, group * kFeedbackGroup, owner);
       }
