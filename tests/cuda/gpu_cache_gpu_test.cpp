@@ -233,6 +233,7 @@ class GpuCaches : public ::testing::Test {
 
 // What operands of 16 bits leave.
 constexpr double kBound = 2e-3;
+constexpr double kTileBound = 5e-3;  // where codes become 16-bit numbers first
 // The same where keys and values of the past are rounded to 16 bits besides, up to three times.
 constexpr double kUnpackedBound = 3e-3;
 
@@ -244,6 +245,9 @@ TEST_F(GpuCaches, PoliciesWithoutScoresAnswerAsTheCpu) {
   }
   for (const char* policy : {"uniform4,k_axis=token", "had4,k_axis=token,sinks=5,recent=40"})
     expect_equal({.policy = policy}, kBound);
+  // With sides in the order of tiles; of kvarn the first block stays 16-bit rows.
+  for (const char* policy : {"kivi2", "kvarn-k4v2", "nvfp4", "gear2-l", "sym8-had", "turbo-k4v4"})
+    expect_equal({.policy = policy}, kTileBound);
 }
 
 // Scores differ in their last digits, so that now and then two tokens near each other in rank have
@@ -298,6 +302,8 @@ TEST_F(GpuCaches, PromptsInPartsAnswerAsTheCpu) {
                      kUnpackedBound);
     }
     expect_parts({.policy = "zip", .group = 8, .n_steps = 3, .piece_tokens = piece}, 3e-2);
+    for (const char* policy : {"kivi2", "kvarn-k4v2", "nvfp4", "gear2-l"})
+      expect_parts({.policy = policy, .n_steps = 3, .piece_tokens = piece}, kTileBound);
   }
   // Where tokens are evicted, one that has another's rank counts fully.
   expect_parts({.policy = "zipcache,bits=4/0,ratio=0.5", .n_steps = 3, .piece_tokens = 128}, 0.15);
