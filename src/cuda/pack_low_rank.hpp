@@ -90,17 +90,7 @@ class LowRankPacker : public SetPacker<kDim, kIsK> {
   }
 
   ZC_BOTH int set_of(int tier, int token, int channel) const {
-    const int filled = units_of(shared_.headers[tier].count) * kUnitTokens;
-    switch (side_.axis) {
-      case Axis::Channel:
-        return channel;
-      case Axis::Group:
-        return channel / side_.group * filled + token;
-      case Axis::ChannelGroup:
-        return token / side_.group * kDim + channel;
-      default:
-        return token;
-    }
+    return cuda::set_of(side_, kDim, shared_.headers[tier].count, token, channel);
   }
   ZC_BOTH float stored_step(int tier, int token, int channel) const {
     if (side_.axis == Axis::None) return 1;

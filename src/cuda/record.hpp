@@ -211,6 +211,19 @@ ZC_BOTH constexpr int sets_of(const SideForm& side, int dim, int n_tokens) {
       return filled;
   }
 }
+// Place of a number's parameters among them (codec/tile.hpp: set_of).
+ZC_BOTH constexpr int set_of(const SideForm& side, int dim, int n_tokens, int token, int channel) {
+  switch (side.axis) {
+    case Axis::Channel:
+      return channel;
+    case Axis::ChannelGroup:
+      return token / side.group * dim + channel;
+    case Axis::Group:
+      return channel / side.group * (units_of(n_tokens) * kUnitTokens) + token;
+    default:
+      return token;
+  }
+}
 ZC_BOTH constexpr int param_bytes(const SideForm& side, int dim, int n_tokens) {
   return sets_of(side, dim, n_tokens) * int(set_bytes(side.codec));
 }

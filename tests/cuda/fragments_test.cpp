@@ -150,7 +150,15 @@ TEST(Record, PartsAreAsLargeAsThoseOfTiles) {
             SideForm side;
             side.axis = axis, side.codec = codec, side.group = uint16_t(group);
             side.rank = uint8_t(rank), side.token_factors = true;
-            expect_tile_sizes(side, {n, dim, 4, axis, group, Lanes::Tokens, codec, rank});
+            const TileShape tile{n, dim, 4, axis, group, Lanes::Tokens, codec, rank};
+            expect_tile_sizes(side, tile);
+            // The first and the last number of a tier, and some between them. Axis::None has no
+            // sets.
+            for (int i = 0; axis != Axis::None && i < 8; ++i) {
+              const int token = i * (n - 1) / 7, channel = i * (dim - 1) / 7;
+              ASSERT_EQ(cuda::set_of(side, dim, n, token, channel),
+                        zipcache::set_of(tile, token, channel));
+            }
           }
         }
       }
