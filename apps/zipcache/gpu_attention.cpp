@@ -12,6 +12,7 @@
 #include "cuda/bandwidth.hpp"
 #include "cuda/pack_form.hpp"
 #include "cuda/record_set.hpp"
+#include "cuda/rotated_attention.hpp"
 #include "transform/hadamard.hpp"
 
 #define ZC_CUDA(call)                                                                   \
@@ -77,6 +78,15 @@ Policy drawn_tiers(Policy policy) {
   return policy;
 }
 
+// Rotations from a file take as long whatever their matrices are, and the policy may name none:
+// ones that leave rows as they are, which need no turning over either. [n_heads, dim, dim]
+std::vector<float> idle_matrices(int n_heads, int dim) {
+  const size_t n = size_t(dim);
+  std::vector<float> out(size_t(n_heads) * n * n);
+  for (size_t row = 0; row < size_t(n_heads) * n; ++row) out[row * n + row % n] = 1;
+  return out;
+}
+
 Result<Pattern> make_pattern(const Policy& asked, const GpuShape& shape) {
   const Policy policy = drawn_tiers(asked);
   const LayerShape layer{1, shape.d_head, shape.d_head};
@@ -84,7 +94,9 @@ Result<Pattern> make_pattern(const Policy& asked, const GpuShape& shape) {
   if (!layout.ok()) return layout.status();
   const int n_cells = kPatternBlocks * kBlockTokens;
   StreamLog log(n_cells, 1);
-  LayerStore store(layer, policy, StreamLog::max_blocks(n_cells));
+  const auto matrices = idle_matrices(1, shape.d_head);
+  LayerStore store(layer, policy, StreamLog::max_blocks(n_cells),
+                   std::make_shared<const LayerRotations>(layer, matrices, matrices));
   Arena arena;
   ZC_TRY(arena.reserve(size_t(1) << 30));
   const auto keys = synthetic_rows(n_cells, 1, shape.d_head, true, 1);
@@ -107,12 +119,13 @@ Result<Pattern> make_pattern(const Policy& asked, const GpuShape& shape) {
   const int n_raw_tokens = policy.window.recent + policy.window.sinks;
   Pattern pattern{RecordSet(shape.d_head, 1, 1, kPatternBlocks + 1), layout->form(),
                   (n_raw_tokens + cuda::kRawRecordTokens - 1) / cuda::kRawRecordTokens, 0};
-  const auto raw_rows = [&](const Side& side, const std::vector<float>& rows) {
+  const auto raw_rows = [&](SideId side, const std::vector<float>& rows) {
     std::vector<half> out(size_t(cuda::kRawRecordTokens * shape.d_head));
     std::transform(rows.begin(), rows.begin() + ptrdiff_t(out.size()), out.begin(), to_half);
-    return cuda::rows_for_record(side, shape.d_head, cuda::kRawRecordTokens, out.data());
+    return cuda::rows_for_record(store.rotation(side, 0), shape.d_head, cuda::kRawRecordTokens,
+                                 out.data());
   };
-  const std::vector<half> k = raw_rows(policy.k, keys), v = raw_rows(policy.v, values);
+  const std::vector<half> k = raw_rows(SideId::K, keys), v = raw_rows(SideId::V, values);
   for (const int slot : log.order()) {
     const int due[] = {slot};
     const auto packed = pack_blocks({0, due, false, {}, 1}, log, store, arena);
@@ -220,6 +233,7 @@ class PackWork {
     ZC_TRY(add_rows(shape, false, v_));
     ZC_TRY(add_scores(policy, shape));
     ZC_TRY(add_feedback(shape));
+    ZC_TRY(add_matrices(shape));
     return add_records(policy, shape);
   }
 
@@ -281,6 +295,13 @@ class PackWork {
     return ok();
   }
 
+  Status add_matrices(const GpuShape& shape) {
+    if (!args_.form.k_by_matrix && !args_.form.v_by_matrix) return ok();
+    ZC_TRY(matrices_.fill(idle_matrices(shape.n_head_kv, shape.d_head)));
+    args_.k_matrices = args_.v_matrices = matrices_.get<float>();
+    return ok();
+  }
+
   Status add_records(const Policy& policy, const GpuShape& shape) {
     const int n_blocks = shape.depth / kBlockTokens;
     std::vector<cuda::PackTask> tasks;
@@ -320,7 +341,7 @@ class PackWork {
   }
 
   cuda::PackArgs args_;
-  DeviceMemory k_, v_, scores_, learnt_, feedback_, tasks_, records_, pool_, n_wrong_;
+  DeviceMemory k_, v_, scores_, learnt_, feedback_, matrices_, tasks_, records_, pool_, n_wrong_;
   size_t copy_numbers_ = 0, record_bytes_ = 0;  // of one copy
   int n_copies_ = 0;
 };
@@ -454,9 +475,18 @@ class Bench final : public GpuBench {
     ZC_TRY(workspace.take(cuda::decode_workspace(args)));
     ZC_CUDA(cudaMemset(workspace.get(), 0, cuda::decode_workspace(args)));
     args.workspace = workspace.get();
+    DeviceMemory matrices;
+    ZC_TRY(matrices.fill(idle_matrices(shape.n_head_kv, shape.d_head)));
+    const cuda::SideMatrices idle{matrices.get<float>(), matrices.get<float>()};
+    const auto matrices_of = [&](const Side& side) {
+      return side.rotation == Rotation::File ? idle : cuda::SideMatrices{};
+    };
+    cuda::RotatedAttention attention;
+    ZC_TRY(attention.allocate(args, shape.batch * shape.n_queries, stream_));
     const auto attend = [&](int i) {
       args.records = caches.table(i % caches.n_copies());
-      return cuda::decode_attention(args, stream_);
+      return attention.attend(args, shape.batch * shape.n_queries, matrices_of(policy.k),
+                              matrices_of(policy.v), stream_);
     };
     Result<Spread> us = replay(std::max(12, caches.n_copies()), reps, attend);
     if (!us.ok()) return us.status();

@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "codec/low_rank.hpp"
-#include "transform/hadamard.hpp"
 
 namespace zipcache::cuda {
 namespace {
@@ -25,8 +24,6 @@ Status check_side(const Side& side, int dim, std::string_view name) {
   if (side.axis == Axis::Group && dim % side.group != 0)
     return refused(fmt::format("{}_axis=group{} and heads of {} channels", name, side.group, dim),
                    "whole groups in a head");
-  if (side.rotation == Rotation::File)
-    return refused(fmt::format("{}_rotate=file", name), "rotate=hadamard or none");
   return ok();
 }
 
@@ -321,12 +318,12 @@ void write_raw_record(int dim, int n, const half* k, const half* v, uint8_t* rec
   });
 }
 
-std::vector<half> rows_for_record(const Side& side, int dim, int n, const half* rows) {
+std::vector<half> rows_for_record(const HeadRotation& rotation, int dim, int n, const half* rows) {
   std::vector<half> out(rows, rows + ptrdiff_t{n} * dim);
-  if (side.rotation != Rotation::Hadamard) return out;
+  if (!rotation.turns()) return out;
   std::vector<float> turned(out.size());
   std::transform(out.begin(), out.end(), turned.begin(), to_float);
-  hadamard(turned.data(), n, dim, dim);
+  rotation.turn(turned.data(), n, dim, dim);
   std::transform(turned.begin(), turned.end(), out.begin(), finite_half);
   return out;
 }

@@ -7,6 +7,7 @@
 
 #include "cache/block_layout.hpp"
 #include "cuda/record.hpp"
+#include "transform/rotation.hpp"
 #include "zipcache/policy.hpp"
 
 namespace zipcache::cuda {
@@ -41,8 +42,8 @@ void read_record(const RecordLayout& layout, const uint8_t* record, const Packed
 // ones.
 size_t raw_record_bytes(int dim, int n);
 void write_raw_record(int dim, int n, const half* k, const half* v, uint8_t* record);
-// Rows [n, dim] as records of 16-bit rows of a side hold them.
-std::vector<half> rows_for_record(const Side& side, int dim, int n, const half* rows);
+// Rows [n, dim] of a head as records of 16-bit rows of a side with this rotation hold them.
+std::vector<half> rows_for_record(const HeadRotation& rotation, int dim, int n, const half* rows);
 
 // What a record's tokens decode to, tier after tier: [tokens, dim]; of a record of 16-bit rows too.
 // For tests and checks.

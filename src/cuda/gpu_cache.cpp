@@ -781,6 +781,9 @@ Result<std::unique_ptr<GpuCache>> GpuCache::create(const GpuCacheShape& shape, c
     return wrong("group", shape.group, "1 to 64 query heads of a KV head");
   if (shape.piece_tokens < 0) return wrong("piece_tokens", shape.piece_tokens, "at least 0");
   ZC_TRY(check_scores(policy));
+  if (needs_rotations(policy))
+    return Status{Code::Incompatible,
+                  "the GPU cache found rotate=file, expected rotate=hadamard or none"};
   ScheduleShape plan;
   plan.n_heads = shape.n_heads, plan.dim = shape.dim;
   plan.n_streams = shape.n_streams, plan.max_tokens = shape.max_tokens;

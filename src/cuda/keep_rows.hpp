@@ -17,6 +17,9 @@ struct KeepRowsArgs {
   int ring = 0;                                   // ScheduleSizes
   uint16_t *k_ring = nullptr, *v_ring = nullptr;  // [n_streams, ring, n_heads, dim]
   bool k_hadamard = false, v_hadamard = false;    // rows are rotated in records
+  // [n_heads, dim, dim] that turn rows in records (row_matrix.hpp), at a multiple of 16 bytes; null
+  // where no file rotates them.
+  const float *k_matrices = nullptr, *v_matrices = nullptr;
   uint8_t* pool = nullptr;
   size_t sinks_at = 0, ring_at = 0;
   int raw = 0, sink_records = 0;

@@ -33,13 +33,17 @@ Status check(const PackArgs& args) {
                  "at least 1, and below 2^31 with both sides of all heads");
   ZC_TRY(check_rows(args.k, "k"));
   ZC_TRY(check_rows(args.v, "v"));
+  if ((args.form.k_by_matrix && !args.k_matrices) || (args.form.v_by_matrix && !args.v_matrices))
+    return {Code::BadArgument, "pack_records: found no matrices, expected some where rotate=file"};
+  for (const float* numbers : {args.feedback, args.k_matrices, args.v_matrices}) {
+    if (reinterpret_cast<uintptr_t>(numbers) % 16)
+      return {Code::BadArgument,
+              "pack_records: found feedback or matrices at an address that is no multiple of 16"};
+  }
   if (args.form.k_by_queries && (!args.feedback || !args.learnt))
     return {Code::BadArgument,
             "pack_records: found no feedback or no counts of what was learnt, expected both where "
             "k_round=query"};
-  if (reinterpret_cast<uintptr_t>(args.feedback) % 16)
-    return {Code::BadArgument,
-            "pack_records: found feedback at an address that is no multiple of 16"};
   if (!args.tasks || !args.pool || !args.records)
     return {Code::BadArgument, "pack_records: found a null pointer among tasks, pool and records"};
   if (form.n_tiers > 1 && !args.tiers.data == !args.scores.data)

@@ -80,8 +80,9 @@ cudaError_t launch_sides(const PackArgs& args, cudaStream_t stream) {
 template <int kDim>
 cudaError_t launch_dim(const PackArgs& args, cudaStream_t stream) {
   const PackForm& form = args.form;
-  const bool k_wide = !form.k_sets.used && (form.k_hadamard || form.k_by_queries);
-  const bool v_wide = !form.v_sets.used && form.v_hadamard;
+  const bool k_rotated = form.k_hadamard || form.k_by_matrix;
+  const bool k_wide = !form.k_sets.used && (k_rotated || form.k_by_queries);
+  const bool v_wide = !form.v_sets.used && (form.v_hadamard || form.v_by_matrix);
   if (k_wide && v_wide) return launch_sides<kDim, true, true>(args, stream);
   if (k_wide) return launch_sides<kDim, true, false>(args, stream);
   if (v_wide) return launch_sides<kDim, false, true>(args, stream);

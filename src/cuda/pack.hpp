@@ -33,6 +33,7 @@ struct PackForm {
   RecordForm record;
   Fit k_fit = Fit::Endpoint, v_fit = Fit::Endpoint;
   bool k_hadamard = false, v_hadamard = false;
+  bool k_by_matrix = false, v_by_matrix = false;  // rotate=file: PackArgs::k_matrices, v_matrices
   bool k_by_queries = false;  // k_round=query: PackArgs::feedback decides keys' codes
   SetPackForm k_sets, v_sets;
 };
@@ -57,6 +58,9 @@ struct PackArgs {
   PackForm form;
   int n_heads = 0;
   InputRows k, v;
+  // [n_heads, dim, dim] matrices that turn rows (row_matrix.hpp) at a multiple of 16 bytes. Null
+  // unless form.k_by_matrix or v_by_matrix.
+  const float *k_matrices = nullptr, *v_matrices = nullptr;
   // What decides the tiers, where there is more than one: tiers themselves, or scores, of which the
   // highest get the first tier's count and so on (zipcache::allocate: of equal ones the later token
   // is the more salient). Scores are divided by `seen` where that is given; 0 means no score, which

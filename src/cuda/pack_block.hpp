@@ -8,6 +8,7 @@
 #include "cuda/grid.hpp"
 #include "cuda/hadamard.hpp"
 #include "cuda/pack.hpp"
+#include "cuda/row_matrix.hpp"
 
 namespace zipcache::cuda {
 
@@ -310,7 +311,9 @@ class RecordSide {
   static constexpr int kFragments = kDim / 16;
   static constexpr int kPieceNumbers = 8;  // 16-bit numbers of 16 bytes
 
-  ZC_BOTH bool rotates() const { return kIsK ? args_.form.k_hadamard : args_.form.v_hadamard; }
+  ZC_BOTH bool by_hadamard() const { return kIsK ? args_.form.k_hadamard : args_.form.v_hadamard; }
+  ZC_BOTH bool by_matrix() const { return kIsK ? args_.form.k_by_matrix : args_.form.v_by_matrix; }
+  ZC_BOTH bool rotates() const { return by_hadamard() || by_matrix(); }
   ZC_BOTH size_t list() const {
     return size_t(task_.stream) * size_t(args_.n_heads) + size_t(head_);
   }
@@ -440,11 +443,28 @@ class RecordSide {
     }
   }
 
-  // ---- rotation (transform/hadamard.hpp): widths 1 to 8 of 16 neighbours, then the others
+  // ---- rotation (transform/rotation.hpp): of Hadamard's the widths 1 to 8 of 16 neighbours, then
+  // the others; by a matrix at once
+
+  ZC_BOTH void rotate() const {
+    if (by_matrix()) return rotate_by_matrix();
+    rotate_near();
+  }
+
+  // Each warp some rows.
+  ZC_BOTH void rotate_by_matrix() const {
+    if constexpr (kRotated) {
+      constexpr int kRows = kDim < 256 ? 8 : 4, kWarps = kThreads / kLanes;
+      const float* matrix =
+          (kIsK ? args_.k_matrices : args_.v_matrices) + size_t(head_) * kDim * kDim;
+      for (int row = thread_ / kLanes * kRows; row < kPackRows; row += kWarps * kRows)
+        turn_in_place<kDim, kRows>(tile_.rows[row], int(sizeof(tile_.rows[0]) / sizeof(float)),
+                                   matrix, thread_ % kLanes);
+    }
+  }
 
   ZC_BOTH void rotate_near() const {
     if constexpr (kRotated) {
-      if (!rotates()) return;
       constexpr int kGroups = kDim / 16;
       for (int i = thread_; i < kPackRows * kGroups; i += kThreads) {
         float* at = &tile_.rows[i / kGroups][i % kGroups * 16];
@@ -460,7 +480,6 @@ class RecordSide {
 
   ZC_BOTH void rotate_far() const {
     if constexpr (kRotated) {
-      if (!rotates()) return;
       const float norm = 1.0f / sqrtf(float(kDim));
       for (int i = thread_; i < kPackRows * 16; i += kThreads) {
         float* at = &tile_.rows[i / 16][i % 16];
@@ -539,7 +558,7 @@ class SidePacker : public RecordSide<kDim, kIsK, PackShared<kDim, kRotated>> {
       case 2:
         return kRotated ? rotates() : !kIsK && !form_.v.channel_factors;
       case 3:
-        return kRotated && rotates();
+        return kRotated && this->by_hadamard();
       case 4:
       case 5:
         return kIsK ? by_channel() : form_.v.channel_factors;
@@ -560,7 +579,7 @@ class SidePacker : public RecordSide<kDim, kIsK, PackShared<kDim, kRotated>> {
       case 1:
         return this->order_and_wait();
       case 2:
-        return kRotated ? this->rotate_near() : set_factors();
+        return kRotated ? this->rotate() : set_factors();
       case 3:
         return this->rotate_far();
       case 4:

@@ -45,6 +45,8 @@ Result<PackForm> pack_form(const LayerShape& shape, const Policy& policy) {
   form.v_fit = policy.v.fit;
   form.k_hadamard = policy.k.rotation == Rotation::Hadamard;
   form.v_hadamard = policy.v.rotation == Rotation::Hadamard;
+  form.k_by_matrix = policy.k.rotation == Rotation::File;
+  form.v_by_matrix = policy.v.rotation == Rotation::File;
   form.k_sets = set_form(policy.k, form.record.k);
   form.v_sets = set_form(policy.v, form.record.v);
   form.k_by_queries = policy.k_rounding == Rounding::Query && !form.record.k_by_token();

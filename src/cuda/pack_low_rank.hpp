@@ -25,13 +25,13 @@ class LowRankPacker : public SetPacker<kDim, kIsK> {
   ZC_BOTH bool has_step(int number) const {
     const int added = number - Base::n_steps(args_);
     if (added < 0) return Base::has_step(number);
-    return (added != 1 && added != 2) || this->rotates();
+    return (added != 1 || this->rotates()) && (added != 2 || this->by_hadamard());
   }
   ZC_BOTH void step(int number) const {
     const int added = number - Base::n_steps(args_);
     if (added < 0) return Base::step(number);
     if (added == 0) return this->load_rows();
-    if (added == 1) return this->rotate_near();
+    if (added == 1) return this->rotate();
     if (added == 2) return this->rotate_far();
     if (added == 3) return take_away_codes();
     tier_step((added - kReloading) / tier_steps(rank()), (added - kReloading) % tier_steps(rank()));

@@ -50,12 +50,14 @@ class SetPacker : public RecordSide<kDim, kIsK, SetShared<kDim>> {
   ZC_BOTH static int n_steps(const PackArgs& args) {
     return kLoading + factor_steps(args.form) + 2;
   }
-  ZC_BOTH bool has_step(int number) const { return (number != 2 && number != 3) || rotates(); }
+  ZC_BOTH bool has_step(int number) const {
+    return (number != 2 || rotates()) && (number != 3 || this->by_hadamard());
+  }
   ZC_BOTH void step(int number) const {
     const int after_loading = number - kLoading;
     if (number == 0) return this->load();
     if (number == 1) return this->order_and_wait();
-    if (number == 2) return this->rotate_near();
+    if (number == 2) return this->rotate();
     if (number == 3) return this->rotate_far();
     if (after_loading < factor_steps()) return factor_step(after_loading);
     if (number + 2 == n_steps()) return code_sets();

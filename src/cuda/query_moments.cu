@@ -8,6 +8,7 @@
 #include "cuda/device_memory.hpp"
 #include "cuda/hadamard.hpp"
 #include "cuda/query_moments.hpp"
+#include "cuda/row_matrix.hpp"
 
 namespace zipcache::cuda {
 namespace {
@@ -75,7 +76,9 @@ struct LearnSpace {
   double deviation[kSize], diagonal[kSize];  // before, and of the new moments
 };
 
-// Query rows of a KV head, of some tokens, as a group of channels sees them.
+// Query rows of a KV head, of some tokens, as a group of channels sees them. kTurns: a matrix turns
+// them.
+template <bool kTurns>
 class Learner {
  public:
   __device__ Learner(const LearnArgs& args, LearnSpace& space)
@@ -162,7 +165,51 @@ class Learner {
   // The rows as keys see them, the group's channels in shared memory; whether all that this thread
   // has are numbers to add.
   __device__ bool put(const uint4 (&pieces)[kOwnPieces]) const {
+    if constexpr (kTurns) return put_turned(pieces);
     bool finite = true;
+    each_piece(pieces, [&](int row, int first_channel, float(&x)[kPieceNumbers]) {
+      if (args_.hadamard) rotate(x);
+#pragma unroll
+      for (int c = 0; c < kPieceNumbers; ++c) finite = finite && fabsf(x[c]) <= kHalfMax;
+      const int channel = first_channel - first_;
+      if (channel >= 0 && channel < kSize) store_piece(x, &space_.rows[row][channel]);
+    });
+    return finite;
+  }
+
+  // The same by a matrix: whole rows first, of which each warp turns some.
+  __device__ bool put_turned(const uint4 (&pieces)[kOwnPieces]) const {
+    extern __shared__ __align__(16) float whole_rows[];  // [at_once_, dim]
+    const int dim = args_.dim, lane = int(threadIdx.x) % kLanes;
+    each_piece(pieces, [&](int row, int channel, float(&x)[kPieceNumbers]) {
+      store_piece(x, whole_rows + row * dim + channel);
+    });
+    __syncthreads();
+    constexpr int kTogether = 4, kWarps = kThreads / kLanes;
+    const float* matrix = args_.matrices + size_t(head_) * dim * dim;
+    bool finite = true;
+    for (int row = int(threadIdx.x) / kLanes * kTogether; row < at_once_;
+         row += kWarps * kTogether) {
+      for (int channel = lane * kHalves; channel < dim; channel += kSize) {
+        float turned[kTogether][kHalves];
+        multiply_rows<false>(whole_rows + row * dim, dim, dim, matrix + channel, turned);
+        const bool own = channel >= first_ && channel < first_ + kSize;
+#pragma unroll
+        for (int i = 0; i < kTogether * kHalves; ++i) {
+          const float x = turned[i / kHalves][i % kHalves];
+          finite = finite && fabsf(x) <= kHalfMax;
+          if (own) space_.rows[row + i / kHalves][channel - first_ + i % kHalves] = x;
+        }
+      }
+    }
+    return finite;
+  }
+
+  // Calls visit(row, channel, numbers) for this thread's pieces: which of the rows at once, the
+  // first channel, what the scale makes of them.
+  template <class Visit>
+  __device__ __forceinline__ void each_piece(const uint4 (&pieces)[kOwnPieces],
+                                             Visit&& visit) const {
 #pragma unroll
     for (int p = 0; p < kOwnPieces; ++p) {
       const int k = int(threadIdx.x) + p * kThreads;
@@ -170,16 +217,14 @@ class Learner {
       float x[kPieceNumbers];
 #pragma unroll
       for (int c = 0; c < kPieceNumbers; ++c) x[c] = __half2float(bits[c]) * args_.scale;
-      if (args_.hadamard) rotate(x);
-#pragma unroll
-      for (int c = 0; c < kPieceNumbers; ++c) finite = finite && fabsf(x[c]) <= kHalfMax;
-      const int channel = k % row_pieces_ * kPieceNumbers - first_;
-      if (channel < 0 || channel >= kSize) continue;
-      auto* to = reinterpret_cast<float4*>(&space_.rows[k / row_pieces_][channel]);
-      to[0] = {x[0], x[1], x[2], x[3]};
-      to[1] = {x[4], x[5], x[6], x[7]};
+      visit(k / row_pieces_, k % row_pieces_ * kPieceNumbers, x);
     }
-    return finite;
+  }
+
+  __device__ static void store_piece(const float (&x)[kPieceNumbers], float* at) {
+    auto* to = reinterpret_cast<float4*>(at);
+    to[0] = {x[0], x[1], x[2], x[3]};
+    to[1] = {x[4], x[5], x[6], x[7]};
   }
 
   // A row's pieces are neighbouring lanes'.
@@ -211,9 +256,10 @@ class Learner {
   int stride_, n_rows_;
 };
 
+template <bool kTurns>
 __global__ void __launch_bounds__(kThreads) learn_kernel(const __grid_constant__ LearnArgs args) {
   __shared__ LearnSpace space;
-  const Learner learner(args, space);
+  const Learner<kTurns> learner(args, space);
   if (!learner.any()) return;
   const OwnCorrelations before(learner.group());  // come while sums are made
   if (learner.sum()) learner.learn(before);
@@ -353,7 +399,16 @@ Status learn_queries(const LearnArgs& args, cudaStream_t stream) {
   if (!args.counts || !args.moments)
     return wrong("learn_queries", "a null pointer among counts and moments");
   const dim3 grid(unsigned(args.dim / kSize), unsigned(args.n_heads), unsigned(args.n_streams));
-  learn_kernel<<<grid, kThreads, 0, stream>>>(args);
+  if (!args.matrices) {
+    learn_kernel<false><<<grid, kThreads, 0, stream>>>(args);
+  } else {
+    constexpr int kBytes =
+        kThreads * kOwnPieces * kPieceNumbers * int(sizeof(float));  // whole rows
+    ZC_TRY(from_cuda(cudaFuncSetAttribute(learn_kernel<true>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+                     "asking for shared memory for what queries teach"));
+    learn_kernel<true><<<grid, kThreads, kBytes, stream>>>(args);
+  }
   return from_cuda(cudaGetLastError(), "launching what queries teach");
 }
 

@@ -25,7 +25,9 @@ struct LearnArgs {
   const int32_t* counts = nullptr;  // [n_streams] tokens to learn from; 0 for none
   int most_rows = 0;  // of a head, about: of more, every so many tokens teach (kMomentMostRows)
   float scale = 0;
-  bool hadamard = false;           // keys are rotated
+  bool hadamard = false;  // keys are rotated
+  // [n_heads, dim, dim] that turn keys (row_matrix.hpp), at a multiple of 16 bytes, or null.
+  const float* matrices = nullptr;
   MomentGroup* moments = nullptr;  // [n_streams, n_heads, dim / kFeedbackGroup]
 };
 

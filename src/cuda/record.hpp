@@ -35,11 +35,15 @@
 #define ZC_BOTH
 #endif
 
-// Loops over what stands in registers.
+// Loops over what stands in registers, loops whose loads should overlap, and loops that stay.
 #ifdef __CUDA_ARCH__
 #define ZC_UNROLL _Pragma("unroll")
+#define ZC_UNROLL_4 _Pragma("unroll 4")
+#define ZC_KEEP_LOOP _Pragma("unroll 1")
 #else
 #define ZC_UNROLL
+#define ZC_UNROLL_4
+#define ZC_KEEP_LOOP
 #endif
 
 namespace zipcache::cuda {

@@ -81,9 +81,10 @@ void emulate_side(const PackArgs& args, int task, int head, Order order, bool by
 
 template <int kDim>
 void emulate_dim(const PackArgs& args, Order order) {
-  const bool k_rotated = args.form.k_hadamard || args.form.k_by_queries;
-  const bool v_rotated = args.form.v_hadamard;
-  const bool k_by_sets = args.form.k_sets.used, v_by_sets = args.form.v_sets.used;
+  const PackForm& form = args.form;
+  const bool k_rotated = form.k_hadamard || form.k_by_matrix || form.k_by_queries;
+  const bool v_rotated = form.v_hadamard || form.v_by_matrix;
+  const bool k_by_sets = form.k_sets.used, v_by_sets = form.v_sets.used;
   for (int task = 0; task < args.n_tasks; ++task) {
     for (int head = 0; head < args.n_heads; ++head) {
       emulate_side<kDim, true>(args, task, head, order, k_by_sets, k_rotated);

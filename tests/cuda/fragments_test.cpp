@@ -228,8 +228,6 @@ TEST(RecordLayout, SaysWhatNoRecordHolds) {
   const auto says = [&](const std::string& text, const char* part) {
     EXPECT_NE(text.find(part), std::string::npos) << text;
   };
-  says(message("oscar2,rotations=a.rot", 128, 128), "found k_rotate=file, expected");
-  says(message("had4,v_rotate=file,rotations=a.rot", 128, 128), "found v_rotate=file, expected");
   says(message("zipcache,cadence=prompt", 128, 128), "found cadence=prompt");
   says(message("uniform4,0-3:k=8", 128, 128), "found fields of single layers");
   says(message("f16", 128, 128), "packs nothing");

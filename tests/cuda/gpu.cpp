@@ -82,9 +82,8 @@ void add_rows(const Case& test, const Stream& stream, int s, int slot, int head,
     k = store.raw.k(stored.raw, head);
     v = store.raw.v(stored.raw, head);
   }
-  const Policy policy = policy_of(test);
-  const std::vector<half> keys = rows_for_record(policy.k, test.dim, n, k);
-  const std::vector<half> values = rows_for_record(policy.v, test.dim, n, v);
+  const std::vector<half> keys = rows_for_record(store.rotation(SideId::K, head), test.dim, n, k);
+  const std::vector<half> values = rows_for_record(store.rotation(SideId::V, head), test.dim, n, v);
   for (int first = 0; first < n; first += kRawRecordTokens)
     records.add_raw(s, head, std::min(kRawRecordTokens, n - first), keys.data() + first * test.dim,
                     values.data() + first * test.dim, uint32_t(block.first) + uint32_t(first));

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/random.hpp"
+#include "cuda/row_matrix.hpp"
 #include "support/block_rig.hpp"
 #include "support/random_rows.hpp"
 
@@ -91,6 +92,10 @@ void add_stream(const PackCase& test, const Policy& policy, int s, PackInput& in
   const auto k = make_rows(test, input.n_tokens, 11 + 2 * uint64_t(s)),
              v = make_rows(test, input.n_tokens, 12 + 2 * uint64_t(s));
   rig.append(input.n_tokens, k, v);
+  if (rig.rotations) {
+    input.k_matrices = turned_over(rig.rotations->k, test.dim);
+    input.v_matrices = turned_over(rig.rotations->v, test.dim);
+  }
   for (int row = 0; row < test.n_sinks; ++row) rig.log.mark_sink({rig.log.order()[0], row});
   const Given given = make_scores(test, input.n_tokens, 13 + uint64_t(s));
   const auto at = [&](int head, int token) {
@@ -197,6 +202,8 @@ PackArgs args_of(const PackInput& input) {
   if (!input.scores.empty()) args.scores = {input.scores.data(), all_heads, input.n_tokens};
   if (!input.learnt.empty())
     args.feedback = input.feedback.data(), args.learnt = input.learnt.data();
+  if (!input.k_matrices.empty())
+    args.k_matrices = input.k_matrices.data(), args.v_matrices = input.v_matrices.data();
   if (!input.seen.empty()) args.seen = {input.seen.data(), input.n_tokens, 0};
   args.tasks = input.tasks.data();
   args.n_tasks = int(input.tasks.size());

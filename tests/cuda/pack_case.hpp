@@ -88,6 +88,14 @@ inline constexpr const char* kPackPolicies[] = {
     "zipcache,rank=2,k=4/4/2,v=4/3/2,ratio=0.3/0.3",
     "fp8,rank=2",
     "rdkv,alloc=fraction,ratio=0.2/0.3/0.3,pool=1",
+    "oscar2",
+    "skvq",
+    "zip,rotate=file",
+    "zipcache,rotate=file,fit=mse",
+    "zip,k_round=nearest,k_rotate=file,v_rotate=none",
+    "had4,k_axis=token,v_rotate=file,v_axis=cst",
+    "kvarn-k4v2,k_rotate=file",
+    "gear2-l,rotate=file",
 };
 
 inline constexpr uint8_t kUntouched = 0xAA;
@@ -96,13 +104,14 @@ inline constexpr uint8_t kUntouched = 0xAA;
 struct PackInput {
   PackForm form;
   int dim = 0, n_heads = 0, n_streams = 0, n_tokens = 0, record_stride = 0;
-  int64_t head_stride = 0;       // of rows
-  std::vector<half> k, v;        // [stream, token, head, head_stride]
-  std::vector<float> scores;     // [stream, head, token], or empty
-  std::vector<uint32_t> seen;    // [stream, token], or empty
-  std::vector<uint8_t> tiers;    // [stream, head, token], or empty
-  std::vector<float> feedback;   // [stream, head, feedback_floats(dim)], or empty
-  std::vector<uint32_t> learnt;  // [stream, head], or empty
+  int64_t head_stride = 0;                    // of rows
+  std::vector<half> k, v;                     // [stream, token, head, head_stride]
+  std::vector<float> scores;                  // [stream, head, token], or empty
+  std::vector<uint32_t> seen;                 // [stream, token], or empty
+  std::vector<uint8_t> tiers;                 // [stream, head, token], or empty
+  std::vector<float> feedback;                // [stream, head, feedback_floats(dim)], or empty
+  std::vector<uint32_t> learnt;               // [stream, head], or empty
+  std::vector<float> k_matrices, v_matrices;  // [head, dim, dim], or empty
   std::vector<PackTask> tasks;
   std::vector<Record> records;
   std::vector<uint8_t> expected;  // kUntouched where no record is

@@ -23,6 +23,7 @@ Outcome pack(const PackInput& input) {
   const Buffer<float> scores(input.scores);
   const Buffer<uint32_t> seen(input.seen), learnt(input.learnt);
   const Buffer<float> feedback(input.feedback);
+  const Buffer<float> k_matrices(input.k_matrices), v_matrices(input.v_matrices);
   const Buffer<uint8_t> tiers(input.tiers);
   const Buffer<PackTask> tasks(input.tasks);
   const Buffer<Record> records(input.records);
@@ -36,6 +37,7 @@ Outcome pack(const PackInput& input) {
   if (args.scores.data) args.scores.data = scores.get();
   if (args.seen.data) args.seen.data = seen.get();
   if (args.learnt) args.feedback = feedback.get(), args.learnt = learnt.get();
+  if (args.k_matrices) args.k_matrices = k_matrices.get(), args.v_matrices = v_matrices.get();
   if (args.tiers.data) args.tiers.data = tiers.get();
   args.tasks = tasks.get();
   args.records = records.get();
@@ -122,6 +124,8 @@ TEST_F(Pack, SaysWhatIsWrongWithArguments) {
   uint8_t byte = 0;
   args.pool = &byte;
   EXPECT_NE(message(args).find("tiers and scores"), std::string::npos);
+  args.form.k_by_matrix = true;
+  EXPECT_NE(message(args).find("found no matrices"), std::string::npos);
   args.form.record.dim = 96;
   EXPECT_NE(message(args).find("dim = 96"), std::string::npos);
 }

@@ -138,7 +138,6 @@ TEST(PackForm, NamesWhatIsNotThere) {
   EXPECT_NE(message("had4,v_dual=9").find("v_dual=9, expected at most 8"), std::string::npos);
   for (const char* text : {"zip,k_clip=0.9", "zip,k_dual=2", "zip,k_rank=1"})
     EXPECT_NE(message(text).find("k_round=query with k_clip"), std::string::npos) << text;
-  EXPECT_NE(message("oscar2,rotations=a.rot").find("k_rotate=file"), std::string::npos);
 }
 
 TEST(PackForm, SaysWhichRankingsItHas) {
