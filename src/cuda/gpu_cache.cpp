@@ -7,6 +7,7 @@
 
 #include "cuda/key_feedback.hpp"
 #include "cuda/layer_group.hpp"
+#include "cuda/model_schedule.hpp"
 #include "cuda/probe_pass.hpp"
 #include "cuda/prompt_attention.hpp"
 
@@ -24,25 +25,49 @@ Status check_scale(float scale) {
           fmt::format("the GPU cache found scale = {}, expected a number above 0", scale)};
 }
 
+// Scores that the saliency pass of a GPU makes.
+Status check_scores(const Policy& policy) {
+  const auto refused = [](std::string_view what) {
+    return Status(Code::Incompatible,
+                  fmt::format("the GPU cache found {}, expected one tier, or tiers by score=mean "
+                              "divided by the probes that saw a token; take such a policy "
+                              "(zip, zipcache, uniform4)",
+                              what));
+  };
+  if (policy.tiers.size() == 1) return ok();
+  if (policy.saliency.statistic != Statistic::Mean) return refused("another score than mean");
+  if (policy.saliency.norm == Norm::FullCausal) return refused("norm=full");
+  return ok();
+}
+
+ScheduleShape schedule_shape(const GpuCacheShape& shape) {
+  ScheduleShape plan;
+  plan.n_heads = shape.n_heads, plan.dim = shape.dim;
+  plan.n_streams = shape.n_streams, plan.max_tokens = shape.max_tokens;
+  plan.n_blocks =
+      shape.n_blocks > 0 ? shape.n_blocks : shape.n_streams * (shape.max_tokens / kBlockTokens);
+  return plan;
+}
+
 class Cache final : public GpuCache {
  public:
-  Cache(const GpuCacheShape& shape, const Policy& policy, LayerGroup group)
+  Cache(const GpuCacheShape& shape, const Policy& policy, ModelSchedule schedule)
       : shape_(shape),
-        group_(std::move(group)),
+        schedule_(std::move(schedule)),
         layers_(size_t(shape.n_layers)),
         feedback_(shape),
         probes_(shape, policy),
-        prompts_(shape) {}
+        prompts_(shape) {
+    for (int g = 0; g < schedule_.n_groups(); ++g) groups_.emplace_back(shape, schedule_.group(g));
+  }
 
   Status allocate(cudaStream_t stream);
   Status begin(std::span<const int> n_new, cudaStream_t stream) override;
   Status decode(int layer, const DecodeStep& step, cudaStream_t stream) override;
   Status prefill(int layer, const PromptStep& prompt, cudaStream_t stream) override;
 
-  int length(int stream) const override { return group_.schedule().length(stream); }
-  Status truncate(int stream, int length) override {
-    return group_.schedule().truncate(stream, length);
-  }
+  int length(int stream) const override { return schedule_.length(stream); }
+  Status truncate(int stream, int length) override { return schedule_.truncate(stream, length); }
   Status clear(int stream) override;
   GpuCacheBytes bytes() const override;
   Result<Image> image(int layer, cudaStream_t stream) const override;
@@ -50,9 +75,11 @@ class Cache final : public GpuCache {
  private:
   using Part = LayerGroup::Part;
 
+  const LayerGroup& group(int layer) const { return groups_[size_t(schedule_.group_of(layer))]; }
+  const LayerMemory& memory(int layer) const { return layers_[size_t(layer)]; }
+  size_t table_entries() const;  // of a group
   Status allocate_table(cudaStream_t stream);
   Status plan(cudaStream_t stream);
-  Status change_tables(size_t changes_at, cudaStream_t stream);
   Status prepare_decode(cudaStream_t stream);
   std::vector<int32_t> visible() const;
   Status check_index(int layer) const;
@@ -62,35 +89,43 @@ class Cache final : public GpuCache {
   Status pack(const LayerGroup& group, PackArgs args, cudaStream_t stream) const;
 
   GpuCacheShape shape_;
-  LayerGroup group_;
+  ModelSchedule schedule_;
+  std::vector<LayerGroup> groups_;
   std::vector<LayerMemory> layers_;
   KeyFeedback feedback_;
   ProbePass probes_;
   PromptAttention prompts_;
-  DeviceMemory table_;  // [n_streams, n_heads, record_stride]
-  DeviceMemory workspace_;
+  DeviceMemory table_;      // [group, n_streams, n_heads, record_stride]
+  DeviceMemory workspace_;  // [group, workspace]
   CacheStep step_;
   Status fault_;  // of a step whose plan did not get to the device
 };
 
 Status Cache::allocate(cudaStream_t stream) {
-  for (LayerMemory& own : layers_) ZC_TRY(group_.allocate(own, stream));
-  if (group_.by_queries()) ZC_TRY(feedback_.allocate(stream));
   ZC_TRY(allocate_table(stream));
-  return group_.ask_device(layers_[0]);
+  for (int layer = 0; layer < shape_.n_layers; ++layer)
+    ZC_TRY(group(layer).allocate(layers_[size_t(layer)], stream));
+  const bool by_queries = std::any_of(groups_.begin(), groups_.end(),
+                                      [](const LayerGroup& group) { return group.by_queries(); });
+  if (by_queries) ZC_TRY(feedback_.allocate(stream));
+  for (LayerGroup& group : groups_) ZC_TRY(group.ask_device());
+  return ok();
+}
+
+size_t Cache::table_entries() const {
+  return size_t(shape_.n_streams) * size_t(shape_.n_heads) * size_t(schedule_.record_stride());
 }
 
 Status Cache::allocate_table(cudaStream_t stream) {
-  const int stride = group_.sizes().record_stride;
-  const size_t entries = size_t(shape_.n_streams) * size_t(shape_.n_heads) * size_t(stride);
-  ZC_TRY(table_.allocate(entries * sizeof(Record), stream));
-  group_.lend_table(table_.at<Record>(), stride);
+  ZC_TRY(table_.allocate(groups_.size() * table_entries() * sizeof(Record), stream));
+  for (size_t g = 0; g < groups_.size(); ++g)
+    groups_[g].lend_table(table_.at<Record>() + g * table_entries(), schedule_.record_stride());
   return ok();
 }
 
 Status Cache::begin(std::span<const int> n_new, cudaStream_t stream) {
   ZC_TRY(fault_);
-  ZC_TRY(group_.schedule().begin(n_new));
+  ZC_TRY(schedule_.begin(n_new));
   step_.n_new.assign(n_new.begin(), n_new.end());
   step_.most_new = *std::max_element(n_new.begin(), n_new.end());
   const Status planned = plan(stream);
@@ -117,27 +152,29 @@ Status Cache::plan(cudaStream_t stream) {
   parcel.clear();
   step_.n_new_at = parcel.add(step_.n_new);
   step_.visible_at = parcel.add(visible());
-  const size_t changes_at = parcel.add(group_.schedule().changes());
-  group_.plan(step_, prompts_.piece_rows());
+  const std::vector<TableChange> changes = schedule_.changes();
+  const size_t changes_at = parcel.add(changes);
+  for (LayerGroup& group : groups_) group.plan(step_, prompts_.piece_rows());
   feedback_.plan(step_);
   ZC_TRY(parcel.send(stream));
   ZC_TRY(feedback_.carry_out(layers_, stream));
-  ZC_TRY(change_tables(changes_at, stream));
+  ZC_TRY(change_table(parcel.at<TableChange>(changes_at), int(changes.size()), table_.at<Record>(),
+                      shape_.n_heads, schedule_.record_stride(), stream));
   return step_.is_long() ? ok() : prepare_decode(stream);
-}
-
-Status Cache::change_tables(size_t changes_at, cudaStream_t stream) {
-  return change_table(step_.parcel.at<TableChange>(changes_at),
-                      int(group_.schedule().changes().size()), table_.at<Record>(), shape_.n_heads,
-                      group_.sizes().record_stride, stream);
 }
 
 // Where this plan has its tickets another one may have left results.
 Status Cache::prepare_decode(cudaStream_t stream) {
-  ZC_TRY(workspace_.grow(group_.workspace_bytes(step_.most_new), stream));
-  group_.lend_workspace(workspace_.at<void>());
+  size_t bytes = 0, tickets = 0;  // of a group, at most
+  for (const LayerGroup& group : groups_) {
+    bytes = std::max(bytes, group.workspace_bytes(step_.most_new));
+    tickets = std::max(tickets, group.ticket_bytes(step_.most_new));
+  }
+  ZC_TRY(workspace_.grow(groups_.size() * bytes, stream));
+  for (size_t g = 0; g < groups_.size(); ++g)
+    groups_[g].lend_workspace(workspace_.at<void>(g * bytes));
   return from_cuda(
-      cudaMemsetAsync(workspace_.at<void>(), 0, group_.ticket_bytes(step_.most_new), stream),
+      cudaMemset2DAsync(workspace_.at<void>(), bytes, 0, tickets, groups_.size(), stream),
       "clearing tickets");
 }
 
@@ -175,8 +212,8 @@ Status Cache::pack(const LayerGroup& group, PackArgs args, cudaStream_t stream) 
 
 Status Cache::decode(int layer, const DecodeStep& step, cudaStream_t stream) {
   ZC_TRY(check_step(layer));
-  const LayerGroup& group = group_;
-  const LayerMemory& own = layers_[size_t(layer)];
+  const LayerGroup& group = this->group(layer);
+  const LayerMemory& own = memory(layer);
   if ((group.scored() || group.by_queries()) && step.q_type != Number::F16)
     return wrong("q_type of a policy that looks at queries", int(step.q_type),
                  "0 (16-bit numbers)");
@@ -220,8 +257,8 @@ Status Cache::check_prompt(const LayerGroup& group, const PromptStep& prompt) co
 Status Cache::prefill(int layer, const PromptStep& prompt, cudaStream_t stream) {
   ZC_TRY(check_index(layer));
   if (step_.most_new == 0) return ok();
-  const LayerGroup& group = group_;
-  const LayerMemory& own = layers_[size_t(layer)];
+  const LayerGroup& group = this->group(layer);
+  const LayerMemory& own = memory(layer);
   ZC_TRY(check_prompt(group, prompt));
   PromptStep attended = prompt;
   if (prompt.out) {
@@ -245,17 +282,19 @@ Status Cache::prefill(int layer, const PromptStep& prompt, cudaStream_t stream) 
 Status Cache::clear(int stream) {
   if (stream < 0 || stream >= shape_.n_streams)
     return wrong("stream", stream, fmt::format("0 to {}", shape_.n_streams - 1));
-  group_.schedule().clear(stream);
+  schedule_.clear(stream);
   feedback_.forget(stream);
   return ok();
 }
 
 GpuCacheBytes Cache::bytes() const {
   GpuCacheBytes bytes;
-  for (int s = 0; s < shape_.n_streams; ++s)
-    bytes.records += size_t(group_.schedule().packed_blocks(s)) * size_t(group_.sizes().block);
-  bytes.records *= size_t(shape_.n_heads) * size_t(shape_.n_layers);
-  for (const LayerMemory& own : layers_) bytes.capacity += own.bytes();
+  for (int layer = 0; layer < shape_.n_layers; ++layer) {
+    for (int s = 0; s < shape_.n_streams; ++s)
+      bytes.records += size_t(group(layer).schedule().packed_blocks(s)) * size_t(shape_.n_heads) *
+                       size_t(group(layer).sizes().block);
+    bytes.capacity += memory(layer).bytes();
+  }
   bytes.shared =
       table_.bytes() + workspace_.bytes() + feedback_.bytes() + probes_.bytes() + prompts_.bytes();
   return bytes;
@@ -263,20 +302,19 @@ GpuCacheBytes Cache::bytes() const {
 
 Result<GpuCache::Image> Cache::image(int layer, cudaStream_t stream) const {
   ZC_TRY(check_index(layer));
-  const LayerMemory& own = layers_[size_t(layer)];
   Image image;
-  image.stride = group_.sizes().record_stride;
-  const auto counts = group_.schedule().counts();
+  image.stride = schedule_.record_stride();
+  const auto counts = group(layer).schedule().counts();
   image.counts.assign(counts.begin(), counts.end());
-  image.table.resize(table_.bytes() / sizeof(Record));
-  image.pool.resize(own.pool.bytes());
-  const auto copy = [&](void* to, const DeviceMemory& from) {
-    return from_cuda(
-        cudaMemcpyAsync(to, from.at<void>(), from.bytes(), cudaMemcpyDeviceToHost, stream),
-        "copying records to the host");
+  image.table.resize(table_entries());
+  image.pool.resize(memory(layer).pool.bytes());
+  const auto copy = [&](void* to, const void* from, size_t bytes) {
+    return from_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream),
+                     "copying records to the host");
   };
-  ZC_TRY(copy(image.table.data(), table_));
-  ZC_TRY(copy(image.pool.data(), own.pool));
+  const Record* table = table_.at<Record>() + size_t(schedule_.group_of(layer)) * table_entries();
+  ZC_TRY(copy(image.table.data(), table, table_entries() * sizeof(Record)));
+  ZC_TRY(copy(image.pool.data(), memory(layer).pool.at<void>(), image.pool.size()));
   ZC_TRY(from_cuda(cudaStreamSynchronize(stream), "waiting for records"));
   return image;
 }
@@ -289,9 +327,13 @@ Result<std::unique_ptr<GpuCache>> GpuCache::create(const GpuCacheShape& shape, c
   if (shape.group < 1 || shape.group > 64)
     return wrong("group", shape.group, "1 to 64 query heads of a KV head");
   if (shape.piece_tokens < 0) return wrong("piece_tokens", shape.piece_tokens, "at least 0");
-  Result<LayerGroup> group = LayerGroup::create(shape, policy);
-  if (!group.ok()) return group.status();
-  auto cache = std::make_unique<Cache>(shape, policy, std::move(*group));
+  auto schedule = ModelSchedule::create(schedule_shape(shape), policy, shape.n_layers);
+  if (!schedule.ok()) return schedule.status();
+  for (int g = 0; g < schedule->n_groups(); ++g) {
+    ZC_TRY(check_scores(schedule->group(g).policy()));
+    ZC_TRY(check_packing(schedule->group(g).form()));
+  }
+  auto cache = std::make_unique<Cache>(shape, policy, std::move(*schedule));
   ZC_TRY(cache->allocate(stream));
   return std::unique_ptr<GpuCache>(std::move(cache));
 }

@@ -28,7 +28,9 @@ struct GpuCacheShape {
   int n_heads = 0, group = 0, dim = 0;  // KV heads, query heads of each, channels of both sides
   int n_streams = 0;
   int max_tokens = 0;  // of a stream
-  int n_blocks = 0;    // of 128 packed tokens, of all streams together; 0 for all they may have
+  // Of 128 packed tokens, of all streams together, in each layer; 0 for all they may have. A layer
+  // that packs nothing has room for max_tokens of every stream whatever this says.
+  int n_blocks = 0;
   // Tokens of each stream that are unpacked at once where a long prompt goes on, in whole blocks of
   // 128. Their rows of one layer take memory from the first such part on, 4 * dim bytes a token and
   // KV head. 0 for up to 8,192, as 128 MiB hold of all streams, but no less than 1,024.
@@ -72,7 +74,8 @@ struct GpuCacheBytes {
 
 class GpuCache {
  public:
-  // On the current device. Incompatible for policies that a GPU does not pack, by name; OverLimit
+  // On the current device. Layers may have policies of their own (policy_for_layer), and some or
+  // all of them 16 bits. Incompatible for policies that a GPU does not pack, by name; OverLimit
   // when the device has no room.
   static Result<std::unique_ptr<GpuCache>> create(const GpuCacheShape& shape, const Policy& policy,
                                                   cudaStream_t stream);

@@ -1,35 +1,9 @@
 #include "cuda/layer_group.hpp"
 
-#include <fmt/format.h>
-
 #include "cuda/query_moments.hpp"
 
 namespace zipcache::cuda {
 namespace {
-
-// Scores that the saliency pass of a GPU makes.
-Status check_scores(const Policy& policy) {
-  const auto refused = [](std::string_view what) {
-    return Status(Code::Incompatible,
-                  fmt::format("the GPU cache found {}, expected one tier, or tiers by score=mean "
-                              "divided by the probes that saw a token; take such a policy "
-                              "(zip, zipcache, uniform4)",
-                              what));
-  };
-  if (policy.tiers.size() == 1) return ok();
-  if (policy.saliency.statistic != Statistic::Mean) return refused("another score than mean");
-  if (policy.saliency.norm == Norm::FullCausal) return refused("norm=full");
-  return ok();
-}
-
-ScheduleShape schedule_shape(const GpuCacheShape& shape) {
-  ScheduleShape plan;
-  plan.n_heads = shape.n_heads, plan.dim = shape.dim;
-  plan.n_streams = shape.n_streams, plan.max_tokens = shape.max_tokens;
-  plan.n_blocks =
-      shape.n_blocks > 0 ? shape.n_blocks : shape.n_streams * (shape.max_tokens / kBlockTokens);
-  return plan;
-}
 
 int most_of(std::span<const StreamRows> rows) {
   int most = 0;
@@ -60,18 +34,11 @@ size_t LayerMemory::bytes() const {
   return bytes;
 }
 
-Result<LayerGroup> LayerGroup::create(const GpuCacheShape& shape, const Policy& policy) {
-  ZC_TRY(check_scores(policy));
-  Result<Schedule> schedule = Schedule::create(schedule_shape(shape), policy);
-  if (!schedule.ok()) return schedule.status();
-  ZC_TRY(check_packing(schedule->form()));
-  return LayerGroup(shape, policy, std::move(*schedule));
-}
-
 Status LayerGroup::allocate(LayerMemory& own, cudaStream_t stream) const {
   const size_t rows = size_t(shape_.n_streams) * size_t(sizes().ring);
   const size_t heads = size_t(shape_.n_heads);
   ZC_TRY(own.pool.allocate(sizes().pool, stream));
+  if (policy().raw()) return ok();
   for (DeviceMemory* ring : {&own.k_ring, &own.v_ring})
     ZC_TRY(ring->allocate(rows * heads * size_t(shape_.dim) * sizeof(uint16_t), stream));
   if (by_queries()) {
@@ -83,8 +50,8 @@ Status LayerGroup::allocate(LayerMemory& own, cudaStream_t stream) const {
   return own.seen.allocate(rows * sizeof(uint32_t), stream);
 }
 
-Status LayerGroup::ask_device(const LayerMemory& own) {
-  DecodeArgs args = record_args(own);
+Status LayerGroup::ask_device() {
+  DecodeArgs args = record_args();
   args.n_items = 1;
   const Result<DecodeBlocks> blocks = decode_blocks(args);
   if (blocks.ok()) blocks_ = *blocks;
@@ -92,28 +59,27 @@ Status LayerGroup::ask_device(const LayerMemory& own) {
 }
 
 void LayerGroup::plan(CacheStep& step, int piece_rows) {
-  plan_ = step.is_long() ? DecodePlan{} : plan_decode(schedule_.counts(), shape_.n_heads, blocks_);
-  past_ = step.is_long() ? past_pieces(schedule_, step.n_new, piece_rows) : PastPieces{};
-  most_first_ = most_of(schedule_.first_rows());
-  most_last_ = most_of(schedule_.last_rows());
+  plan_ = step.is_long() ? DecodePlan{} : plan_decode(schedule_->counts(), shape_.n_heads, blocks_);
+  past_ = step.is_long() ? past_pieces(*schedule_, step.n_new, piece_rows) : PastPieces{};
+  most_first_ = most_of(schedule_->first_rows());
+  most_last_ = most_of(schedule_->last_rows());
   std::vector<int32_t> oldest;
-  for (int s = 0; s < shape_.n_streams; ++s) oldest.push_back(schedule_.length(s) % sizes().ring);
+  for (int s = 0; s < shape_.n_streams; ++s) oldest.push_back(schedule_->length(s) % sizes().ring);
   Parcel& parcel = step.parcel;
-  first_at_ = parcel.add(schedule_.first_rows());
-  last_at_ = parcel.add(schedule_.last_rows());
+  first_at_ = parcel.add(schedule_->first_rows());
+  last_at_ = parcel.add(schedule_->last_rows());
   items_at_ = parcel.add(plan_.items);
   oldest_at_ = parcel.add(oldest);
   past_tasks_at_ = parcel.add(past_.tasks);
   past_rows_at_ = parcel.add(past_.rows);
-  ring_tasks_at_ = parcel.add(schedule_.ring_tasks());
-  own_tasks_at_ = parcel.add(schedule_.own_tasks());
+  ring_tasks_at_ = parcel.add(schedule_->ring_tasks());
+  own_tasks_at_ = parcel.add(schedule_->own_tasks());
 }
 
-// Of records, whatever the step.
-DecodeArgs LayerGroup::record_args(const LayerMemory& own) const {
+// Of records, whatever the layer and the step.
+DecodeArgs LayerGroup::record_args() const {
   DecodeArgs args;
   args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
-  args.pool = own.pool.at<uint8_t>();
   args.records = table_;
   args.record_stride = stride_;
   args.form = form().record;
@@ -123,7 +89,8 @@ DecodeArgs LayerGroup::record_args(const LayerMemory& own) const {
 }
 
 DecodeArgs LayerGroup::decode_args(const LayerMemory& own, const CacheStep& step) const {
-  DecodeArgs args = record_args(own);
+  DecodeArgs args = record_args();
+  args.pool = own.pool.at<uint8_t>();
   args.n_queries = step.most_new;
   args.items = step.parcel.at<WorkItem>(items_at_);
   args.n_items = int(plan_.items.size());
@@ -215,7 +182,7 @@ PackArgs LayerGroup::pack_args(const LayerMemory& own, const ScoreRows& scores) 
   args.record_stride = stride_;
   if (scored()) {
     args.scores = reading(scores.sums);
-    if (policy_.saliency.norm == Norm::ProbeNnz) args.seen = reading(scores.seen);
+    if (policy().saliency.norm == Norm::ProbeNnz) args.seen = reading(scores.seen);
   }
   return args;
 }
@@ -224,7 +191,7 @@ PackArgs LayerGroup::ring_pack_args(const LayerMemory& own, const CacheStep& ste
   PackArgs args = pack_args(own, ring_scores(own));
   args.k = ring_rows(own.k_ring), args.v = ring_rows(own.v_ring);
   args.tasks = step.parcel.at<PackTask>(ring_tasks_at_);
-  args.n_tasks = int(schedule_.ring_tasks().size());
+  args.n_tasks = int(schedule_->ring_tasks().size());
   return args;
 }
 
@@ -234,7 +201,7 @@ PackArgs LayerGroup::own_pack_args(const LayerMemory& own, const CacheStep& step
   PackArgs args = pack_args(own, scores);
   args.k = k, args.v = v;
   args.tasks = step.parcel.at<PackTask>(own_tasks_at_);
-  args.n_tasks = int(schedule_.own_tasks().size());
+  args.n_tasks = int(schedule_->own_tasks().size());
   return args;
 }
 

@@ -1,6 +1,6 @@
-// The layers of a GPU's cache that have one policy: where their tokens stand (schedule.hpp), what
-// each of them has in memory, and what a step's kernels are told of both. The block table and the
-// workspace are lent by the cache.
+// The layers of a GPU's cache that have one policy: what each of them has in memory, and what a
+// step's kernels are told of it and of where tokens stand (schedule.hpp). Schedule, block table and
+// workspace are the cache's.
 #pragma once
 
 #include "cuda/cache_step.hpp"
@@ -20,8 +20,8 @@ struct ScoreRows {
 // What a layer has for itself.
 struct LayerMemory {
   DeviceMemory pool;            // records
-  DeviceMemory k_ring, v_ring;  // [n_streams, ring, n_heads, dim]
-  DeviceMemory sums, seen;      // of the ring, where the policy has scores
+  DeviceMemory k_ring, v_ring;  // [n_streams, ring, n_heads, dim], where the policy packs
+  DeviceMemory sums, seen;      // of the ring, where it has scores
   DeviceMemory moments;         // of queries, where keys are rounded by them
 
   size_t bytes() const;
@@ -29,22 +29,21 @@ struct LayerMemory {
 
 class LayerGroup {
  public:
-  // Errors are those of GpuCache::create.
-  static Result<LayerGroup> create(const GpuCacheShape& shape, const Policy& policy);
+  LayerGroup(const GpuCacheShape& shape, const Schedule& schedule)
+      : shape_(shape), schedule_(&schedule) {}
 
-  const Policy& policy() const { return policy_; }
-  const Schedule& schedule() const { return schedule_; }
-  Schedule& schedule() { return schedule_; }
-  const PackForm& form() const { return schedule_.form(); }
-  const ScheduleSizes& sizes() const { return schedule_.sizes(); }
-  bool scored() const { return policy_.needs_scores(); }
+  const Policy& policy() const { return schedule_->policy(); }
+  const Schedule& schedule() const { return *schedule_; }
+  const PackForm& form() const { return schedule_->form(); }
+  const ScheduleSizes& sizes() const { return schedule_->sizes(); }
+  bool scored() const { return policy().needs_scores(); }
   bool by_queries() const { return form().k_by_queries; }
 
   Status allocate(LayerMemory& own, cudaStream_t stream) const;
   // Lends the table [n_streams, n_heads, stride].
   void lend_table(Record* table, int stride) { table_ = table, stride_ = stride; }
   // Asks the device how many blocks of attention it runs at once.
-  Status ask_device(const LayerMemory& own);
+  Status ask_device();
 
   // The step that the schedule has begun: its part of the parcel. `piece_rows` are those of a
   // stream in a piece of the past.
@@ -73,21 +72,18 @@ class LayerGroup {
               const InputRows& v, const ScoreRows& from, cudaStream_t stream) const;
 
   // Blocks that this step packs, and arguments for those of the ring's rows, or of its own.
-  bool packs() const { return !schedule_.own_tasks().empty() || !schedule_.ring_tasks().empty(); }
+  bool packs() const { return !schedule_->own_tasks().empty() || !schedule_->ring_tasks().empty(); }
   PackArgs ring_pack_args(const LayerMemory& own, const CacheStep& step) const;
   PackArgs own_pack_args(const LayerMemory& own, const CacheStep& step, const InputRows& k,
                          const InputRows& v, const ScoreRows& scores) const;
 
  private:
-  LayerGroup(const GpuCacheShape& shape, const Policy& policy, Schedule schedule)
-      : shape_(shape), policy_(policy), schedule_(std::move(schedule)) {}
-  DecodeArgs record_args(const LayerMemory& own) const;
+  DecodeArgs record_args() const;
   DecodeArgs plan_args(int n_queries) const;
   PackArgs pack_args(const LayerMemory& own, const ScoreRows& scores) const;
 
   GpuCacheShape shape_;
-  Policy policy_;
-  Schedule schedule_;
+  const Schedule* schedule_;
   const Record* table_ = nullptr;
   int stride_ = 0;
   void* workspace_ = nullptr;
