@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/random.hpp"
 #include "cuda/key_feedback.hpp"
 #include "cuda/layer_group.hpp"
 #include "cuda/model_schedule.hpp"
@@ -66,6 +67,7 @@ class Cache final : public GpuCache {
   Status decode(int layer, const DecodeStep& step, cudaStream_t stream) override;
   Status prefill(int layer, const PromptStep& prompt, cudaStream_t stream) override;
 
+  uint64_t step_shape() const override;
   int length(int stream) const override { return schedule_.length(stream); }
   Status truncate(int stream, int length) override { return schedule_.truncate(stream, length); }
   Status clear(int stream) override;
@@ -81,6 +83,7 @@ class Cache final : public GpuCache {
   Status allocate_table(cudaStream_t stream);
   Status plan(cudaStream_t stream);
   Status prepare_decode(cudaStream_t stream);
+  bool only_attends(int layer) const;
   std::vector<int32_t> visible() const;
   Status check_index(int layer) const;
   Status check_step(int layer) const;
@@ -152,10 +155,11 @@ Status Cache::plan(cudaStream_t stream) {
   parcel.clear();
   step_.n_new_at = parcel.add(step_.n_new);
   step_.visible_at = parcel.add(visible());
-  const std::vector<TableChange> changes = schedule_.changes();
-  const size_t changes_at = parcel.add(changes);
   for (LayerGroup& group : groups_) group.plan(step_, prompts_.piece_rows());
   feedback_.plan(step_);
+  // Last, since their number moves what comes behind them from step to step (step_shape).
+  const std::vector<TableChange> changes = schedule_.changes();
+  const size_t changes_at = parcel.add(changes);
   ZC_TRY(parcel.send(stream));
   ZC_TRY(feedback_.carry_out(layers_, stream));
   ZC_TRY(change_table(parcel.at<TableChange>(changes_at), int(changes.size()), table_.at<Record>(),
@@ -230,8 +234,7 @@ Status Cache::decode(int layer, const DecodeStep& step, cudaStream_t stream) {
   args.early = true;  // begin() sent the plan before keep()
   ProbePass::Probes chosen;
   if (group.scored()) chosen = probes_.choose(layer, group.schedule(), step_);
-  const bool probed =
-      std::any_of(chosen.begin(), chosen.end(), [](const auto& rows) { return !rows.empty(); });
+  const bool probed = ProbePass::any(chosen);
   if (probed && !args.log_sums) {
     const Result<float*> log_sums = probes_.log_sums(step_, stream);
     if (!log_sums.ok()) return log_sums.status();
@@ -244,6 +247,23 @@ Status Cache::decode(int layer, const DecodeStep& step, cudaStream_t stream) {
   ZC_TRY(feedback_.learn(group, own, step_, q, step.scale, stream));
   ZC_TRY(feedback_.make(group, own, stream));
   return pack(group, group.ring_pack_args(own, step_), stream);
+}
+
+// In the step at hand, beside keeping its rows.
+bool Cache::only_attends(int layer) const {
+  const LayerGroup& group = this->group(layer);
+  if (group.packs() || feedback_.learns(group)) return false;
+  return !group.scored() || !ProbePass::any(probes_.choose(layer, group.schedule(), step_));
+}
+
+uint64_t Cache::step_shape() const {
+  if (!check_step(0).ok() || step_.most_new == 0) return 0;
+  for (int layer = 0; layer < shape_.n_layers; ++layer) {
+    if (!only_attends(layer)) return 0;
+  }
+  uint64_t shape = 0;
+  for (const LayerGroup& group : groups_) shape = mix(shape ^ group.step_shape(step_));
+  return shape;
 }
 
 Status Cache::check_prompt(const LayerGroup& group, const PromptStep& prompt) const {

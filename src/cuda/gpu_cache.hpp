@@ -89,6 +89,14 @@ class GpuCache {
   // OverLimit where the first long part that goes on finds no memory; the call may be made again.
   virtual Status prefill(int layer, const PromptStep& step, cudaStream_t stream) = 0;
 
+  // A number for what decode() of all layers would enqueue in the step at hand. A CUDA graph that
+  // was captured of these calls may be launched instead in each later step that has the same
+  // number, after its begin(), which is never captured; the callers' pointers in it stay what they
+  // were. 0 where the calls have to be made: some layer packs or looks at queries, or the step is
+  // none for decode(). One n_new has some dozens of numbers, between which a text goes back and
+  // forth.
+  virtual uint64_t step_shape() const = 0;
+
   virtual int length(int stream) const = 0;
   virtual Status truncate(int stream, int length) = 0;  // Schedule::truncate
   virtual Status clear(int stream) = 0;

@@ -23,7 +23,7 @@ void KeyFeedback::plan(CacheStep& step) {
 
 Status KeyFeedback::learn(const LayerGroup& group, const LayerMemory& own, const CacheStep& step,
                           const InputRows& q, float scale, cudaStream_t stream) const {
-  if (!group.by_queries() || !teaches_) return ok();
+  if (!learns(group)) return ok();
   LearnArgs args;
   args.dim = shape_.dim, args.n_heads = shape_.n_heads, args.group = shape_.group;
   args.n_streams = shape_.n_streams;

@@ -15,6 +15,7 @@ class KeyFeedback {
   Status allocate(cudaStream_t stream);
   // Its part of a step's parcel.
   void plan(CacheStep& step);
+  bool learns(const LayerGroup& group) const { return group.by_queries() && teaches_; }
 
   Status learn(const LayerGroup& group, const LayerMemory& own, const CacheStep& step,
                const InputRows& q, float scale, cudaStream_t stream) const;

@@ -1,5 +1,6 @@
 #include "cuda/layer_group.hpp"
 
+#include "base/random.hpp"
 #include "cuda/query_moments.hpp"
 
 namespace zipcache::cuda {
@@ -115,6 +116,15 @@ size_t LayerGroup::workspace_bytes(int n_queries) const {
 
 size_t LayerGroup::ticket_bytes(int n_queries) const {
   return workspace_bytes(n_queries) - decode_part_bytes(plan_args(n_queries));
+}
+
+uint64_t LayerGroup::step_shape(const CacheStep& step) const {
+  uint64_t shape = 0;
+  for (const int number : {step.most_new, most_first_, int(plan_.items.size()), plan_.n_warps})
+    shape = mix(shape ^ uint64_t(number));
+  for (const size_t at : {step.visible_at, first_at_, items_at_})
+    shape = mix(shape ^ reinterpret_cast<uintptr_t>(step.parcel.at<void>(at)));
+  return mix(shape ^ reinterpret_cast<uintptr_t>(workspace_));
 }
 
 UnpackArgs LayerGroup::unpack_args(const LayerMemory& own) const {

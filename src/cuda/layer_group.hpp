@@ -55,6 +55,10 @@ class LayerGroup {
   size_t ticket_bytes(int n_queries) const;
   void lend_workspace(void* workspace) { workspace_ = workspace; }
 
+  // A number for what a step of few tokens that packs nothing tells kernels: the same only where
+  // all of it is the same.
+  uint64_t step_shape(const CacheStep& step) const;
+
   const PastPieces& past() const { return past_; }
   UnpackArgs unpack_args(const LayerMemory& own) const;
   const UnpackTask* past_tasks(const CacheStep& step) const;

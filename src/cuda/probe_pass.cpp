@@ -39,6 +39,10 @@ ProbePass::Probes ProbePass::choose(int layer, const Schedule& schedule,
   return chosen;
 }
 
+bool ProbePass::any(const Probes& chosen) {
+  return std::any_of(chosen.begin(), chosen.end(), [](const auto& rows) { return !rows.empty(); });
+}
+
 Result<float*> ProbePass::log_sums(const CacheStep& step, cudaStream_t stream) {
   const size_t rows = size_t(shape_.n_streams) * size_t(step.most_new);
   ZC_TRY(log_sums_.grow(rows * size_t(shape_.n_heads * shape_.group) * sizeof(float), stream));

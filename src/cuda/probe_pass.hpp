@@ -15,6 +15,7 @@ class ProbePass {
 
   using Probes = std::vector<std::vector<int>>;  // of each stream, counted from its first new token
   Probes choose(int layer, const Schedule& schedule, const CacheStep& step) const;
+  static bool any(const Probes& chosen);
 
   // Memory for the logarithms of a short step's softmax sums, [stream, new token, query head].
   Result<float*> log_sums(const CacheStep& step, cudaStream_t stream);

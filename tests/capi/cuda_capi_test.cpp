@@ -66,6 +66,7 @@ TEST(CudaInterface, NullHandlesAreErrors) {
   EXPECT_EQ(zipcache_gpu_memory(nullptr, nullptr, &error), ZC_BAD_ARGUMENT);
   EXPECT_EQ(zipcache_gpu_rows_of(nullptr, nullptr, &error), ZC_BAD_ARGUMENT);
   EXPECT_EQ(zipcache_gpu_length(nullptr, 0), -1);
+  EXPECT_EQ(zipcache_gpu_step_shape(nullptr), 0u);
   zipcache_gpu_free(nullptr);
 }
 
