@@ -2,17 +2,21 @@
 // KV heads of 128 channels), through ZipCache's C interface alone, over random rows: a prompt
 // comes, then tokens one by one. Prints one JSON line with the times and the memory.
 //
-//   gpu_stack [policy [tokens [streams [steps [part]]]]]          zipcache 4096 8 64
+//   gpu_stack [policy [tokens [streams [steps [part [graph]]]]]]          zipcache 4096 8 64
 //
+// The policy may differ between layers ('uniform4,0-3:k=8', or a file of `zipcache tune`).
 // The prompt comes in parts of `part` tokens, or whole; its time is measured with its attention
 // (prompt_ms) and without it, as a program sees it that attends by another library
-// (prompt_without_ms, whole prompts only). A model would compute projections and all else besides.
+// (prompt_without_ms, whole prompts only). With the word `graph` steps come from CUDA graphs where
+// they can. A model would compute projections and all else besides.
 #include <cuda_runtime_api.h>
 #include <zipcache/zipcache_cuda.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -70,6 +74,38 @@ class Rows {
   int n_tokens_, n_heads_;
 };
 
+// Steps of the same shape from one CUDA graph each.
+class Graphs {
+ public:
+  // What `decode` enqueues; shape 0 is a step that the calls have to make.
+  void run(uint64_t shape, cudaStream_t stream, const std::function<void()>& decode) {
+    if (shape == 0) return decode();
+    cudaGraphExec_t& graph = graphs_[shape];
+    n_replayed_ += graph != nullptr;
+    if (!graph) graph = captured(stream, decode);
+    must(cudaGraphLaunch(graph, stream));
+  }
+  ~Graphs() {
+    for (const auto& [shape, graph] : graphs_) cudaGraphExecDestroy(graph);
+  }
+  int n_replayed() const { return n_replayed_; }
+
+ private:
+  static cudaGraphExec_t captured(cudaStream_t stream, const std::function<void()>& decode) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t ready = nullptr;
+    must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    decode();
+    must(cudaStreamEndCapture(stream, &graph));
+    must(cudaGraphInstantiate(&ready, graph, 0));
+    must(cudaGraphDestroy(graph));
+    return ready;
+  }
+
+  std::map<uint64_t, cudaGraphExec_t> graphs_;
+  int n_replayed_ = 0;
+};
+
 // Milliseconds of what is enqueued between the two calls.
 class Clock {
  public:
@@ -94,16 +130,20 @@ class Clock {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 6 ||
+  if (argc > 7 ||
       (argc > 1 && (std::string(argv[1]) == "-h" || std::string(argv[1]) == "--help"))) {
-    std::puts("usage: gpu_stack [policy [tokens [streams [steps [part]]]]]   (zipcache 4096 8 64)");
-    return argc > 6 ? 2 : 0;
+    std::puts(
+        "usage: gpu_stack [policy [tokens [streams [steps [part [graph]]]]]]\n"
+        "       zipcache 4096 8 64");
+    return argc > 7 ? 2 : 0;
   }
   const char* policy = argc > 1 ? argv[1] : "zipcache";
   const int n_tokens = argc > 2 ? number(argv[2], "tokens") : 4096;
   const int n_streams = argc > 3 ? number(argv[3], "streams") : 8;
   const int n_steps = argc > 4 ? number(argv[4], "steps") : 64;
   const int part = std::min(n_tokens, argc > 5 ? number(argv[5], "part") : n_tokens);
+  const bool from_graphs = argc > 6 && std::string(argv[6]) == "graph";
+  if (argc > 6 && !from_graphs) fail(argv[6], "expected the word graph, or nothing");
 
   cudaStream_t stream;
   must(cudaStreamCreate(&stream));
@@ -143,12 +183,16 @@ int main(int argc, char** argv) {
   step.q = q.data(), step.out = out.data();
   step.scale = scale;
   const std::vector<int> one(size_t(n_streams), 1);
+  const auto decode = [&] {
+    for (int layer = 0; layer < kLayers; ++layer)
+      must(zipcache_gpu_decode(cache, layer, &step, stream, &error), error);
+  };
+  Graphs graphs;
   std::vector<float> times;
   for (int i = 0; i < n_steps; ++i) {
     clock.start();
     must(zipcache_gpu_begin(cache, one.data(), stream, &error), error);
-    for (int layer = 0; layer < kLayers; ++layer)
-      must(zipcache_gpu_decode(cache, layer, &step, stream, &error), error);
+    graphs.run(from_graphs ? zipcache_gpu_step_shape(cache) : 0, stream, decode);
     times.push_back(clock.stop());
   }
   std::sort(times.begin(), times.end());
@@ -157,12 +201,13 @@ int main(int argc, char** argv) {
   std::printf(
       "{\"policy\": \"%s\", \"tokens\": %d, \"streams\": %d, \"part\": %d, \"prompt_ms\": %.2f, "
       "\"prompt_without_ms\": %.2f, "
-      "\"step_ms_median\": %.3f, \"step_ms_p95\": %.3f, \"records_mib\": %zu, \"capacity_mib\": "
+      "\"step_ms_median\": %.3f, \"step_ms_p95\": %.3f, \"replayed\": %d, \"records_mib\": %zu, "
+      "\"capacity_mib\": "
       "%zu, "
       "\"fp16_mib\": %zu}\n",
       policy, n_tokens, n_streams, part, double(prompt_ms), double(without_ms),
-      double(times[times.size() / 2]), double(times[times.size() * 95 / 100]), bytes.records >> 20,
-      (bytes.capacity + bytes.shared) >> 20,
+      double(times[times.size() / 2]), double(times[times.size() * 95 / 100]), graphs.n_replayed(),
+      bytes.records >> 20, (bytes.capacity + bytes.shared) >> 20,
       (size_t(n_streams) * size_t(n_tokens) * kLayers * kHeads * kDim * 4) >> 20);
   zipcache_gpu_free(cache);
   return 0;

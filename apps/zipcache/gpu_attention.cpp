@@ -482,7 +482,7 @@ class Bench final : public GpuBench {
       return side.rotation == Rotation::File ? idle : cuda::SideMatrices{};
     };
     cuda::RotatedAttention attention;
-    ZC_TRY(attention.allocate(args, shape.batch * shape.n_queries, stream_));
+    ZC_TRY(attention.allocate(q.size(), stream_));
     const auto attend = [&](int i) {
       args.records = caches.table(i % caches.n_copies());
       return attention.attend(args, shape.batch * shape.n_queries, matrices_of(policy.k),

@@ -8,6 +8,7 @@
 // The file's bytes: docs/formats.md. Thread safety: plain values and pure functions.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,10 @@ Status check_fit(const Rotations& rotations, const CacheShape& shape);
 // The matrices that the policy asks for. The error of a policy that names no file says how to make
 // one.
 Result<Rotations> rotations_of(const Policy& policy);
+// These of each layer of a cache, for all its streams, or null where the policy needs none; of
+// sides that no file rotates there are none.
+Result<std::vector<std::shared_ptr<const LayerRotations>>> rotations_of_layers(
+    const Policy& policy, const CacheShape& shape);
 // That they are there and sound, if the policy needs any.
 Status check_rotations(const Policy& policy);
 

@@ -30,7 +30,9 @@ typedef struct zipcache_gpu_shape {
   int dim;     /* channels of a head, K and V: 64, 128 or 256 */
   int n_streams;
   int max_tokens; /* of a stream */
-  int n_blocks;   /* of 128 packed tokens, of all streams together; 0 for all that they may have */
+  /* Of 128 packed tokens, of all streams together, in each layer; 0 for all that they may have. A layer that packs
+   * nothing has room for max_tokens of every stream whatever this says. */
+  int n_blocks;
   /* Tokens of each stream that are unpacked at once where a long prompt goes on, in whole blocks of 128: they take
    * 4 * dim bytes each of a KV head, from the first such part on. 0 for up to 8,192, as 128 MiB hold of all streams,
    * but no less than 1,024. */
@@ -84,7 +86,8 @@ typedef struct zipcache_gpu_bytes {
   size_t shared;   /* of what layers share */
 } zipcache_gpu_bytes;
 
-/* On the current device. `policy` as zipcache_policy_parse() takes it. */
+/* On the current device. `policy` as zipcache_policy_parse() takes it; layers may differ ("uniform4,0-3:k=8", or the
+ * file that `zipcache tune` writes). */
 ZC_API zipcache_gpu_cache *zipcache_gpu_create(const zipcache_gpu_shape *shape, const char *policy, void *stream,
                                                zipcache_error *error);
 /* Waits for the device. */
@@ -98,6 +101,12 @@ ZC_API zipcache_code zipcache_gpu_decode(zipcache_gpu_cache *cache, int layer, c
 /* ZC_OVER_LIMIT where the first long part finds no memory; the call may be made again. */
 ZC_API zipcache_code zipcache_gpu_prefill(zipcache_gpu_cache *cache, int layer, const zipcache_gpu_prompt *prompt,
                                           void *stream, zipcache_error *error);
+
+/* A number for what zipcache_gpu_decode() of all layers would enqueue in the step at hand. A CUDA graph that was captured
+ * of these calls may be launched instead in each later step that has the same number, after its zipcache_gpu_begin(),
+ * which is never captured; pointers in it stay what they were. 0 where the calls have to be made: some layer packs or
+ * looks at queries, or the step is none for zipcache_gpu_decode(). A number of new tokens has some dozens of them. */
+ZC_API uint64_t zipcache_gpu_step_shape(const zipcache_gpu_cache *cache);
 
 /* Tokens of a stream; -1 for none such. */
 ZC_API int zipcache_gpu_length(const zipcache_gpu_cache *cache, int stream_index);

@@ -33,28 +33,6 @@ std::vector<half> to_halves(const std::vector<float>& values) {
   return halves;
 }
 
-// The matrices of each layer, for all its streams; of sides that no file rotates none.
-Result<std::vector<std::shared_ptr<const LayerRotations>>> layer_rotations(
-    const Policy& policy, const CacheShape& shape) {
-  std::vector<std::shared_ptr<const LayerRotations>> out(shape.layers.size());
-  if (!needs_rotations(policy)) return out;
-  Result<Rotations> found = rotations_of(policy);
-  if (!found.ok()) return found.status();
-  const Status fits = check_fit(*found, shape);
-  if (!fits.ok()) {
-    return Status{fits.code(), fmt::format("rotations '{}': {}", policy.rotations, fits.message())};
-  }
-  for (size_t layer = 0; layer < out.size(); ++layer) {
-    const Result<Policy> own = policy_for_layer(policy, shape.number(layer));
-    if (!own.ok()) return own.status();
-    LayerRotations matrices = std::move(found->layers[size_t(shape.number(layer))]);
-    if (own->k.rotation != Rotation::File) matrices.k = {};
-    if (own->v.rotation != Rotation::File) matrices.v = {};
-    out[layer] = std::make_shared<const LayerRotations>(std::move(matrices));
-  }
-  return out;
-}
-
 class Stopwatch {
  public:
   // Seconds since the last lap, or since the beginning.
@@ -239,7 +217,7 @@ class Engine final : public Cache {
 Status Engine::open() {
   ZC_TRY(load_scores());
   size_t reserve = 0;
-  const auto rotations = layer_rotations(policy_, shape_);
+  const auto rotations = rotations_of_layers(policy_, shape_);
   if (!rotations.ok()) return rotations.status();
   const int n_slots = StreamLog::max_blocks(shape_.n_cells);
   for (int stream = 0; stream < shape_.n_streams; ++stream) {

@@ -227,6 +227,27 @@ Status check_fit(const Rotations& rotations, const CacheShape& shape) {
   return ok();
 }
 
+Result<std::vector<std::shared_ptr<const LayerRotations>>> rotations_of_layers(
+    const Policy& policy, const CacheShape& shape) {
+  std::vector<std::shared_ptr<const LayerRotations>> out(shape.layers.size());
+  if (!needs_rotations(policy)) return out;
+  Result<Rotations> found = rotations_of(policy);
+  if (!found.ok()) return found.status();
+  const Status fits = check_fit(*found, shape);
+  if (!fits.ok()) {
+    return Status{fits.code(), fmt::format("rotations '{}': {}", policy.rotations, fits.message())};
+  }
+  for (size_t layer = 0; layer < out.size(); ++layer) {
+    const Result<Policy> own = policy_for_layer(policy, shape.number(layer));
+    if (!own.ok()) return own.status();
+    LayerRotations matrices = std::move(found->layers[size_t(shape.number(layer))]);
+    if (own->k.rotation != Rotation::File) matrices.k = {};
+    if (own->v.rotation != Rotation::File) matrices.v = {};
+    out[layer] = std::make_shared<const LayerRotations>(std::move(matrices));
+  }
+  return out;
+}
+
 Status check_rotations(const Policy& policy) {
   if (!needs_rotations(policy)) return ok();
   const Result<Rotations> rotations = rotations_of(policy);

@@ -159,6 +159,15 @@ zipcache_code zipcache_gpu_prefill(zipcache_gpu_cache* cache, int layer,
   });
 }
 
+uint64_t zipcache_gpu_step_shape(const zipcache_gpu_cache* cache) {
+  uint64_t shape = 0;
+  guarded(nullptr, [&]() -> Status {
+    if (cache) shape = cache->cache->step_shape();
+    return {};
+  });
+  return shape;
+}
+
 int zipcache_gpu_length(const zipcache_gpu_cache* cache, int stream_index) {
   const bool known = cache && stream_index >= 0 && stream_index < cache->n_streams;
   return known ? cache->cache->length(stream_index) : -1;

@@ -246,19 +246,29 @@ SideForm side_form(const PackedLayout& packed, const Policy& policy, SideId id) 
 
 }  // namespace
 
-Result<RecordLayout> RecordLayout::create(const LayerShape& shape, const Policy& policy) {
+Result<RecordLayout> RecordLayout::of_rows(const LayerShape& shape) {
   if (shape.k_dim != shape.v_dim || (shape.k_dim != 64 && shape.k_dim != 128 && shape.k_dim != 256))
     return refused(fmt::format("heads of {} and {} channels", shape.k_dim, shape.v_dim),
                    "64, 128 or 256, the same for keys and values");
+  RecordLayout layout;
+  layout.form_.dim = shape.k_dim;
+  return layout;
+}
+
+Result<RecordLayout> RecordLayout::create(const LayerShape& shape, const Policy& policy) {
+  Result<RecordLayout> layout = of_rows(shape);
+  if (!layout.ok()) return layout.status();
   if (policy.raw()) return refused("a policy that packs nothing", "one that packs");
   if (!policy.overrides.empty())
     return refused("fields of single layers", "the same fields in all layers");
-  if (policy.cadence == Cadence::Prompt) return refused("cadence=prompt", "cadence=stream");
+  if (policy.cadence == Cadence::Prompt)
+    return refused(
+        "cadence=prompt (blocks of a prompt share tiers, so that only the device would know how "
+        "large their records are)",
+        "cadence=stream");
   ZC_TRY(check_side(policy.k, shape.k_dim, "k"));
   ZC_TRY(check_side(policy.v, shape.v_dim, "v"));
-  RecordLayout layout;
-  RecordForm& form = layout.form_;
-  form.dim = shape.k_dim;
+  RecordForm& form = layout->form_;
   form.n_tiers = int(policy.tiers.size());
   const PackedLayout packed(shape, policy);
   form.k = side_form(packed, policy, SideId::K);

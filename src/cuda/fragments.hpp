@@ -17,6 +17,8 @@ class RecordLayout {
  public:
   // Incompatible for a policy that records cannot hold, or a head that no kernel reads.
   static Result<RecordLayout> create(const LayerShape& shape, const Policy& policy);
+  // Of a layer that packs nothing: its records are all of 16-bit rows.
+  static Result<RecordLayout> of_rows(const LayerShape& shape);
 
   // Header of a record whose tiers have these tokens, and its size, a multiple of 16.
   std::array<TierHeader, kRecordTiers> headers(const TierCounts& counts) const;

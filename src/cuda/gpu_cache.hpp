@@ -28,7 +28,9 @@ struct GpuCacheShape {
   int n_heads = 0, group = 0, dim = 0;  // KV heads, query heads of each, channels of both sides
   int n_streams = 0;
   int max_tokens = 0;  // of a stream
-  int n_blocks = 0;    // of 128 packed tokens, of all streams together; 0 for all they may have
+  // Of 128 packed tokens, of all streams together, in each layer; 0 for all they may have. A layer
+  // that packs nothing has room for max_tokens of every stream whatever this says.
+  int n_blocks = 0;
   // Tokens of each stream that are unpacked at once where a long prompt goes on, in whole blocks of
   // 128. Their rows of one layer take memory from the first such part on, 4 * dim bytes a token and
   // KV head. 0 for up to 8,192, as 128 MiB hold of all streams, but no less than 1,024.
@@ -72,7 +74,8 @@ struct GpuCacheBytes {
 
 class GpuCache {
  public:
-  // On the current device. Incompatible for policies that a GPU does not pack, by name; OverLimit
+  // On the current device. Layers may have policies of their own (policy_for_layer), and some or
+  // all of them 16 bits. Incompatible for policies that a GPU does not pack, by name; OverLimit
   // when the device has no room.
   static Result<std::unique_ptr<GpuCache>> create(const GpuCacheShape& shape, const Policy& policy,
                                                   cudaStream_t stream);
@@ -85,6 +88,14 @@ class GpuCache {
   virtual Status decode(int layer, const DecodeStep& step, cudaStream_t stream) = 0;
   // OverLimit where the first long part that goes on finds no memory; the call may be made again.
   virtual Status prefill(int layer, const PromptStep& step, cudaStream_t stream) = 0;
+
+  // A number for what decode() of all layers would enqueue in the step at hand. A CUDA graph that
+  // was captured of these calls may be launched instead in each later step that has the same
+  // number, after its begin(), which is never captured; the callers' pointers in it stay what they
+  // were. 0 where the calls have to be made: some layer packs or looks at queries, or the step is
+  // none for decode(). One n_new has some dozens of numbers, between which a text goes back and
+  // forth.
+  virtual uint64_t step_shape() const = 0;
 
   virtual int length(int stream) const = 0;
   virtual Status truncate(int stream, int length) = 0;  // Schedule::truncate

@@ -128,6 +128,7 @@ class Keeper {
   __device__ void keep(int token, int channel) const {
     const int place = rows_.place + token, slot = place % args_.ring;
     put(ring_record(place), token, channel);
+    if (!args_.k_ring) return;
     const size_t row =
         (size_t(stream_) * size_t(args_.ring) + size_t(slot)) * size_t(args_.n_heads) +
         size_t(head_);

@@ -11,12 +11,13 @@ namespace zipcache::cuda {
 
 struct KeepRowsArgs {
   int dim = 0, n_heads = 0, n_streams = 0;
-  InputRows k, v;                                 // [stream, token of the step, head, dim]
-  const StreamRows* rows = nullptr;               // [n_streams]
-  int most_rows = 0;                              // no stream keeps more of the step's
-  int ring = 0;                                   // ScheduleSizes
-  uint16_t *k_ring = nullptr, *v_ring = nullptr;  // [n_streams, ring, n_heads, dim]
-  bool k_hadamard = false, v_hadamard = false;    // rows are rotated in records
+  InputRows k, v;                    // [stream, token of the step, head, dim]
+  const StreamRows* rows = nullptr;  // [n_streams]
+  int most_rows = 0;                 // no stream keeps more of the step's
+  int ring = 0;                      // ScheduleSizes
+  // [n_streams, ring, n_heads, dim]; null where rows stand in records alone, without scores.
+  uint16_t *k_ring = nullptr, *v_ring = nullptr;
+  bool k_hadamard = false, v_hadamard = false;  // rows are rotated in records
   // [n_heads, dim, dim] that turn rows in records (row_matrix.hpp), at a multiple of 16 bytes; null
   // where no file rotates them.
   const float *k_matrices = nullptr, *v_matrices = nullptr;

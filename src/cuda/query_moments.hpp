@@ -18,6 +18,10 @@ struct alignas(16) MomentGroup {
   int8_t correlation[kMomentPairs];  // pairs i < j, in 1/127
   uint32_t n_learnt;
 };
+// Bytes of a head's groups.
+constexpr size_t moment_bytes(int dim) {
+  return size_t(dim / kFeedbackGroup) * sizeof(MomentGroup);
+}
 
 struct LearnArgs {
   int dim = 0, n_heads = 0, group = 0, n_streams = 0;

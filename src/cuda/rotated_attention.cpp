@@ -17,10 +17,6 @@ Status upload_side(const std::vector<float>& matrices, int dim, DeviceMemory& to
       "sending rotations");
 }
 
-size_t query_bytes(const DecodeArgs& args, int n_tokens) {
-  return size_t(n_tokens) * size_t(args.n_heads * args.group) * size_t(args.dim) * sizeof(float);
-}
-
 // Of tokens without gaps, by matrices.
 RotateArgs rotation(const DecodeArgs& args, int n_tokens, const float* matrices) {
   RotateArgs rotate;
@@ -44,28 +40,28 @@ SideMatrices LayerMatrices::of(const DeviceMemory& memory) {
   return {memory.at<float>(), memory.at<float>(memory.bytes() / 2)};
 }
 
-Status RotatedAttention::allocate(const DecodeArgs& args, int n_tokens, cudaStream_t stream) {
-  for (DeviceMemory* memory : {&queries_, &out_})
-    ZC_TRY(memory->grow(query_bytes(args, n_tokens), stream));
-  return ok();
+Status RotatedAttention::allocate(size_t n_numbers, cudaStream_t stream) {
+  return space_.grow(2 * n_numbers * sizeof(float), stream);
 }
 
 Status RotatedAttention::attend(DecodeArgs args, int n_tokens, SideMatrices k, SideMatrices v,
                                 cudaStream_t stream) {
-  if (k || v) ZC_TRY(allocate(args, n_tokens, stream));
+  if (!k && !v) return decode_attention(args, stream);
+  const size_t n_numbers = size_t(n_tokens) * size_t(args.n_heads * args.group * args.dim);
+  ZC_TRY(allocate(n_numbers, stream));
   if (k) {
     RotateArgs rotate = rotation(args, n_tokens, k.turn);
     rotate.from.data = args.q, rotate.from.type = args.q_type;
-    rotate.to.data = queries_.at<void>();
+    rotate.to.data = space_.at<void>();
     ZC_TRY(rotate_rows(rotate, stream));
-    args.q = queries_.at<void>(), args.q_type = Number::F32;
+    args.q = rotate.to.data, args.q_type = Number::F32;
   }
   if (!v) return decode_attention(args, stream);
   RotateArgs rotate = rotation(args, n_tokens, v.back);
   rotate.back = true;
-  rotate.from.data = out_.at<void>();
+  rotate.from.data = space_.at<void>(n_numbers * sizeof(float));
   rotate.to.data = args.out, rotate.to.type = args.out_type;
-  args.out = out_.at<void>(), args.out_type = Number::F32;
+  args.out = space_.at<void>(n_numbers * sizeof(float)), args.out_type = Number::F32;
   ZC_TRY(decode_attention(args, stream));
   return rotate_rows(rotate, stream);
 }

@@ -19,7 +19,7 @@ struct SideMatrices {
 // A layer's matrices on the device, each of them twice: as it is and turned over.
 class LayerMatrices {
  public:
-  // Of a head of `dim` channels; of a side that has no matrices, none. Waits for nothing.
+  // Of heads of `dim` channels; of a side that has no matrices, none.
   Status upload(const LayerRotations& rotations, int dim, cudaStream_t stream);
 
   SideMatrices k() const { return of(k_); }
@@ -34,15 +34,17 @@ class LayerMatrices {
 
 class RotatedAttention {
  public:
-  // Room for queries and outputs of up to n_tokens tokens of all streams together.
-  Status allocate(const DecodeArgs& args, int n_tokens, cudaStream_t stream);
-  // decode_attention() of n_tokens tokens, which are turned where a side has matrices.
+  // Room for so many numbers of queries, and of outputs.
+  Status allocate(size_t n_numbers, cudaStream_t stream);
+  // decode_attention() of n_tokens tokens of all streams together, turned where a side has
+  // matrices.
   Status attend(DecodeArgs args, int n_tokens, SideMatrices k, SideMatrices v, cudaStream_t stream);
 
-  size_t bytes() const { return queries_.bytes() + out_.bytes(); }
+  const void* space() const { return space_.at<void>(); }
+  size_t bytes() const { return space_.bytes(); }
 
  private:
-  DeviceMemory queries_, out_;  // [token, query head, dim] 32-bit numbers
+  DeviceMemory space_;  // [queries, outputs][token, query head, dim] 32-bit numbers
 };
 
 }  // namespace zipcache::cuda

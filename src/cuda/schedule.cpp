@@ -30,6 +30,13 @@ Status check(const ScheduleShape& shape) {
   return ok();
 }
 
+// Of records that are never packed.
+PackForm form_of_rows(const RecordLayout& layout) {
+  PackForm form;
+  form.record = layout.form();
+  return form;
+}
+
 bool same(const Record& a, const Record& b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
 }  // namespace
@@ -37,9 +44,10 @@ bool same(const Record& a, const Record& b) { return std::memcmp(&a, &b, sizeof 
 Result<Schedule> Schedule::create(const ScheduleShape& shape, const Policy& policy) {
   ZC_TRY(check(shape));
   const LayerShape layer{shape.n_heads, shape.dim, shape.dim};
-  const Result<RecordLayout> layout = RecordLayout::create(layer, policy);
+  const Result<RecordLayout> layout =
+      policy.raw() ? RecordLayout::of_rows(layer) : RecordLayout::create(layer, policy);
   if (!layout.ok()) return layout.status();
-  const Result<PackForm> form = pack_form(layer, policy);
+  const Result<PackForm> form = policy.raw() ? form_of_rows(*layout) : pack_form(layer, policy);
   if (!form.ok()) return form.status();
   ZC_TRY(check_ranks_by_scores(policy));
   Schedule schedule(shape, policy, *layout, *form);
@@ -47,7 +55,7 @@ Result<Schedule> Schedule::create(const ScheduleShape& shape, const Policy& poli
   if (schedule.sizes_.pool >= most)
     return Status{Code::BadArgument,
                   fmt::format("the GPU cache found room for {} bytes of records in a layer, "
-                              "expected less than {}; take fewer blocks",
+                              "expected less than {}; take fewer blocks or tokens",
                               schedule.sizes_.pool, most)};
   return schedule;
 }
@@ -62,9 +70,10 @@ Schedule::Schedule(const ScheduleShape& shape, const Policy& policy, const Recor
       counts_(size_t(shape.n_streams)),
       first_rows_(size_t(shape.n_streams)),
       last_rows_(size_t(shape.n_streams)) {
+  if (policy.raw()) shape_.n_blocks = 0;
   measure();
   table_.assign(size_t(shape.n_streams), std::vector<Record>(size_t(sizes_.record_stride)));
-  for (int slot = shape.n_blocks - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+  for (int slot = shape_.n_blocks - 1; slot >= 0; --slot) free_slots_.push_back(slot);
 }
 
 void Schedule::measure() {
@@ -83,10 +92,11 @@ void Schedule::measure() {
   sizes_.raw = int(to_lines(raw_record_bytes(shape_.dim, kRawRecordTokens)));
   sizes_.max_record = int(std::max(record, raw_record_bytes(shape_.dim, kRawRecordTokens)));
   const int open = policy_.window.recent + kBlockTokens + kMostStepTokens;
-  sizes_.ring = blocks_in(open) * kBlockTokens;
-  sizes_.sink_records = raw_records_in(policy_.window.sinks);
+  sizes_.ring = blocks_in(policy_.raw() ? shape_.max_tokens : open) * kBlockTokens;
+  sizes_.sink_records = raw_records_in(sinks());
   const int ring_records = sizes_.ring / kRawRecordTokens;
-  sizes_.record_stride = 2 * blocks_in(shape_.max_tokens) + sizes_.sink_records + ring_records;
+  const int packed_entries = policy_.raw() ? 0 : 2 * blocks_in(shape_.max_tokens);
+  sizes_.record_stride = packed_entries + sizes_.sink_records + ring_records;
   sizes_.sinks_at = size_t(shape_.n_blocks) * heads * size_t(sizes_.block);
   const size_t of_stream = heads * size_t(sizes_.raw);
   sizes_.ring_at =
@@ -96,13 +106,13 @@ void Schedule::measure() {
 
 // Blocks that the window has left (StreamLog::due).
 int Schedule::blocks_due(int length) const {
+  if (policy_.raw()) return 0;
   return std::max(0, length - policy_.window.recent) / kBlockTokens;
 }
 
 BlockBits Schedule::left_out(int block) const {
   BlockBits rows;
-  for (int row = block * kBlockTokens;
-       row < policy_.window.sinks && row < (block + 1) * kBlockTokens; ++row)
+  for (int row = block * kBlockTokens; row < sinks() && row < (block + 1) * kBlockTokens; ++row)
     rows.set(size_t(row % kBlockTokens));
   return rows;
 }
@@ -114,7 +124,7 @@ void Schedule::end_step() {
   }
 }
 
-Status Schedule::begin(std::span<const int> n_new) {
+Status Schedule::check_begin(std::span<const int> n_new) const {
   if (n_new.size() != streams_.size())
     return wrong("numbers of new tokens", int(n_new.size()),
                  fmt::format("{}, one for each stream", streams_.size()));
@@ -135,6 +145,11 @@ Status Schedule::begin(std::span<const int> n_new) {
             fmt::format("the GPU cache found room for {} more blocks of 128 tokens, expected {}; "
                         "make it for more, or clear a stream",
                         free_slots_.size(), blocks)};
+  return ok();
+}
+
+Status Schedule::begin(std::span<const int> n_new) {
+  ZC_TRY(check_begin(n_new));
   end_step();
   ring_tasks_.clear();
   own_tasks_.clear();
@@ -152,7 +167,7 @@ void Schedule::plan_rows(int s, int n_new) {
       n_new <= kMostStepTokens ? length : std::min(length, blocks_in(start) * kBlockTokens);
   const int kept = std::clamp(due * kBlockTokens, aligned, length);
   stream.length = length;
-  const int n_sinks = std::clamp(policy_.window.sinks - start, 0, n_new);
+  const int n_sinks = std::clamp(sinks() - start, 0, n_new);
   first_rows_[size_t(s)] = {start, 0, aligned - start, aligned, n_sinks, {}};
   last_rows_[size_t(s)] = {start, kept - start, n_new, length, 0, {}};
   while (int(stream.packed.size() + stream.due.size()) < due) plan_task(s, aligned);
@@ -203,11 +218,11 @@ void Schedule::list_records(int s, std::vector<Record>& records, StreamRecords& 
   const int packed = int(stream.packed.size());
   const int length = prompt_ ? first_rows_[size_t(s)].place : stream.length;
   records = stream.packed;
-  const int begun = packed * kBlockTokens, sinks = std::min(policy_.window.sinks, begun);
-  for (int first = 0; first < sinks; first += kRawRecordTokens) {
+  const int begun = packed * kBlockTokens, n_sinks = std::min(sinks(), begun);
+  for (int first = 0; first < n_sinks; first += kRawRecordTokens) {
     const size_t record = size_t(s * sizes_.sink_records + first / kRawRecordTokens);
     records.push_back(raw_record(sizes_.sinks_at + record * of_record, first,
-                                 std::min(kRawRecordTokens, sinks - first)));
+                                 std::min(kRawRecordTokens, n_sinks - first)));
   }
   for (int first = begun; first < length; first += kRawRecordTokens) {
     const size_t record = size_t((s * sizes_.ring + first % sizes_.ring) / kRawRecordTokens);
@@ -236,18 +251,21 @@ void Schedule::tell_changes() {
   }
 }
 
-Status Schedule::truncate(int stream, int length) {
+Status Schedule::check_truncate(int stream, int length) const {
   if (stream < 0 || stream >= shape_.n_streams)
     return wrong("stream", stream, fmt::format("0 to {}", shape_.n_streams - 1));
+  const int packed = packed_blocks(stream) * kBlockTokens, most = this->length(stream);
+  if (length >= packed && length <= most) return ok();
+  return {Code::Incompatible,
+          fmt::format("the GPU cache found a stream to be cut to {} tokens, expected {} to {}: "
+                      "those before are packed; clear the stream and compute it anew",
+                      length, packed, most)};
+}
+
+Status Schedule::truncate(int stream, int length) {
+  ZC_TRY(check_truncate(stream, length));
   end_step();
-  Stream& own = streams_[size_t(stream)];
-  const int packed = int(own.packed.size()) * kBlockTokens;
-  if (length < packed || length > own.length)
-    return {Code::Incompatible,
-            fmt::format("the GPU cache found a stream to be cut to {} tokens, expected {} to {}: "
-                        "those before are packed; clear the stream and compute it anew",
-                        length, packed, own.length)};
-  own.length = length;
+  streams_[size_t(stream)].length = length;
   return ok();
 }
 

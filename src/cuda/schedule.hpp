@@ -1,7 +1,7 @@
-// Where the tokens of many streams stand on a GPU, in every layer alike: the newest as 16-bit rows
-// in a ring, sinks as 16-bit rows that stay, blocks that the window has left as packed records.
-// Bookkeeping on the host, without CUDA; what a step changes is handed out as data. Not
-// thread-safe.
+// Where the tokens of many streams stand on a GPU, in every layer of one policy alike: the newest
+// as 16-bit rows in a ring, sinks as 16-bit rows that stay, blocks that the window has left as
+// packed records. Where a policy packs nothing, the ring has room for all tokens. Bookkeeping on
+// the host, without CUDA; what a step changes is handed out as data. Not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -60,6 +60,7 @@ class Schedule {
   static Result<Schedule> create(const ScheduleShape& shape, const Policy& policy);
 
   const ScheduleShape& shape() const { return shape_; }
+  const Policy& policy() const { return policy_; }
   const ScheduleSizes& sizes() const { return sizes_; }
   const PackForm& form() const { return form_; }
 
@@ -73,6 +74,8 @@ class Schedule {
   // A step: n_new [n_streams] tokens come; the step before has ended. OverLimit when a stream or
   // the pool is full; then nothing has changed.
   Status begin(std::span<const int> n_new);
+  // What begin() would say.
+  Status check_begin(std::span<const int> n_new) const;
 
   // What the step before left to tell, and this one changes: of the block table, whose last
   // entries are those of the blocks that this step packs.
@@ -94,8 +97,11 @@ class Schedule {
   std::span<const PackTask> ring_tasks() const { return ring_tasks_; }
   std::span<const PackTask> own_tasks() const { return own_tasks_; }
 
-  // Takes tokens back, of a draft say. Incompatible when some of them are packed.
+  // Takes tokens back, of a draft say. Incompatible when some of them are packed; then nothing has
+  // changed.
   Status truncate(int stream, int length);
+  // What truncate() would say.
+  Status check_truncate(int stream, int length) const;
   void clear(int stream);
 
  private:
@@ -108,6 +114,7 @@ class Schedule {
   Schedule(const ScheduleShape& shape, const Policy& policy, const RecordLayout& layout,
            const PackForm& form);
   void measure();
+  int sinks() const { return policy_.raw() ? 0 : policy_.window.sinks; }
   void end_step();
   int blocks_due(int length) const;
   BlockBits left_out(int block) const;

@@ -25,6 +25,10 @@ TEST(CudaInterface, CachesThatCannotBeAreRefusedByName) {
   EXPECT_NE(refusal(kShape, "skvq,rotations=a.rot", ZC_INCOMPATIBLE).find("k_rotate"),
             std::string::npos);
   EXPECT_NE(refusal(kShape, "tova", ZC_INCOMPATIBLE).find("score"), std::string::npos);
+  EXPECT_NE(refusal(kShape, "uniform4,cadence=prompt", ZC_INCOMPATIBLE).find("cadence=stream"),
+            std::string::npos);
+  EXPECT_NE(refusal(kShape, "uniform4,1:k_axis=group48", ZC_INCOMPATIBLE).find("layer 1: "),
+            std::string::npos);
   zipcache_gpu_shape shape = kShape;
   shape.dim = 96;
   EXPECT_NE(refusal(shape, "uniform4", ZC_INCOMPATIBLE).find("96"), std::string::npos);
@@ -37,6 +41,16 @@ TEST(CudaInterface, CachesThatCannotBeAreRefusedByName) {
 #else
   EXPECT_NE(refusal(kShape, "zipcache", ZC_ENVIRONMENT).find("nvcc"), std::string::npos);
 #endif
+}
+
+// There nothing but a GPU can be missing.
+TEST(CudaInterface, LayersMayDiffer) {
+  for (const char* policy : {"uniform4,0:k=8", "uniform4,1:bits=16", "zipcache,0:bits=4", "f16"}) {
+    zipcache_error error = {};
+    zipcache_gpu_cache* cache = zipcache_gpu_create(&kShape, policy, nullptr, &error);
+    EXPECT_TRUE(cache || error.code == ZC_ENVIRONMENT) << policy << ": " << error.message;
+    zipcache_gpu_free(cache);
+  }
 }
 
 TEST(CudaInterface, NullHandlesAreErrors) {
@@ -52,6 +66,7 @@ TEST(CudaInterface, NullHandlesAreErrors) {
   EXPECT_EQ(zipcache_gpu_memory(nullptr, nullptr, &error), ZC_BAD_ARGUMENT);
   EXPECT_EQ(zipcache_gpu_rows_of(nullptr, nullptr, &error), ZC_BAD_ARGUMENT);
   EXPECT_EQ(zipcache_gpu_length(nullptr, 0), -1);
+  EXPECT_EQ(zipcache_gpu_step_shape(nullptr), 0u);
   zipcache_gpu_free(nullptr);
 }
 

@@ -9,6 +9,7 @@
 #include "cuda/gpu.hpp"
 #include "cuda/prompt.hpp"
 #include "support/random_rows.hpp"
+#include "support/rotations.hpp"
 #include "zipcache/cache.hpp"
 
 namespace zipcache::cuda::test {
@@ -41,8 +42,15 @@ struct Rows {
 class Pair {
  public:
   explicit Pair(const Model& model) : model_(model), n_streams_(int(model.prompts.size())) {
+    const LayerShape layer{model.n_heads, model.dim, model.dim};
+    const std::vector<LayerShape> layers(size_t(model.n_layers), layer);
     // The CPU's kernels as exact as the GPU's.
-    const std::string text = std::string(model.policy) + ",precision=exact";
+    std::string text = std::string(model.policy) + ",precision=exact";
+    const Result<Policy> asked = parse_policy(text);
+    if (asked.ok() && needs_rotations(*asked)) {
+      rotations_ = std::make_unique<zipcache::test::RotationFile>(layers);
+      text += ",rotations=" + rotations_->path();
+    }
     const Result<Policy> policy = parse_policy(text);
     if (!policy.ok()) throw std::runtime_error(policy.status().message());
     GpuCacheShape shape;
@@ -52,9 +60,7 @@ class Pair {
     auto gpu = GpuCache::create(shape, *policy, nullptr);
     if (!gpu.ok()) throw std::runtime_error(gpu.status().message());
     gpu_ = std::move(*gpu);
-    const LayerShape layer{model.n_heads, model.dim, model.dim};
-    auto cpu = zipcache::Cache::create(
-        {n_streams_, 2048, std::vector<LayerShape>(size_t(model.n_layers), layer)}, *policy);
+    auto cpu = zipcache::Cache::create({n_streams_, 2048, layers}, *policy);
     if (!cpu.ok()) throw std::runtime_error(cpu.status().message());
     cpu_ = std::move(*cpu);
   }
@@ -205,6 +211,7 @@ class Pair {
 
   Model model_;
   int n_streams_;
+  std::unique_ptr<zipcache::test::RotationFile> rotations_;
   std::unique_ptr<GpuCache> gpu_;
   std::unique_ptr<zipcache::Cache> cpu_;
   std::vector<int> lengths_;
@@ -224,6 +231,22 @@ class GpuCaches : public ::testing::Test {
         const double error = pair.decode();
         ASSERT_LT(error, bound) << model.policy << ", dim " << model.dim << ", step " << step;
       }
+    } catch (const std::exception& thrown) {
+      ADD_FAILURE() << model.policy << ": " << thrown.what();
+      cudaGetLastError();
+    }
+  }
+  // Long parts and short ones, streams that begin later or wait, then tokens one by one.
+  static void expect_parts(const Model& model, double bound) {
+    const std::vector<std::vector<int>> parts = {{300, 0}, {200, 70},  {33, 9}, {0, 150},
+                                                 {65, 1},  {128, 128}, {1, 64}};
+    try {
+      Pair pair(model);
+      for (const std::vector<int>& part : parts)
+        ASSERT_LT(pair.attended_prompt(part), bound)
+            << model.policy << ", dim " << model.dim << ", part " << part[0] << " " << part[1];
+      for (int step = 0; step < model.n_steps; ++step)
+        ASSERT_LT(pair.decode(), bound) << model.policy << ", dim " << model.dim;
     } catch (const std::exception& thrown) {
       ADD_FAILURE() << model.policy << ": " << thrown.what();
       cudaGetLastError();
@@ -269,23 +292,7 @@ TEST_F(GpuCaches, DraftedTokens) {
   expect_equal({.policy = "zipcache", .n_steps = 40, .n_new = 4}, 3e-2);
 }
 
-// Long parts and short ones, streams that begin later or wait, then tokens one by one.
 TEST_F(GpuCaches, PromptsInPartsAnswerAsTheCpu) {
-  const std::vector<std::vector<int>> parts = {{300, 0}, {200, 70},  {33, 9}, {0, 150},
-                                               {65, 1},  {128, 128}, {1, 64}};
-  const auto expect_parts = [&](const Model& model, double bound) {
-    try {
-      Pair pair(model);
-      for (const std::vector<int>& part : parts)
-        ASSERT_LT(pair.attended_prompt(part), bound)
-            << model.policy << ", dim " << model.dim << ", part " << part[0] << " " << part[1];
-      for (int step = 0; step < model.n_steps; ++step)
-        ASSERT_LT(pair.decode(), bound) << model.policy << ", dim " << model.dim;
-    } catch (const std::exception& thrown) {
-      ADD_FAILURE() << model.policy << ": " << thrown.what();
-      cudaGetLastError();
-    }
-  };
   for (const char* policy :
        {"uniform4", "uniform2,recent=0", "had4", "uniform4,sinks=5,recent=40"}) {
     for (const int dim : {64, 128, 256})
@@ -307,6 +314,100 @@ TEST_F(GpuCaches, PromptsInPartsAnswerAsTheCpu) {
   }
   // Where tokens are evicted, one that has another's rank counts fully.
   expect_parts({.policy = "zipcache,bits=4/0,ratio=0.5", .n_steps = 3, .piece_tokens = 128}, 0.15);
+}
+
+// Bits, axes, rotations and codecs of single layers, and layers that pack nothing.
+TEST_F(GpuCaches, LayersThatDifferAnswerAsTheCpu) {
+  for (const char* policy : {"uniform4,0:k=8,1:k=2,1:v=3", "had4,1:bits=16,sinks=5,recent=40",
+                             "uniform4,0:bits=16,1:k_axis=token,2:rotate=hadamard,recent=0"}) {
+    for (const int dim : {64, 128}) {
+      const Model model = {.policy = policy, .dim = dim, .n_layers = 4};
+      expect_equal(model, kBound);
+      expect_parts({.policy = policy, .dim = dim, .n_layers = 4, .n_steps = 3}, kUnpackedBound);
+    }
+  }
+  const char* codecs = "uniform4,1:k_axis=group32,1:codec=sym,2:k_axis=group32,2:v_axis=channel";
+  expect_equal({.policy = codecs, .n_layers = 4}, kTileBound);
+  expect_parts({.policy = codecs, .n_layers = 4, .n_steps = 3, .piece_tokens = 256}, kTileBound);
+}
+
+TEST_F(GpuCaches, LayersWithScoresBesideSomeWithoutAnswerNearlyAsTheCpu) {
+  for (const char* policy :
+       {"zipcache,0:bits=4,2:ratio=0.3", "zip,1:bits=16,2:k_round=nearest,3:bits=4,recent=100"}) {
+    expect_equal({.policy = policy, .n_layers = 4}, 3e-2);
+    expect_parts({.policy = policy, .n_layers = 4, .n_steps = 20}, 3e-2);
+  }
+}
+
+TEST_F(GpuCaches, RotationsFromAFileAnswerAsTheCpu) {
+  for (const int dim : {64, 128, 256}) {
+    for (const char* policy : {"oscar2,recent=40", "uniform4,rotate=file,recent=0"}) {
+      expect_equal({.policy = policy, .dim = dim}, kBound);
+      expect_parts({.policy = policy, .dim = dim, .n_steps = 3, .piece_tokens = 256},
+                   kUnpackedBound);
+    }
+  }
+  for (const char* policy : {"uniform4,k_rotate=file,sinks=5", "had4,v_rotate=file,k_axis=token",
+                             "uniform4,1:rotate=file,2:bits=16"}) {
+    expect_equal({.policy = policy, .n_layers = 3}, kBound);
+    expect_parts({.policy = policy, .n_layers = 3, .n_steps = 3}, kUnpackedBound);
+  }
+  for (const char* policy : {"skvq", "kvarn-k4v2,rotate=file"}) {
+    expect_equal({.policy = policy}, kTileBound);
+    expect_parts({.policy = policy, .n_steps = 3, .piece_tokens = 256}, kTileBound);
+  }
+  expect_equal({.policy = "oscar2,recent=40", .n_steps = 40, .n_new = 4}, kBound);
+}
+
+TEST_F(GpuCaches, RotationsFromAFileWithScoresAnswerNearlyAsTheCpu) {
+  for (const char* policy : {"zip,rotate=file", "zipcache,k_rotate=file"}) {
+    expect_equal({.policy = policy}, 3e-2);
+    expect_parts({.policy = policy, .n_steps = 20}, 3e-2);
+  }
+  expect_equal({.policy = "zip,rotate=file,recent=100", .n_steps = 10, .n_new = 40}, 3e-2);
+}
+
+// Two matrices a head and side; a file of another model is refused as the CPU does.
+TEST_F(GpuCaches, RotationsFromAFileCountAndHaveToFit) {
+  const auto capacity = [](const char* policy) { return Pair({.policy = policy}).gpu().bytes(); };
+  const size_t matrices = 2 * 2 * 2 * 2 * 128 * 128 * sizeof(float);  // layers, sides, heads
+  EXPECT_EQ(capacity("uniform4,rotate=file").capacity, capacity("uniform4").capacity + matrices);
+
+  const GpuCacheShape shape = {2, 2, 4, 128, 1, 1024, 0, 0};
+  const std::vector<LayerShape> layers(2, {2, 128, 128});
+  const zipcache::test::RotationFile other({{2, 64, 64}, {2, 64, 64}});
+  const std::string texts[] = {"oscar2", "oscar2,rotations=/no/such/file",
+                               "oscar2,rotations=" + other.path()};
+  for (const std::string& text : texts) {
+    const Policy policy = *parse_policy(text);
+    const Status found = GpuCache::create(shape, policy, nullptr).status();
+    const Status expected = zipcache::Cache::create({1, 1024, layers}, policy).status();
+    EXPECT_FALSE(found.ok()) << text;
+    EXPECT_EQ(found.code(), expected.code()) << text;
+    EXPECT_EQ(found.message(), expected.message());
+  }
+}
+
+TEST_F(GpuCaches, A16BitCacheAnswersAsTheCpu) {
+  for (const int dim : {64, 128, 256}) {
+    expect_equal({.policy = "f16", .dim = dim}, kBound);
+    expect_parts({.policy = "f16", .dim = dim, .n_steps = 3, .piece_tokens = 256}, kUnpackedBound);
+  }
+  expect_equal({.policy = "f16", .n_steps = 40, .n_new = 4}, kBound);
+}
+
+// Bytes are those of each layer's own policy.
+TEST_F(GpuCaches, BytesOfLayersThatDiffer) {
+  const auto bytes = [](const char* policy) {
+    Pair pair({.policy = policy});
+    pair.prompt();
+    return pair.gpu().bytes();
+  };
+  const GpuCacheBytes four = bytes("uniform4"), eight = bytes("uniform4,k=8");
+  const GpuCacheBytes both = bytes("uniform4,1:k=8"), half = bytes("uniform4,1:bits=16");
+  EXPECT_EQ(2 * both.records, four.records + eight.records);
+  EXPECT_EQ(2 * both.capacity, four.capacity + eight.capacity);
+  EXPECT_EQ(2 * half.records, four.records);
 }
 
 // A cache of one layer and stream, and what one step after another gives it.
@@ -436,6 +537,16 @@ TEST_F(GpuCaches, RefusalsChangeNothing) {
   EXPECT_EQ(pair.gpu().decode(7, {}, nullptr).code(), Code::BadArgument);
   EXPECT_EQ(pair.gpu().truncate(0, 10).code(), Code::Incompatible);
   EXPECT_LT(pair.decode(), kBound);
+}
+
+// The first layer alone would let tokens go that the second has packed.
+TEST_F(GpuCaches, WhatOneLayerRefusesChangesNone) {
+  Pair pair({.policy = "uniform4,recent=0,0:bits=16"});
+  pair.prompt();
+  EXPECT_EQ(pair.gpu().truncate(0, 100).code(), Code::Incompatible);
+  EXPECT_EQ(pair.gpu().begin(std::vector{1, 2000}, nullptr).code(), Code::OverLimit);
+  EXPECT_EQ(pair.gpu().length(0), 300);
+  for (int step = 0; step < 3; ++step) EXPECT_LT(pair.decode(), kBound);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// What a schedule tells is carried out on a model of a GPU's memory, which knows only places of
+// What schedules tell is carried out on a model of a GPU's memory, which knows only places of
 // tokens: every query finds every token before it once, and every block its own rows.
-#include "cuda/schedule.hpp"
+#include "cuda/model_schedule.hpp"
 
 #include <gtest/gtest.h>
 
@@ -20,18 +20,32 @@ struct Token {
   bool operator==(const Token&) const = default;
 };
 constexpr Token kNone{-1, -1};
+constexpr int kLayers = 3;
 
+ModelSchedule schedule_of(const ScheduleShape& shape, const char* text, int n_layers = kLayers) {
+  const Result<Policy> policy = parse_policy(text);
+  EXPECT_TRUE(policy.ok()) << policy.status().message();
+  Result<ModelSchedule> schedule = ModelSchedule::create(shape, *policy, n_layers);
+  EXPECT_TRUE(schedule.ok()) << schedule.status().message();
+  return std::move(*schedule);
+}
+
+// Of the layers of one group.
 class Model {
  public:
-  explicit Model(const Schedule& schedule)
-      : schedule_(schedule),
-        ring_(size_t(kShape.n_streams * schedule.sizes().ring), kNone),
-        table_(size_t(kShape.n_streams * schedule.sizes().record_stride)) {}
+  Model(const ModelSchedule& all, int group)
+      : all_(all),
+        group_(group),
+        schedule_(all.group(group)),
+        ring_(size_t(kShape.n_streams * schedule_.sizes().ring), kNone),
+        table_(size_t(kShape.n_streams * schedule_.sizes().record_stride)) {}
 
   // Queries of a prompt attend to what was there before it.
   void step(std::span<const int> n_new, bool prompt) {
-    for (const TableChange& change : schedule_.changes())
-      entry(change.stream, change.index) = change.record;
+    for (const TableChange& change : all_.changes()) {
+      if (change.stream / kShape.n_streams == group_)
+        entry(change.stream % kShape.n_streams, change.index) = change.record;
+    }
     if (prompt) attend(n_new);
     put(schedule_.first_rows());
     if (!prompt) attend(std::vector<int>(n_new.size()));
@@ -114,6 +128,8 @@ class Model {
     }
   }
 
+  const ModelSchedule& all_;
+  const int group_;
   const Schedule& schedule_;
   std::vector<Token> ring_;
   std::vector<Record> table_;
@@ -121,38 +137,51 @@ class Model {
   std::map<std::pair<int, int>, bool> sinks_;
 };
 
+// Of every group and stream.
+std::vector<int> lengths_of(const ModelSchedule& schedule) {
+  std::vector<int> lengths;
+  for (int group = 0; group < schedule.n_groups(); ++group) {
+    for (int s = 0; s < kShape.n_streams; ++s) lengths.push_back(schedule.group(group).length(s));
+  }
+  return lengths;
+}
+
+// Tokens of a stream that some layer has packed.
+int most_packed(const ModelSchedule& schedule, int stream) {
+  int most = 0;
+  for (int group = 0; group < schedule.n_groups(); ++group)
+    most = std::max(most, schedule.group(group).packed_blocks(stream) * kBlockTokens);
+  return most;
+}
+
 class Schedules : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Schedules, EveryTokenStandsWhereItIsLookedFor) {
-  const Result<Policy> parsed = parse_policy(GetParam());
-  ASSERT_TRUE(parsed.ok()) << parsed.status().message();
-  const Policy& policy = *parsed;
   for (uint64_t seed = 0; seed < 20; ++seed) {
-    auto schedule = Schedule::create(kShape, policy);
-    ASSERT_TRUE(schedule.ok()) << schedule.status().message();
-    Model model(*schedule);
+    ModelSchedule schedule = schedule_of(kShape, GetParam());
+    std::vector<Model> models;
+    for (int group = 0; group < schedule.n_groups(); ++group) models.emplace_back(schedule, group);
     Random random(seed);
     for (int step = 0; step < 150 && !HasFailure(); ++step) {
       const bool prompt = random.below(12) == 0;
       std::vector<int> n_new;
       for (int s = 0; s < kShape.n_streams; ++s)
         n_new.push_back(int(random.below(prompt ? 700 : kMostStepTokens + 1)));
-      const auto before =
-          std::vector<int>{schedule->length(0), schedule->length(1), schedule->length(2)};
-      const Status status = schedule->begin(n_new);
+      const std::vector<int> before = lengths_of(schedule);
+      const Status status = schedule.begin(n_new);
       if (!status.ok()) {
         ASSERT_EQ(status.code(), Code::OverLimit);
-        for (int s = 0; s < kShape.n_streams; ++s)
-          ASSERT_EQ(schedule->length(s), before[size_t(s)]);
-        schedule->clear(int(random.below(kShape.n_streams)));
+        ASSERT_EQ(lengths_of(schedule), before);
+        schedule.clear(int(random.below(kShape.n_streams)));
         continue;
       }
       const bool is_prompt =
           std::any_of(n_new.begin(), n_new.end(), [](int n) { return n > kMostStepTokens; });
-      model.step(n_new, is_prompt);
+      for (Model& model : models) model.step(n_new, is_prompt);
       const int s = int(random.below(kShape.n_streams)), back = int(random.below(4));
-      if (schedule->length(s) - back >= schedule->packed_blocks(s) * kBlockTokens) {
-        ASSERT_TRUE(schedule->truncate(s, schedule->length(s) - back).ok());
+      const int length = schedule.length(s) - back;
+      if (length >= most_packed(schedule, s)) {
+        ASSERT_TRUE(schedule.truncate(s, length).ok());
       }
     }
   }
@@ -161,7 +190,67 @@ TEST_P(Schedules, EveryTokenStandsWhereItIsLookedFor) {
 INSTANTIATE_TEST_SUITE_P(Policies, Schedules,
                          ::testing::Values("zip,k_round=nearest", "zipcache", "uniform4",
                                            "uniform,bits=2,recent=0", "had4,sinks=7,recent=200",
-                                           "zipcache,sinks=100,recent=64"));
+                                           "zipcache,sinks=100,recent=64", "f16",
+                                           "uniform4,0:bits=8,1:k=2,2:bits=16,sinks=7",
+                                           "zipcache,0-1:bits=16,2:ratio=0.3"));
+
+TEST(ModelSchedule, GroupsLayersByPolicy) {
+  const auto groups = [](const char* text) {
+    const ModelSchedule schedule = schedule_of(kShape, text, 6);
+    std::vector<int> groups;
+    for (int layer = 0; layer < 6; ++layer) groups.push_back(schedule.group_of(layer));
+    EXPECT_EQ(schedule.n_groups(), *std::max_element(groups.begin(), groups.end()) + 1);
+    return groups;
+  };
+  using Groups = std::vector<int>;
+  EXPECT_EQ(groups("uniform4"), Groups({0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(groups("uniform4,0-1:k=8,3:bits=2"), Groups({0, 0, 1, 2, 1, 1}));
+  EXPECT_EQ(groups("uniform4,1:k=8,4:k=8,5:k=8,5:k=4"), Groups({0, 1, 0, 0, 1, 0}));
+  EXPECT_EQ(groups("uniform4,0-5:k=8,6-9:k=2"), Groups({0, 0, 0, 0, 0, 0}));
+  // What packs nothing is neither rotated nor coded.
+  EXPECT_EQ(groups("had4,0:bits=16,2:bits=16,2:rotate=none"), Groups({0, 1, 0, 1, 1, 1}));
+}
+
+TEST(ModelSchedule, HasRoomForTheTokensOfLayersThatPackNothing) {
+  const ModelSchedule schedule = schedule_of(kShape, "uniform4,0:bits=16");
+  const ScheduleSizes &raw = schedule.group(0).sizes(), &packed = schedule.group(1).sizes();
+  EXPECT_EQ(raw.ring, 3072);
+  EXPECT_EQ(raw.pool, size_t(kShape.n_streams) * 3072 / 32 * 2 * size_t(raw.raw));
+  EXPECT_LT(packed.pool, raw.pool);
+  EXPECT_EQ(schedule.record_stride(), std::max(raw.record_stride, packed.record_stride));
+}
+
+// The first layer alone would take what the others refuse.
+TEST(ModelSchedule, WhatOneGroupRefusesChangesNone) {
+  ScheduleShape shape = kShape;
+  shape.n_blocks = 3;
+  ModelSchedule schedule = schedule_of(shape, "uniform4,recent=0,0:bits=16");
+  ASSERT_TRUE(schedule.begin(std::vector{300, 0, 0}).ok());
+  ASSERT_EQ(schedule.group(1).packed_blocks(0), 2);
+  const auto unchanged = [&] {
+    for (int group = 0; group < schedule.n_groups(); ++group) {
+      if (schedule.group(group).length(0) != 300 || schedule.group(group).length(1) != 0)
+        return false;
+    }
+    return true;
+  };
+  EXPECT_EQ(schedule.truncate(0, 255).code(), Code::Incompatible);
+  EXPECT_TRUE(unchanged());
+  EXPECT_EQ(schedule.begin(std::vector{0, 256, 0}).code(), Code::OverLimit);
+  EXPECT_TRUE(unchanged());
+  ASSERT_TRUE(schedule.truncate(0, 299).ok());
+  ASSERT_TRUE(schedule.begin(std::vector{1, 128, 0}).ok());
+  EXPECT_EQ(lengths_of(schedule), (std::vector{300, 128, 0, 300, 128, 0}));
+}
+
+TEST(ModelSchedule, NamesTheLayerThatItCannotHave) {
+  const auto message = [](const char* text) {
+    return ModelSchedule::create(kShape, *parse_policy(text), 4).status().message();
+  };
+  EXPECT_NE(message("uniform4,2-3:k_axis=group48").find("layer 2: the GPU cache found k_axis"),
+            std::string::npos);
+  EXPECT_EQ(message("uniform4,k_axis=group48").find("layer"), std::string::npos);
+}
 
 TEST(Schedule, SaysWhatItCannotDo) {
   auto schedule = Schedule::create(kShape, *parse_policy("uniform4,recent=0"));
