@@ -82,7 +82,7 @@ typedef struct zipcache_gpu_prompt {
 
 typedef struct zipcache_gpu_bytes {
   size_t records;  /* of packed tokens */
-  size_t capacity; /* of all records and rows, used or not */
+  size_t capacity; /* of all records, rows and rotations, used or not */
   size_t shared;   /* of what layers share */
 } zipcache_gpu_bytes;
 

@@ -68,7 +68,7 @@ struct PromptStep {
 
 struct GpuCacheBytes {
   size_t records = 0;   // of packed tokens in use
-  size_t capacity = 0;  // of all records and rows, used or not
+  size_t capacity = 0;  // of all records, rows and rotations, used or not
   size_t shared = 0;    // of the block table, partial results and the like
 };
 

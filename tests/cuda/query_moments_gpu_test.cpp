@@ -4,8 +4,8 @@
 #include "codec/query_rounding.hpp"
 #include "cuda/gpu.hpp"
 #include "cuda/pack_form.hpp"
+#include "cuda/row_matrix.hpp"
 #include "support/random_rows.hpp"
-#include "transform/hadamard.hpp"
 
 namespace zipcache::cuda::test {
 namespace {
@@ -15,11 +15,15 @@ constexpr float kScale = 0.11f;
 
 struct Heads {
   int dim;
-  bool hadamard;
+  Rotation rotation;
+  std::vector<float> matrices;  // [kHeads, dim, dim]
   std::vector<QueryMoment> of;  // [kStreams, kHeads]
 
-  Heads(int dim_of, bool rotated)
-      : dim(dim_of), hadamard(rotated), of(size_t(kStreams * kHeads), QueryMoment(dim_of)) {}
+  Heads(int dim_of, Rotation rotated)
+      : dim(dim_of),
+        rotation(rotated),
+        matrices(zipcache::test::random_rotations({{kHeads, dim_of, dim_of}}).layers[0].k),
+        of(size_t(kStreams * kHeads), QueryMoment(dim_of)) {}
 
   // As the CPU's engine does with queries [stream, most, query head, dim].
   void learn(const std::vector<half>& q, int most, const std::vector<int32_t>& counts) {
@@ -33,7 +37,8 @@ struct Heads {
             rows.push_back(to_float(q[first + i]) * kScale);
         }
         const int n_rows = int(rows.size()) / dim;
-        if (hadamard) zipcache::hadamard(rows.data(), n_rows, dim, dim);
+        const HeadRotation turning(rotation, &matrices[size_t(head * dim * dim)]);
+        turning.turn(rows.data(), n_rows, dim, dim);
         of[size_t(s * kHeads + head)].learn(rows.data(), n_rows, dim);
       }
     }
@@ -76,8 +81,9 @@ class Moments : public ::testing::Test {
 
 TEST_F(Moments, AreTheCpus) {
   for (const int dim : {64, 128, 256}) {
-    for (const bool hadamard : {false, true}) {
-      Heads heads(dim, hadamard);
+    for (const Rotation rotation : {Rotation::None, Rotation::Hadamard, Rotation::File}) {
+      Heads heads(dim, rotation);
+      const Buffer<float> matrices(turned_over(heads.matrices, dim));
       const int n_groups = dim / kFeedbackGroup, most = 300;
       const size_t lists = size_t(kStreams * kHeads);
       const Buffer<MomentGroup> moments(lists * size_t(n_groups));
@@ -100,7 +106,8 @@ TEST_F(Moments, AreTheCpus) {
         args.counts = n.get();
         args.most_rows = kMomentMostRows;
         args.scale = kScale;
-        args.hadamard = hadamard;
+        args.hadamard = rotation == Rotation::Hadamard;
+        if (rotation == Rotation::File) args.matrices = matrices.get();
         args.moments = moments.get();
         ASSERT_TRUE(learn_queries(args, nullptr).ok());
         ASSERT_TRUE(make_feedback(moments.get(), dim, kHeads, kStreams, feedback.get(),
