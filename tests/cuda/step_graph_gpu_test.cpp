@@ -63,7 +63,9 @@ class Text {
     GpuCacheShape shape;
     shape.n_layers = kLayers, shape.n_heads = kHeads, shape.group = kGroup, shape.dim = kDim;
     shape.n_streams = kStreams, shape.max_tokens = 2048;
-    auto made = GpuCache::create(shape, *parse_policy(policy), stream_);
+    const Result<Policy> parsed = parse_policy(policy);
+    must(parsed.status());
+    auto made = GpuCache::create(shape, *parsed, stream_);
     must(made.status());
     cache_ = std::move(*made);
     for (int layer = 0; layer < kLayers; ++layer) rows_.push_back(std::make_unique<LayerRows>(n));
@@ -170,9 +172,8 @@ class StepGraphs : public ::testing::Test {
 };
 
 TEST_F(StepGraphs, AnswerAsTheCalls) {
-  for (const char* policy :
-       {"uniform4", "uniform2,recent=0", "had4,sinks=5,recent=40,k_round=query", "f16", "kivi2",
-        "uniform4,1:k=8,2:bits=16"})
+  for (const char* policy : {"uniform4", "uniform2,recent=0", "zip,v=4,recent=40", "f16", "kivi2",
+                             "uniform4,1:k=8,2:bits=16"})
     expect_same(policy, 1, 300, 240);
   expect_same("uniform4", 4, 60, 20);
 }
