@@ -260,7 +260,7 @@ Result<RecordLayout> RecordLayout::create(const LayerShape& shape, const Policy&
   if (!layout.ok()) return layout.status();
   if (policy.raw()) return refused("a policy that packs nothing", "one that packs");
   if (!policy.overrides.empty())
-    return refused("fields of single layers", "the same fields in all layers");
+    return refused("fields of single layers", "the policy of one layer");
   if (policy.cadence == Cadence::Prompt)
     return refused(
         "cadence=prompt (blocks of a prompt share tiers, so that only the device would know how "

@@ -45,14 +45,13 @@ class Pair {
     const LayerShape layer{model.n_heads, model.dim, model.dim};
     const std::vector<LayerShape> layers(size_t(model.n_layers), layer);
     // The CPU's kernels as exact as the GPU's.
-    std::string text = std::string(model.policy) + ",precision=exact";
-    const Result<Policy> asked = parse_policy(text);
-    if (asked.ok() && needs_rotations(*asked)) {
-      rotations_ = std::make_unique<zipcache::test::RotationFile>(layers);
-      text += ",rotations=" + rotations_->path();
-    }
-    const Result<Policy> policy = parse_policy(text);
+    const std::string text = std::string(model.policy) + ",precision=exact";
+    Result<Policy> policy = parse_policy(text);
     if (!policy.ok()) throw std::runtime_error(policy.status().message());
+    if (needs_rotations(*policy)) {
+      rotations_ = std::make_unique<zipcache::test::RotationFile>(layers);
+      policy->rotations = rotations_->path();
+    }
     GpuCacheShape shape;
     shape.n_layers = model.n_layers, shape.n_heads = model.n_heads, shape.group = model.group;
     shape.dim = model.dim, shape.n_streams = n_streams_, shape.max_tokens = 2048;

@@ -65,9 +65,10 @@ class Text {
     shape.n_layers = kLayers, shape.n_heads = kHeads, shape.group = kGroup, shape.dim = kDim;
     shape.n_streams = kStreams, shape.max_tokens = 2048;
     const zipcache::test::RotationFile file(std::vector<LayerShape>(kLayers, {kHeads, kDim, kDim}));
-    std::string text = policy;
-    if (needs_rotations(*parse_policy(text))) text += ",rotations=" + file.path();
-    auto made = GpuCache::create(shape, *parse_policy(text), stream_);
+    Result<Policy> parsed = parse_policy(policy);
+    must(parsed.status());
+    if (needs_rotations(*parsed)) parsed->rotations = file.path();
+    auto made = GpuCache::create(shape, *parsed, stream_);
     must(made.status());
     cache_ = std::move(*made);
     for (int layer = 0; layer < kLayers; ++layer) rows_.push_back(std::make_unique<LayerRows>(n));
@@ -174,9 +175,8 @@ class StepGraphs : public ::testing::Test {
 };
 
 TEST_F(StepGraphs, AnswerAsTheCalls) {
-  for (const char* policy :
-       {"uniform4", "uniform2,recent=0", "had4,sinks=5,recent=40,k_round=query", "f16", "kivi2",
-        "uniform4,1:k=8,2:bits=16", "uniform4,rotate=file,1:k=8"})
+  for (const char* policy : {"uniform4", "uniform2,recent=0", "zip,v=4,recent=40", "f16", "kivi2",
+                             "uniform4,1:k=8,2:bits=16", "uniform4,rotate=file,1:k=8"})
     expect_same(policy, 1, 300, 240);
   expect_same("uniform4", 4, 60, 20);
 }
