@@ -54,9 +54,7 @@ int tiles_of(const DecodeArgs& args) {
 
 // What a kernel has beside slots: scores of all warps, and at most this of queries, barriers and
 // the device's own.
-int score_bytes(const DecodeArgs& args) {
-  return tiles_of(args) * args.n_warps * kColumns * kRecordTokens * int(sizeof(float));
-}
+int all_score_bytes(const DecodeArgs& args) { return args.n_warps * score_bytes(tiles_of(args)); }
 int fixed_bytes(const DecodeArgs& args) {
   return tiles_of(args) * 2 * kColumns * args.dim * int(sizeof(float)) + 2560;
 }
@@ -68,7 +66,7 @@ int slots_of(const DecodeArgs& args, const Device& device) {
   const int wanted =
       args.n_warps + (kOnTheirWay + args.max_record_bytes - 1) / args.max_record_bytes;
   const auto fitting = [&](int bytes) {
-    return (bytes - score_bytes(args) - fixed_bytes(args)) / args.max_record_bytes;
+    return (bytes - all_score_bytes(args) - fixed_bytes(args)) / args.max_record_bytes;
   };
   const int n = args.n_warps == kSmallWarps ? fitting(device.processor_bytes / 2) : 0;
   return std::min({n >= args.n_warps ? n : fitting(device.block_bytes), wanted, kMostSlots});
@@ -78,7 +76,7 @@ int slots_of(const DecodeArgs& args, const Device& device) {
 int dynamic_bytes(const DecodeArgs& args, int n_slots) {
   const int sums =
       args.n_warps * tiles_of(args) * kColumns * (kRowFloats + args.dim) * int(sizeof(float));
-  return std::max(score_bytes(args) + n_slots * args.max_record_bytes, sums);
+  return std::max(all_score_bytes(args) + n_slots * args.max_record_bytes, sums);
 }
 
 Status check(const DecodeArgs& args) {
@@ -110,7 +108,7 @@ Result<Launch> launch_of(DecodeArgs args, const Device& device) {
   if (n_slots < 2)
     return wrong("max_record_bytes", args.max_record_bytes,
                  fmt::format("at most {} on this GPU",
-                             (device.block_bytes - score_bytes(args) - fixed_bytes(args)) / 2));
+                             (device.block_bytes - all_score_bytes(args) - fixed_bytes(args)) / 2));
   Launch launch = {};
   launch.args = args;
   launch.n_slots = n_slots;

@@ -128,137 +128,41 @@ struct SharedQueries {
   float units[kRows];  // what products are multiplied with to be scores, logarithms to the base 2
 };
 
-// Scores of a tier's tokens, of one warp: a lane has rows l / 4 and l / 4 + 8 of a unit and query
-// row l % 4 of a tile. Each lane reads only what it wrote.
-template <int kTiles>
-struct Scores {
-  float2 at[kTiles][kRecordTokens / kUnitTokens][kLanes];
+// Of a tier that has `before` units of the record before it.
+struct Units {
+  int begin, end, before;
 };
 
-// One warp's share of the softmax over the tokens that it has met; peaks are equal in the lanes of
-// a query row, mass and floors are the lane's share.
-//
-// Products of codes are products of whole numbers: a query row times the steps of channels is
-// rounded to 16 bits, and of these the upper byte stands in one column of the operand, the lower in
-// the next; the same with weights. So a sum over 32 codes costs one instruction, as precise as
-// 16-bit fixed point, and a lane finds both bytes' sums side by side.
-template <int kDim, int kTiles, bool kAny>
-class Warp {
+// Units of all tiers.
+__device__ __noinline__ int units_in(const uint4* words, int n_tiers) {
+  int n_units = 0;
+#pragma unroll 1
+  for (int t = 0; t < n_tiers; ++t) n_units += units_of(words[t].x & 0xFF);
+  return n_units;
+}
+
+// Scores of a tier's tokens in shared memory: a lane has rows l / 4 and l / 4 + 8 of a unit and
+// query row l % 4 of a tile. A place holds a unit.
+template <int kTiles>
+struct Scores {
+  float2* first;
+
+  __device__ __forceinline__ float2& at(int place, int tile, int lane) const {
+    return first[(place * kTiles + tile) * kLanes + lane];
+  }
+};
+
+// What a warp that works on records has of its task. A lane has rows l / 4 and l / 4 + 8 of a
+// unit's products, and columns 2 (l % 4) and the next one.
+template <int kDim, int kTiles>
+class Lane {
  public:
   static constexpr int kF = kFragments<kDim>;
-  float peak[kTiles], mass[kTiles], floors[kTiles];
-  float total[kTiles][kF][2];  // channels 16 m + l / 4 and + 8
 
-  __device__ Warp(const Launch& launch, const Task& task,
-                  const SharedQueries<kDim, kTiles>& queries, Scores<kTiles>& scores)
-      : launch_(launch),
-        stream_(task.item.stream),
-        head_(task.head),
-        first_column_(task.first_column),
-        queries_(queries),
-        scores_(scores),
-        lane_(int(threadIdx.x) % kLanes),
-        row_(lane_ / 4),
-        pair_(lane_ % 4) {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      scale_[tile] = queries.units[tile * kColumns + pair_];
-      peak[tile] = kLowest;
-      mass[tile] = floors[tile] = 0;
-#pragma unroll
-      for (int m = 0; m < kF; ++m) total[tile][m][0] = total[tile][m][1] = 0;
-    }
-    base_ = launch.args.visible ? launch.args.visible[stream_] : 0x3FFFFFFF;
-  }
+  __device__ Lane(const Launch& launch)
+      : launch_(launch), lane_(int(threadIdx.x) % kLanes), row_(lane_ / 4), pair_(lane_ % 4) {}
 
-  // Adds one of `sharing` shares of a record's units.
-  __device__ __forceinline__ void add(const uint8_t* record, const Record& entry, int share,
-                                      int sharing) {
-    const auto* words = reinterpret_cast<const uint4*>(record);
-    const int form = int(words[0].x >> 24), n_tiers = form & kTierMask;
-    int begin = 0, end = kRecordTokens;
-    if (sharing == 2) {
-      const int half = form >> kHalfShift & kHalfMask;
-      begin = share == 0 ? 0 : half;
-      end = share == 0 ? half : kRecordTokens;
-    } else if (sharing > 2) {
-      const int n_units = units_in(words, n_tiers);
-      begin = n_units * share / sharing;
-      end = n_units * (share + 1) / sharing;
-    }
-    int before = 0;  // units of the tiers before
-#pragma unroll 1
-    for (int t = 0; t < n_tiers; ++t) {
-      const TierOf tier(t, words[t]);
-      const int after = before + units_of(tier.count);
-      const Units units = {max(begin, before) - before, min(end, after) - before, before};
-      if (units.begin < units.end) add_tier(record, entry, tier, units);
-      before = after;
-    }
-  }
-
- private:
-  // Of a tier that has `before` units of the record before it.
-  struct Units {
-    int begin, end, before;
-  };
-
-  // Units of all tiers.
-  __device__ __noinline__ static int units_in(const uint4* words, int n_tiers) {
-    int n_units = 0;
-#pragma unroll 1
-    for (int t = 0; t < n_tiers; ++t) n_units += units_of(words[t].x & 0xFF);
-    return n_units;
-  }
-
-  // Scores of all tokens first, then their weights: these are rounded in units of the largest.
-  __device__ __forceinline__ void add_tier(const uint8_t* record, const Record& entry,
-                                           const TierOf& tier, const Units& units) {
-    const bool hides = (kAny && launch_.masked) || int(entry.first) + kRecordTokens > base_;
-    float top[kTiles];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) top[tile] = kLowest;
-    score(record, entry, tier, units, hides, top);
-    raise_peaks(top);
-    sum(record, tier, units, top);
-  }
-
-  __device__ __forceinline__ void score(const uint8_t* record, const Record& entry,
-                                        const TierOf& tier, const Units& units, bool hides,
-                                        float (&top)[kTiles]) {
-    if (tier.k_bits == 16) {
-      score_rows(record + tier.k_codes, units, top);
-      return settle(record, entry, tier, units, hides, top);
-    }
-    if constexpr (kAny) {
-      const SideForm& side = launch_.args.form.k;
-      if (side.as_tile) {
-        with_decoder<kDim, true, DecoderOf::TileParams>(side, tier.k_bits, [&](auto type) {
-          score_decoded(
-              units, top, TileFactors(side, kDim, true, tier.number, record),
-              typename decltype(type)::type(side, launch_.k_values, tier.number, record, lane_));
-        });
-        return settle(record, entry, tier, units, hides, top);
-      }
-    }
-    score_codes(record, entry, tier, units, hides, top);
-  }
-
-  __device__ __forceinline__ void sum(const uint8_t* record, const TierOf& tier, const Units& units,
-                                      const float (&top)[kTiles]) {
-    if (tier.v_bits == 16) return sum_rows(record + tier.v_codes, units, top);
-    if constexpr (kAny) {
-      const SideForm& side = launch_.args.form.v;
-      if (side.as_tile)
-        return with_decoder<kDim, false, DecoderOf::TileParams>(side, tier.v_bits, [&](auto type) {
-          sum_decoded(
-              units, top, TileFactors(side, kDim, false, tier.number, record),
-              typename decltype(type)::type(side, launch_.v_values, tier.number, record, lane_));
-        });
-    }
-    sum_codes(record, tier, units, top);
-  }
-
+ protected:
   // A fragment of 16-bit rows.
   __device__ __forceinline__ void load_row(const uint8_t* rows, int unit, int f,
                                            uint32_t (&words)[4]) const {
@@ -279,7 +183,101 @@ class Warp {
     }
   }
 
-  // ---- scores, logarithms to the base 2
+  // The last two units, or one, of which one may be filled up.
+  __device__ __forceinline__ static int last_pair(const Units& units) {
+    return units.begin + (units.end - 1 - units.begin) / 2 * 2;
+  }
+
+  // Calls visit(unit, next) for every second unit; next is the same one where there is no next one.
+  template <class Visit>
+  __device__ __forceinline__ static void for_pairs(const Units& units, Visit&& visit) {
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; unit += 2)
+      visit(unit, min(unit + 1, units.end - 1));
+  }
+
+  // Of upper and lower bytes.
+  __device__ __forceinline__ static float whole(int upper, int lower) {
+    return float(upper * 256 + lower);
+  }
+
+  // Over the lanes of a query row.
+  __device__ __forceinline__ static float sum_of_column(float x) {
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+  }
+
+  const Launch& launch_;
+  const int lane_, row_, pair_;
+  Scores<kTiles> scores_ = {};  // of the tier at hand
+};
+
+// Products of codes are products of whole numbers: a query row times the steps of channels is
+// rounded to 16 bits, and of these the upper byte stands in one column of the operand, the lower in
+// the next; the same with weights. So a sum over 32 codes costs one instruction, as precise as
+// 16-bit fixed point, and a lane finds both bytes' sums side by side.
+//
+// Makes scores of a tier's tokens from its keys, logarithms to the base 2.
+template <int kDim, int kTiles, bool kAny>
+class Keys : public Lane<kDim, kTiles> {
+  using Base = Lane<kDim, kTiles>;
+  using Base::kF, Base::launch_, Base::lane_, Base::row_, Base::pair_, Base::scores_;
+  using Base::load_row, Base::with_bits, Base::last_pair, Base::for_pairs, Base::whole,
+      Base::sum_of_column;
+
+ public:
+  __device__ Keys(const Launch& launch, const Task& task,
+                  const SharedQueries<kDim, kTiles>& queries)
+      : Base(launch),
+        stream_(task.item.stream),
+        head_(task.head),
+        first_column_(task.first_column),
+        queries_(queries) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) scale_[tile] = queries.units[tile * kColumns + pair_];
+    base_ = launch.args.visible ? launch.args.visible[stream_] : 0x3FFFFFFF;
+  }
+
+  // Scores of all tokens, and the largest of each query row, which are rounded weights' units
+  // later.
+  __device__ __forceinline__ void score(const uint8_t* record, const Record& entry,
+                                        const TierOf& tier, const Units& units,
+                                        const Scores<kTiles>& scores, float (&top)[kTiles]) {
+    scores_ = scores;
+    const bool hides = (kAny && launch_.masked) || int(entry.first) + kRecordTokens > base_;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) top[tile] = kLowest;
+    score_tier(record, entry, tier, units, hides, top);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int step = 4; step < kLanes; step *= 2)
+        top[tile] = fmaxf(top[tile], __shfl_xor_sync(~0u, top[tile], step));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void score_tier(const uint8_t* record, const Record& entry,
+                                             const TierOf& tier, const Units& units, bool hides,
+                                             float (&top)[kTiles]) {
+    if (tier.k_bits == 16) {
+      score_rows(record + tier.k_codes, units, top);
+      return settle(record, entry, tier, units, hides, top);
+    }
+    if constexpr (kAny) {
+      const SideForm& side = launch_.args.form.k;
+      if (side.as_tile) {
+        with_decoder<kDim, true, DecoderOf::TileParams>(side, tier.k_bits, [&](auto type) {
+          score_decoded(
+              units, top, TileFactors(side, kDim, true, tier.number, record),
+              typename decltype(type)::type(side, launch_.k_values, tier.number, record, lane_));
+        });
+        return settle(record, entry, tier, units, hides, top);
+      }
+    }
+    score_codes(record, entry, tier, units, hides, top);
+  }
 
   // Query rows of a tier, ready for products with its codes.
   struct Folded {
@@ -315,7 +313,7 @@ class Warp {
                   fmaf(sum, folded.unit[tile] * (1 / row_factor(kBits, i)), folded.start[tile]);
               largest[tile] = fmaxf(largest[tile], own[i]);
             }
-            scores_.at[tile][unit + u - units.begin][lane_] = {own[0], own[1]};
+            scores_.at(unit + u - units.begin, tile, lane_) = {own[0], own[1]};
           }
         }
         if (unit == last_pair(units)) return;
@@ -324,11 +322,6 @@ class Warp {
       });
     });
     settle(record, entry, tier, units, hides, top);
-  }
-
-  // The last two units, or one, of which one may be filled up.
-  __device__ __forceinline__ static int last_pair(const Units& units) {
-    return units.begin + (units.end - 1 - units.begin) / 2 * 2;
   }
 
   // Scores of all units but the last pair are in `top`.
@@ -360,19 +353,6 @@ class Warp {
     }
     // Values are read in pairs of units.
     if ((units.end - units.begin) % 2 == 1) keep(tier, units, units.end, top);
-  }
-
-  // Calls visit(unit, next) for every second unit; next is the same one where there is no next one.
-  template <class Visit>
-  __device__ __forceinline__ static void for_pairs(const Units& units, Visit&& visit) {
-#pragma unroll 1
-    for (int unit = units.begin; unit < units.end; unit += 2)
-      visit(unit, min(unit + 1, units.end - 1));
-  }
-
-  // Of upper and lower bytes.
-  __device__ __forceinline__ static float whole(int upper, int lower) {
-    return float(upper * 256 + lower);
   }
 
   template <int kBits>
@@ -530,15 +510,16 @@ class Warp {
   __device__ __forceinline__ void load_scores(int place, float (&scores)[kTiles][2]) const {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const float2 both = scores_.at[tile][place][lane_];
+      const float2 both = scores_.at(place, tile, lane_);
       scores[tile][0] = both.x;
       scores[tile][1] = both.y;
     }
   }
+
   __device__ __forceinline__ void store_scores(int place, const float (&scores)[kTiles][2]) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
-      scores_.at[tile][place][lane_] = {scores[tile][0], scores[tile][1]};
+      scores_.at(place, tile, lane_) = {scores[tile][0], scores[tile][1]};
   }
 
   // Takes scores of a unit, which may lie behind the last one, into `top`; its filling is hidden.
@@ -617,21 +598,140 @@ class Warp {
     if (!seen) score = -INFINITY;
   }
 
-  // ---- softmax
+  // ---- sides in the order of tiles: codes become 16-bit numbers. Each kind of codes stands in the
+  // code twice, so loops over fragments are loops.
 
-  // `top` becomes the largest of the tier's scores; where that is far above a peak, the peak is
-  // raised to it, and what was summed is put in its units. Seldom: 32 bits hold what is not so far
-  // above.
-  __device__ __forceinline__ void raise_peaks(float (&top)[kTiles]) {
+  template <class Keys>
+  __device__ __forceinline__ void score_decoded(const Units& units, float (&top)[kTiles],
+                                                const TileFactors& factors, const Keys& keys) {
+    static_assert(kTiles == 1);
+    const float scale = factors.channels ? scale_[0] * kQueryTop : scale_[0];
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      float sums[4] = {};
+#pragma unroll 1
+      for (int s = 0; s < kF; s += 2) {
+        uint4 q = operand(0, s);
+        if (factors.channels) [[unlikely]]
+          multiply_queries(factors.channels + s * 16, q);
+        uint32_t a[4], b[4];
+        keys.fragment(unit, s, a);
+        keys.fragment(unit, s + 1, b);
+        multiply_add(sums, a[0], a[1], a[2], a[3], q.x, q.y);
+        multiply_add(sums, b[0], b[1], b[2], b[3], q.z, q.w);
+      }
+      float scores[1][2] = {{(sums[0] + sums[1]) * scale, (sums[2] + sums[3]) * scale}};
+      if (factors.tokens) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          scores[0][i] *= __half2float(factors.tokens[unit * kUnitTokens + row_ + 8 * i]);
+      }
+      store_scores(unit - units.begin, scores);
+    }
+    for (int r = 0; r < factors.rank; ++r) add_to_scores(r, units, factors);
+#pragma unroll 1
+    for (int place = 0; place < last_pair(units) - units.begin; ++place) {
+      const float2 scores = scores_.at(place, 0, lane_);
+      top[0] = fmaxf(top[0], fmaxf(scores.x, scores.y));
+    }
+  }
+
+  // The operand of two fragments times factors of their channels, in units that no 16-bit factor
+  // makes too large.
+  __device__ __forceinline__ void multiply_queries(const __half* factors, uint4& q) const {
+    const auto times = [&](uint32_t& pair, int first) {
+      const auto* own = reinterpret_cast<const __half2*>(factors + first + pair_ * 2);
+      const __half2 small = __hmul2(halves_of(pair), __float2half2_rn(1 / kQueryTop));
+      pair = bits_of_halves(__hmul2(small, *own));
+    };
+    times(q.x, 0);
+    times(q.y, 8);
+    times(q.z, 16);
+    times(q.w, 24);
+  }
+
+  // The low-rank product of the keys: of its channels with the query, times its tokens.
+  __device__ __forceinline__ void add_to_scores(int r, const Units& units,
+                                                const TileFactors& factors) {
+    float along = 0;
+#pragma unroll 1
+    for (int c = row_; c < kDim; c += kLanes / kColumns)
+      along = fmaf(__half2float(factors.rank_channels[r * kDim + c]),
+                   queries_.numbers[pair_][k_param_place(c)], along);
+    along = sum_of_column(along) * scale_[0];
+    const __half* tokens = factors.rank_tokens + r * factors.filled;
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      float2& scores = scores_.at(unit - units.begin, 0, lane_);
+      scores.x = fmaf(__half2float(tokens[unit * kUnitTokens + row_]), along, scores.x);
+      scores.y = fmaf(__half2float(tokens[unit * kUnitTokens + row_ + 8]), along, scores.y);
+    }
+  }
+
+  static constexpr uint32_t kOnes = 0x3C003C00u;  // two 16-bit numbers
+
+  const int stream_, head_, first_column_;
+  const SharedQueries<kDim, kTiles>& queries_;
+  float scale_[kTiles];
+  int base_;
+};
+
+// Sums values with weights, the softmax of scores over the tokens that the warp has met; peaks are
+// equal in the lanes of a query row, mass and floors are the lane's share.
+template <int kDim, int kTiles, bool kAny>
+class Values : public Lane<kDim, kTiles> {
+  using Base = Lane<kDim, kTiles>;
+  using Base::launch_, Base::lane_, Base::row_, Base::pair_, Base::scores_;
+  using Base::load_row, Base::with_bits, Base::last_pair, Base::for_pairs, Base::whole,
+      Base::sum_of_column;
+
+ public:
+  using Base::kF;
+  float peak[kTiles], mass[kTiles], floors[kTiles];
+  float total[kTiles][kF][2];  // channels 16 m + l / 4 and + 8
+
+  __device__ explicit Values(const Launch& launch) : Base(launch) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      peak[tile] = kLowest;
+      mass[tile] = floors[tile] = 0;
+#pragma unroll
+      for (int m = 0; m < kF; ++m) total[tile][m][0] = total[tile][m][1] = 0;
+    }
+  }
+
+  // `top` are the tier's largest scores, the same in all lanes of a query row. Scores become
+  // weights in their place.
+  __device__ __forceinline__ void sum(const uint8_t* record, const TierOf& tier, const Units& units,
+                                      const Scores<kTiles>& scores, const float (&top)[kTiles]) {
+    scores_ = scores;
+    raise_peaks(top);
+    sum_tier(record, tier, units, top);
+  }
+
+ private:
+  __device__ __forceinline__ void sum_tier(const uint8_t* record, const TierOf& tier,
+                                           const Units& units, const float (&top)[kTiles]) {
+    if (tier.v_bits == 16) return sum_rows(record + tier.v_codes, units, top);
+    if constexpr (kAny) {
+      const SideForm& side = launch_.args.form.v;
+      if (side.as_tile)
+        return with_decoder<kDim, false, DecoderOf::TileParams>(side, tier.v_bits, [&](auto type) {
+          sum_decoded(
+              units, top, TileFactors(side, kDim, false, tier.number, record),
+              typename decltype(type)::type(side, launch_.v_values, tier.number, record, lane_));
+        });
+    }
+    sum_codes(record, tier, units, top);
+  }
+
+  // Where the largest of the tier's scores is far above a peak, the peak is raised to it, and what
+  // was summed is put in its units. Seldom: 32 bits hold what is not so far above.
+  __device__ __forceinline__ void raise_peaks(const float (&top)[kTiles]) {
     constexpr float kFar = 30;
     bool far = false;
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int step = 4; step < kLanes; step *= 2)
-        top[tile] = fmaxf(top[tile], __shfl_xor_sync(~0u, top[tile], step));
-      far = far || top[tile] > peak[tile] + kFar;
-    }
+    for (int tile = 0; tile < kTiles; ++tile) far = far || top[tile] > peak[tile] + kFar;
     if (!__any_sync(~0u, far)) [[likely]]
       return;
 #pragma unroll
@@ -657,7 +757,7 @@ class Warp {
   // The weights of a lane's two tokens: exp2(score - top).
   __device__ __forceinline__ void weigh(int tile, int place, const float (&top)[kTiles],
                                         float (&weights)[2]) const {
-    const float2 scores = scores_.at[tile][place][lane_];
+    const float2 scores = scores_.at(place, tile, lane_);
     weights[0] = fast_exp2(scores.x - top[tile]);
     weights[1] = fast_exp2(scores.y - top[tile]);
   }
@@ -680,7 +780,7 @@ class Warp {
           const float grow = __fdividef(1.0f, unit[tile]);
 #pragma unroll
           for (int u = 0; u < 2; ++u) {
-            const float2 own = scores_.at[tile][first + u - units.begin][lane_];
+            const float2 own = scores_.at(first + u - units.begin, tile, lane_);
             weights[tile][u] = transposed(byte_pairs(own.x * grow, own.y * grow));
           }
         }
@@ -746,7 +846,7 @@ class Warp {
         if (first + i >= n_scored) continue;
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile)
-          scores_.at[tile][first + i][lane_] = products[i][tile];
+          scores_.at(first + i, tile, lane_) = products[i][tile];
       }
     }
 #pragma unroll
@@ -847,82 +947,7 @@ class Warp {
     }
   }
 
-  // ---- sides in the order of tiles: codes become 16-bit numbers. Each kind of codes stands in the
-  // code twice, so loops over fragments are loops.
-
-  template <class Keys>
-  __device__ __forceinline__ void score_decoded(const Units& units, float (&top)[kTiles],
-                                                const TileFactors& factors, const Keys& keys) {
-    static_assert(kTiles == 1);
-    const float scale = factors.channels ? scale_[0] * kQueryTop : scale_[0];
-#pragma unroll 1
-    for (int unit = units.begin; unit < units.end; ++unit) {
-      float sums[4] = {};
-#pragma unroll 1
-      for (int s = 0; s < kF; s += 2) {
-        uint4 q = operand(0, s);
-        if (factors.channels) [[unlikely]]
-          multiply_queries(factors.channels + s * 16, q);
-        uint32_t a[4], b[4];
-        keys.fragment(unit, s, a);
-        keys.fragment(unit, s + 1, b);
-        multiply_add(sums, a[0], a[1], a[2], a[3], q.x, q.y);
-        multiply_add(sums, b[0], b[1], b[2], b[3], q.z, q.w);
-      }
-      float scores[1][2] = {{(sums[0] + sums[1]) * scale, (sums[2] + sums[3]) * scale}};
-      if (factors.tokens) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          scores[0][i] *= __half2float(factors.tokens[unit * kUnitTokens + row_ + 8 * i]);
-      }
-      store_scores(unit - units.begin, scores);
-    }
-    for (int r = 0; r < factors.rank; ++r) add_to_scores(r, units, factors);
-#pragma unroll 1
-    for (int place = 0; place < last_pair(units) - units.begin; ++place) {
-      const float2 scores = scores_.at[0][place][lane_];
-      top[0] = fmaxf(top[0], fmaxf(scores.x, scores.y));
-    }
-  }
-
-  // The operand of two fragments times factors of their channels, in units that no 16-bit factor
-  // makes too large.
-  __device__ __forceinline__ void multiply_queries(const __half* factors, uint4& q) const {
-    const auto times = [&](uint32_t& pair, int first) {
-      const auto* own = reinterpret_cast<const __half2*>(factors + first + pair_ * 2);
-      const __half2 small = __hmul2(halves_of(pair), __float2half2_rn(1 / kQueryTop));
-      pair = bits_of_halves(__hmul2(small, *own));
-    };
-    times(q.x, 0);
-    times(q.y, 8);
-    times(q.z, 16);
-    times(q.w, 24);
-  }
-
-  // The low-rank product of the keys: of its channels with the query, times its tokens.
-  __device__ __forceinline__ void add_to_scores(int r, const Units& units,
-                                                const TileFactors& factors) {
-    float along = 0;
-#pragma unroll 1
-    for (int c = row_; c < kDim; c += kLanes / kColumns)
-      along = fmaf(__half2float(factors.rank_channels[r * kDim + c]),
-                   queries_.numbers[pair_][k_param_place(c)], along);
-    along = sum_of_column(along) * scale_[0];
-    const __half* tokens = factors.rank_tokens + r * factors.filled;
-#pragma unroll 1
-    for (int unit = units.begin; unit < units.end; ++unit) {
-      float2& scores = scores_.at[0][unit - units.begin][lane_];
-      scores.x = fmaf(__half2float(tokens[unit * kUnitTokens + row_]), along, scores.x);
-      scores.y = fmaf(__half2float(tokens[unit * kUnitTokens + row_ + 8]), along, scores.y);
-    }
-  }
-
-  // Over the lanes of a query row.
-  __device__ __forceinline__ static float sum_of_column(float x) {
-#pragma unroll
-    for (int step = 4; step < kLanes; step *= 2) x += __shfl_xor_sync(~0u, x, step);
-    return x;
-  }
+  // ---- sides in the order of tiles
 
   template <class Values>
   __device__ __forceinline__ void sum_decoded(const Units& units, const float (&top)[kTiles],
@@ -943,7 +968,7 @@ class Warp {
           p[i] *= __half2float(factors.tokens[unit * kUnitTokens + row_ + 8 * i]);
       }
       // Operands (sum_rows) in the scores' place.
-      scores_.at[0][place][lane_] = {__uint_as_float(transposed(half_and_rest(p[0]))),
+      scores_.at(place, 0, lane_) = {__uint_as_float(transposed(half_and_rest(p[0]))),
                                      __uint_as_float(transposed(half_and_rest(p[1])))};
     }
     mass[0] = fmaf(part.mass, factor, mass[0]);
@@ -954,7 +979,7 @@ class Warp {
       for (int unit = units.begin; unit < units.end; ++unit) {
         uint32_t a[4];
         values.fragment(unit, m, a);
-        const float2 weights = scores_.at[0][unit - units.begin][lane_];
+        const float2 weights = scores_.at(unit - units.begin, 0, lane_);
         multiply_add(sums, a[0], a[1], a[2], a[3], __float_as_uint(weights.x),
                      __float_as_uint(weights.y));
       }
@@ -993,16 +1018,70 @@ class Warp {
       total[0][i][1] += second;
     }
   }
+};
 
-  static constexpr uint32_t kOnes = 0x3C003C00u;  // two 16-bit numbers
+// ---- the tiers of a record
 
-  const Launch& launch_;
-  const int stream_, head_, first_column_;
-  const SharedQueries<kDim, kTiles>& queries_;
-  Scores<kTiles>& scores_;
-  float scale_[kTiles];
-  const int lane_, row_, pair_;
-  int base_;
+// Units of a record, counted over all tiers.
+struct Share {
+  int begin = 0, end = kRecordTokens;
+};
+
+// One of `sharing` shares.
+__device__ __forceinline__ Share share_of(const uint8_t* record, int share, int sharing) {
+  const auto* words = reinterpret_cast<const uint4*>(record);
+  const int form = int(words[0].x >> 24), n_tiers = form & kTierMask;
+  if (sharing == 1) return {};
+  if (sharing == 2) {
+    const int half = form >> kHalfShift & kHalfMask;
+    return {share == 0 ? 0 : half, share == 0 ? half : kRecordTokens};
+  }
+  const int n_units = units_in(words, n_tiers);
+  return {n_units * share / sharing, n_units * (share + 1) / sharing};
+}
+
+// Calls visit(tier, units) for every tier that has some of the share's units.
+template <class Visit>
+__device__ __forceinline__ void for_tiers(const uint8_t* record, const Share& share,
+                                          Visit&& visit) {
+  const auto* words = reinterpret_cast<const uint4*>(record);
+  const int n_tiers = int(words[0].x >> 24) & kTierMask;
+  int before = 0;  // units of the tiers before
+#pragma unroll 1
+  for (int t = 0; t < n_tiers; ++t) {
+    const TierOf tier(t, words[t]);
+    const int after = before + units_of(tier.count);
+    const Units units = {max(share.begin, before) - before, min(share.end, after) - before, before};
+    if (units.begin < units.end) visit(tier, units);
+    before = after;
+  }
+}
+
+// A warp that makes scores and sums values, of one tier after another.
+template <int kDim, int kTiles, bool kAny>
+class Work {
+ public:
+  Values<kDim, kTiles, kAny> values;
+
+  __device__ Work(const Launch& launch, const Task& task,
+                  const SharedQueries<kDim, kTiles>& queries, float2* scores)
+      : values(launch), keys_(launch, task, queries), scores_{scores} {}
+
+  // Adds one of `sharing` shares of a record's units.
+  __device__ __forceinline__ void add(const uint8_t* record, const Record& entry, int share,
+                                      int sharing) {
+    for_tiers(
+        record, share_of(record, share, sharing),
+        [&](const TierOf& tier, const Units& units) __attribute__((always_inline)) {
+          float top[kTiles];
+          keys_.score(record, entry, tier, units, scores_, top);
+          values.sum(record, tier, units, scores_, top);
+        });
+  }
+
+ private:
+  Keys<kDim, kTiles, kAny> keys_;
+  Scores<kTiles> scores_;
 };
 
 // ---- queries
@@ -1166,8 +1245,8 @@ class Ring {
     if (lane_ < item_.count) ask(lane_, lane_, entry);
   }
 
-  template <class Work>
-  __device__ __forceinline__ void run(Work& work) const {
+  template <class Worker>
+  __device__ __forceinline__ void run(Worker& work) const {
     const int sharing = item_.sharing, shift = __ffs(sharing) - 1;  // a power of two
     const int n_groups = launch_.args.n_warps >> shift;
     int slot = warp_ >> shift, parity = 0;
@@ -1220,7 +1299,7 @@ class Ring {
 // The way of cards without bulk copies: the computing threads copy too, as many records at once as
 // half of the slots hold.
 template <int kDim, int kTiles, bool kAny>
-__device__ __forceinline__ void copy_and_compute(Warp<kDim, kTiles, kAny>& work,
+__device__ __forceinline__ void copy_and_compute(Work<kDim, kTiles, kAny>& work,
                                                  const Launch& launch, const Task& task,
                                                  const Record* records, uint8_t* memory) {
   const int count = task.item.count;
@@ -1322,13 +1401,14 @@ struct Row {
 };
 
 // Partial results of all warps into `space` [n_warps, rows, kPartFloats].
-template <int kDim, int kTiles, class Work>
-__device__ void share_sums(const Work& work, int n_rows, float* space) {
+template <int kDim, int kTiles, bool kAny>
+__device__ __forceinline__ void share_sums(const Values<kDim, kTiles, kAny>& values, int n_rows,
+                                           float* space) {
   constexpr int kRows = kTiles * kColumns;
   const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    float mass = work.mass[tile], floors = work.floors[tile];
+    float mass = values.mass[tile], floors = values.floors[tile];
 #pragma unroll
     for (int step = 4; step < kLanes; step *= 2) {
       mass += __shfl_xor_sync(~0u, mass, step);
@@ -1338,14 +1418,14 @@ __device__ void share_sums(const Work& work, int n_rows, float* space) {
     if (row >= n_rows) continue;
     float* part = space + (warp * kRows + row) * kPartFloats<kDim>;
     if (lane < 4) {
-      part[0] = work.peak[tile];
+      part[0] = values.peak[tile];
       part[1] = mass;
     }
     float* out = part + kRowFloats + lane / 4;
 #pragma unroll
     for (int m = 0; m < kFragments<kDim>; ++m) {
-      out[m * 16] = work.total[tile][m][0] + floors;
-      out[m * 16 + 8] = work.total[tile][m][1] + floors;
+      out[m * 16] = values.total[tile][m][0] + floors;
+      out[m * 16 + 8] = values.total[tile][m][1] + floors;
     }
   }
   __syncthreads();
@@ -1453,8 +1533,8 @@ __global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
       args.records +
       size_t(task.item.stream * args.n_heads + task.head) * size_t(args.record_stride) +
       task.item.first;
-  auto* scores = reinterpret_cast<Scores<kTiles>*>(dynamic);
-  uint8_t* slots = reinterpret_cast<uint8_t*>(scores + launch.args.n_warps);
+  const int warp = int(threadIdx.x) / kLanes;
+  uint8_t* slots = dynamic + args.n_warps * score_bytes(kTiles);
   const Ring<kDim, kTiles> ring(launch, task, records, slots, shared);
   uint4 entry = {};
   if constexpr (kBulk) entry = ring.first_entry();
@@ -1463,14 +1543,15 @@ __global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
   Queries<kDim, kTiles> queries(launch, task);
   if constexpr (kBulk) ring.begin(entry);
   share_queries<kDim, kTiles>(launch, task, queries, shared.queries);
-  Warp<kDim, kTiles, kAny> work(launch, task, shared.queries, scores[int(threadIdx.x) / kLanes]);
+  auto* scores = reinterpret_cast<float2*>(dynamic + warp * score_bytes(kTiles));
+  Work<kDim, kTiles, kAny> work(launch, task, shared.queries, scores);
   if constexpr (kBulk)
     ring.run(work);
   else
     copy_and_compute(work, launch, task, records, slots);
   __syncthreads();
   auto* space = reinterpret_cast<float*>(dynamic);
-  share_sums<kDim, kTiles>(work, task.n_columns, space);
+  share_sums(work.values, task.n_columns, space);
   finish<kDim, kTiles>(launch, task, space, shared.last);
 }
 
