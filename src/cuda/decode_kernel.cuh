@@ -207,6 +207,11 @@ class Lane {
     for (int step = 4; step < kLanes; step *= 2) x += __shfl_xor_sync(~0u, x, step);
     return x;
   }
+  __device__ __forceinline__ static float largest_of_column(float x) {
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    return x;
+  }
 
   const Launch& launch_;
   const int lane_, row_, pair_;
@@ -224,7 +229,7 @@ class Keys : public Lane<kDim, kTiles> {
   using Base = Lane<kDim, kTiles>;
   using Base::kF, Base::launch_, Base::lane_, Base::row_, Base::pair_, Base::scores_;
   using Base::load_row, Base::with_bits, Base::last_pair, Base::for_pairs, Base::whole,
-      Base::sum_of_column;
+      Base::sum_of_column, Base::largest_of_column;
 
  public:
   __device__ Keys(const Launch& launch, const Task& task,
@@ -249,12 +254,6 @@ class Keys : public Lane<kDim, kTiles> {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) top[tile] = kLowest;
     score_tier(record, entry, tier, units, hides, top);
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int step = 4; step < kLanes; step *= 2)
-        top[tile] = fmaxf(top[tile], __shfl_xor_sync(~0u, top[tile], step));
-    }
   }
 
  private:
@@ -293,45 +292,67 @@ class Keys : public Lane<kDim, kTiles> {
     fold(record + tier.k_params, tier.k_by_token, folded);
     with_bits(tier.k_bits, [&](auto bits) {
       constexpr int kBits = decltype(bits)::value;
-      for_pairs(units, [&](int unit, int second) {
-        int sums[2][kTiles][4] = {};
-        const uint8_t* codes = record + tier.k_codes;
-        multiply_keys<kBits>(codes + unit * unit_bytes(kDim, kBits),
-                             codes + second * unit_bytes(kDim, kBits), folded, sums);
-        float largest[kTiles];
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) largest[tile] = kLowest;
-#pragma unroll
-        for (int u = 0; u < 2; ++u) {
-#pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            float own[2];
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const float sum = whole(sums[u][tile][2 * i], sums[u][tile][2 * i + 1]);
-              own[i] =
-                  fmaf(sum, folded.unit[tile] * (1 / row_factor(kBits, i)), folded.start[tile]);
-              largest[tile] = fmaxf(largest[tile], own[i]);
-            }
-            scores_.at(unit + u - units.begin, tile, lane_) = {own[0], own[1]};
-          }
-        }
-        if (unit == last_pair(units)) return;
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) top[tile] = fmaxf(top[tile], largest[tile]);
-      });
+      const uint8_t* codes = record + tier.k_codes;
+      const auto score = [&](auto n, int unit) {
+        score_units<kBits, decltype(n)::value>(codes, unit, units, tier.count, folded, top);
+      };
+      int unit = units.begin;
+      // Four units are four sums, none of which waits for another.
+      if constexpr (kTiles == 1) {
+#pragma unroll 1
+        for (; unit + 4 <= units.end; unit += 4) score(std::integral_constant<int, 4>{}, unit);
+      }
+#pragma unroll 1
+      for (; unit + 2 <= units.end; unit += 2) score(std::integral_constant<int, 2>{}, unit);
+      if (unit < units.end) score(std::integral_constant<int, 1>{}, unit);
     });
-    settle(record, entry, tier, units, hides, top);
+    if (hides || tier.k_by_token) [[unlikely]]
+      change_scores(record, entry, tier, units, hides, top);
   }
 
-  // Scores of all units but the last pair are in `top`.
+  // Scores of kUnits units from `unit` on; from token `count` on they are filled up.
+  template <int kBits, int kUnits>
+  __device__ __forceinline__ void score_units(const uint8_t* codes, int unit, const Units& units,
+                                              int count, const Folded& folded,
+                                              float (&top)[kTiles]) {
+    int sums[kUnits][kTiles][4] = {};
+    multiply_keys<kBits>(codes + unit * unit_bytes(kDim, kBits), folded, sums);
+    const int left = count - unit * kUnitTokens;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      float own[kUnits][2];
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float sum = whole(sums[u][tile][2 * i], sums[u][tile][2 * i + 1]);
+          own[u][i] = fmaf(sum, folded.unit[tile] * (1 / row_factor(kBits, i)), folded.start[tile]);
+        }
+      }
+      if (left < kUnits * kUnitTokens) {
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            if (u * kUnitTokens + i * 8 + row_ >= left) own[u][i] = -INFINITY;
+          }
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        top[tile] = fmaxf(top[tile], fmaxf(own[u][0], own[u][1]));
+        scores_.at(unit + u - units.begin, tile, lane_) = {own[u][0], own[u][1]};
+      }
+    }
+  }
+
+  // Scores of all units but the last are in `top`.
   __device__ __forceinline__ void settle(const uint8_t* record, const Record& entry,
                                          const TierOf& tier, const Units& units, bool hides,
                                          float (&top)[kTiles]) {
     if (hides || tier.k_by_token) [[unlikely]]
       return change_scores(record, entry, tier, units, hides, top);
-    keep(tier, units, last_pair(units), top);
-    keep(tier, units, last_pair(units) + 1, top);
+    keep(tier, units, units.end - 1, top);
   }
 
   // Of units of which queries do not see everything, or whose scores need parameters of tokens.
@@ -351,29 +372,24 @@ class Keys : public Lane<kDim, kTiles> {
       store_scores(unit - units.begin, scores);
       keep(tier, units, unit, top);
     }
-    // Values are read in pairs of units.
-    if ((units.end - units.begin) % 2 == 1) keep(tier, units, units.end, top);
   }
 
-  template <int kBits>
-  __device__ __forceinline__ void multiply_keys(const uint8_t* unit, const uint8_t* second,
-                                                const Folded& folded,
-                                                int (&sums)[2][kTiles][4]) const {
+  template <int kBits, int kUnits>
+  __device__ __forceinline__ void multiply_keys(const uint8_t* units, const Folded& folded,
+                                                int (&sums)[kUnits][kTiles][4]) const {
     using Codes = Piece<kBits, kDim>;
 #pragma unroll
     for (int p = 0; p < Codes::kPieces; ++p) {
-      const Codes own(unit, p, lane_), next(second, p, lane_);
 #pragma unroll
-      for (int f = 0; f < Codes::kHeld; f += 2) {
-        const int step = (p * Codes::kHeld + f) / 2;
+      for (int u = 0; u < kUnits; ++u) {
+        const Codes own(units + u * unit_bytes(kDim, kBits), p, lane_);
 #pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          const Codes& codes = u == 0 ? own : next;
-          const uint32_t a[4] = {codes.row(f, 0, false), codes.row(f, 1, false),
-                                 codes.row(f + 1, 0, false), codes.row(f + 1, 1, false)};
+        for (int f = 0; f < Codes::kHeld; f += 2) {
+          const uint32_t a[4] = {own.row(f, 0, false), own.row(f, 1, false),
+                                 own.row(f + 1, 0, false), own.row(f + 1, 1, false)};
 #pragma unroll
           for (int tile = 0; tile < kTiles; ++tile)
-            multiply_bytes(sums[u][tile], a, folded.q[tile][step]);
+            multiply_bytes(sums[u][tile], a, folded.q[tile][(p * Codes::kHeld + f) / 2]);
         }
       }
     }
@@ -396,7 +412,7 @@ class Keys : public Lane<kDim, kTiles> {
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      float x[kOwn][8], largest = 1e-30f;
+      float x[kOwn][8], most[4] = {};  // apart, so that none waits for another
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         const int at = (plane * kOwn + i) * 4 + pair_;
@@ -411,10 +427,11 @@ class Keys : public Lane<kDim, kTiles> {
         for (int c = 0; c < 8; ++c) {
           const float2 both = pair_of(pairs[c / 2]);
           x[i][c] = q[c] * (c % 2 ? both.y : both.x);
-          largest = fmaxf(largest, fabsf(x[i][c]));
+          most[c % 4] = fmaxf(most[c % 4], fabsf(x[i][c]));
         }
       }
-      largest = largest_of_warp(largest);
+      const float largest =
+          largest_of_warp(fmaxf(fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3])), 1e-30f));
       const float grow = __fdividef(kTop, largest);
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
@@ -500,7 +517,7 @@ class Keys : public Lane<kDim, kTiles> {
                             scale_[tile];
       }
       store_scores(unit - units.begin, scores);
-      if (unit >= last_pair(units)) continue;
+      if (unit == units.end - 1) continue;
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile)
         top[tile] = fmaxf(top[tile], fmaxf(scores[tile][0], scores[tile][1]));
@@ -522,10 +539,10 @@ class Keys : public Lane<kDim, kTiles> {
       scores_.at(place, tile, lane_) = {scores[tile][0], scores[tile][1]};
   }
 
-  // Takes scores of a unit, which may lie behind the last one, into `top`; its filling is hidden.
+  // Takes scores of a unit into `top`; its filling is hidden.
   __device__ __forceinline__ void keep(const TierOf& tier, const Units& units, int unit,
                                        float (&top)[kTiles]) {
-    const int left = unit < units.end ? tier.count - unit * kUnitTokens : 0;
+    const int left = tier.count - unit * kUnitTokens;
     float scores[kTiles][2];
     load_scores(unit - units.begin, scores);
 #pragma unroll
@@ -630,7 +647,7 @@ class Keys : public Lane<kDim, kTiles> {
     }
     for (int r = 0; r < factors.rank; ++r) add_to_scores(r, units, factors);
 #pragma unroll 1
-    for (int place = 0; place < last_pair(units) - units.begin; ++place) {
+    for (int place = 0; place < units.end - 1 - units.begin; ++place) {
       const float2 scores = scores_.at(place, 0, lane_);
       top[0] = fmaxf(top[0], fmaxf(scores.x, scores.y));
     }
@@ -683,7 +700,7 @@ class Values : public Lane<kDim, kTiles> {
   using Base = Lane<kDim, kTiles>;
   using Base::launch_, Base::lane_, Base::row_, Base::pair_, Base::scores_;
   using Base::load_row, Base::with_bits, Base::last_pair, Base::for_pairs, Base::whole,
-      Base::sum_of_column;
+      Base::sum_of_column, Base::largest_of_column;
 
  public:
   using Base::kF;
@@ -700,8 +717,7 @@ class Values : public Lane<kDim, kTiles> {
     }
   }
 
-  // `top` are the tier's largest scores, the same in all lanes of a query row. Scores become
-  // weights in their place.
+  // `top` are the largest of the lane's scores. Scores become weights in their place.
   __device__ __forceinline__ void sum(const uint8_t* record, const TierOf& tier, const Units& units,
                                       const Scores<kTiles>& scores, const float (&top)[kTiles]) {
     scores_ = scores;
@@ -722,7 +738,7 @@ class Values : public Lane<kDim, kTiles> {
               typename decltype(type)::type(side, launch_.v_values, tier.number, record, lane_));
         });
     }
-    sum_codes(record, tier, units, top);
+    sum_codes(record, tier, units);
   }
 
   // Where the largest of the tier's scores is far above a peak, the peak is raised to it, and what
@@ -736,7 +752,7 @@ class Values : public Lane<kDim, kTiles> {
       return;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const float raised = fmaxf(peak[tile], top[tile]);
+      const float raised = fmaxf(peak[tile], largest_of_column(top[tile]));
       const float shrink = fast_exp2(peak[tile] - raised);
       peak[tile] = raised;
       mass[tile] *= shrink;
@@ -749,111 +765,113 @@ class Values : public Lane<kDim, kTiles> {
     }
   }
 
-  // Sums of a tier in units of its largest weight.
-  struct Part {
-    float mass = 0, floors = 0;
-  };
-
-  // The weights of a lane's two tokens: exp2(score - top).
-  __device__ __forceinline__ void weigh(int tile, int place, const float (&top)[kTiles],
+  // The weights of a lane's two tokens in units of exp2(peak).
+  __device__ __forceinline__ void weigh(int tile, int place, float peak,
                                         float (&weights)[2]) const {
     const float2 scores = scores_.at(place, tile, lane_);
-    weights[0] = fast_exp2(scores.x - top[tile]);
-    weights[1] = fast_exp2(scores.y - top[tile]);
+    weights[0] = fast_exp2(scores.x - peak);
+    weights[1] = fast_exp2(scores.y - peak);
   }
 
   // ---- values
 
   __device__ __forceinline__ void sum_codes(const uint8_t* record, const TierOf& tier,
-                                            const Units& units, const float (&top)[kTiles]) {
-    Part parts[kTiles];
+                                            const Units& units) {
     int sums[kTiles][kF][4] = {};
-    float unit[kTiles], factors[kTiles];
-    weigh_values(record + tier.v_params, units, top, parts, unit);
+    float unit[kTiles], grow[kTiles], floor[kTiles] = {};
+    weigh_values(record + tier.v_params, units, unit, floor);
+    const bool has_factors = tier.v_factors != 0;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      grow[tile] = __fdividef(1.0f, unit[tile]);
+      // Factors of a lane's channels meet the floors of all tokens.
+      if (has_factors)
+        floor[tile] = sum_of_column(floor[tile]);
+      else
+        floors[tile] += floor[tile];
+    }
     with_bits(tier.v_bits, [&](auto bits) {
       constexpr int kBits = decltype(bits)::value;
       const uint8_t* codes = record + tier.v_codes;
+      // Those of the next pair are made while this one's products are.
+      uint32_t next[kTiles][2];
+      load_weights(0, grow, next);
       for_pairs(units, [&](int first, int second) {
         uint32_t weights[kTiles][2];
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
-          const float grow = __fdividef(1.0f, unit[tile]);
-#pragma unroll
-          for (int u = 0; u < 2; ++u) {
-            const float2 own = scores_.at(first + u - units.begin, tile, lane_);
-            weights[tile][u] = transposed(byte_pairs(own.x * grow, own.y * grow));
-          }
+          weights[tile][0] = next[tile][0];
+          weights[tile][1] = next[tile][1];
         }
+        load_weights(min(first + 2, last_pair(units)) - units.begin, grow, next);
         multiply_values<kBits>(codes + first * unit_bytes(kDim, kBits),
                                codes + second * unit_bytes(kDim, kBits), weights, sums);
       });
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile)
-        factors[tile] = finish_part(tile, top, parts[tile], tier.v_factors != 0) * unit[tile];
-      add_sums<kBits>(record + tier.v_factors, tier.v_factors != 0, factors, parts, sums);
+      add_sums<kBits>(record + tier.v_factors, has_factors, unit, floor, sums);
     });
   }
 
-  // Adds a tier's mass, and its floors where channels have no factors; else these are in units of
-  // the peak and of all lanes then. Returns what the tier's weights have to be multiplied with.
-  __device__ __forceinline__ float finish_part(int tile, const float (&top)[kTiles], Part& part,
-                                               bool has_factors) {
-    const float factor = fast_exp2(top[tile] - peak[tile]);
-    mass[tile] = fmaf(part.mass, factor, mass[tile]);
-    if (!has_factors) {
-      floors[tile] = fmaf(part.floors, factor, floors[tile]);
-      return factor;
+  // Operands of two units from `place` on.
+  __device__ __forceinline__ void load_weights(int place, const float (&grow)[kTiles],
+                                               uint32_t (&weights)[kTiles][2]) const {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const float2 own = scores_.at(place + u, tile, lane_);
+        weights[tile][u] = transposed(byte_pairs(own.x * grow[tile], own.y * grow[tile]));
+      }
+    }
+  }
+
+  // The same of kUnits units from `place` on, of which n are there; of those that are not, weights
+  // are 0.
+  template <int kUnits>
+  __device__ __forceinline__ void weigh_units(const __half2* params, int place, int n,
+                                              float (&largest)[kTiles], float (&floor)[kTiles]) {
+    float2 products[kUnits][kTiles];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const bool is_there = kUnits == 4 || u < n;
+      const int from = place + (is_there ? u : 0);
+      const __half2* pairs = params + from * kUnitTokens + row_;
+      const float2 own[2] = {__half22float2(pairs[0]), __half22float2(pairs[8])};
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        float p[2];
+        weigh(tile, from, peak[tile], p);
+        if (!is_there) p[0] = p[1] = 0;
+        mass[tile] += p[0] + p[1];
+        floor[tile] = fmaf(p[0], own[0].y, fmaf(p[1], own[1].y, floor[tile]));
+        products[u][tile] = {p[0] * own[0].x, p[1] * own[1].x};
+        largest[tile] = fmaxf(largest[tile], fmaxf(products[u][tile].x, products[u][tile].y));
+      }
     }
 #pragma unroll
-    for (int step = 4; step < kLanes; step *= 2)
-      part.floors += __shfl_xor_sync(~0u, part.floors, step);
-    part.floors *= factor;
-    return factor;
+    for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        scores_.at(place + u, tile, lane_) = products[u][tile];
+    }
   }
 
   // Scores become weights times steps; `params` are steps and floors of the tier's tokens. These
   // are rounded to 16 bits then, to whole numbers of `unit`: the largest of a query row is 65534.
+  // `floor` takes the lane's share of the sum of floors.
   __device__ __forceinline__ void weigh_values(const uint8_t* params, const Units& units,
-                                               const float (&top)[kTiles], Part (&parts)[kTiles],
-                                               float (&unit)[kTiles]) {
-    constexpr int kAtOnce = 4;
-    const int n_units = units.end - units.begin, n_scored = n_units + n_units % 2;
+                                               float (&unit)[kTiles], float (&floor)[kTiles]) {
+    const auto* pairs = reinterpret_cast<const __half2*>(params) + units.begin * kUnitTokens;
+    const int n_units = units.end - units.begin;
     float largest[kTiles] = {};
+    int place = 0;
 #pragma unroll 1
-    for (int first = 0; first < n_scored; first += kAtOnce) {
-      float2 products[kAtOnce][kTiles];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        // Parameters of what fills up a pair of units are another unit's; its weights are 0.
-        const int place = min(first + i, n_scored - 1);
-        const int unit = units.begin + min(place, n_units - 1);
-        const auto* pairs = reinterpret_cast<const __half2*>(params) + unit * kUnitTokens;
-        const float2 own[2] = {__half22float2(pairs[row_]), __half22float2(pairs[row_ + 8])};
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          float p[2];
-          weigh(tile, place, top, p);
-          if (first + i >= n_scored) p[0] = p[1] = 0;
-          parts[tile].mass += p[0] + p[1];
-          parts[tile].floors = fmaf(p[0], own[0].y, fmaf(p[1], own[1].y, parts[tile].floors));
-          const float2 scaled = {p[0] * own[0].x, p[1] * own[1].x};
-          largest[tile] = fmaxf(largest[tile], fmaxf(scaled.x, scaled.y));
-          products[i][tile] = scaled;
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (first + i >= n_scored) continue;
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-          scores_.at(first + i, tile, lane_) = products[i][tile];
-      }
-    }
+    for (; place + 4 <= n_units; place += 4) weigh_units<4>(pairs, place, 4, largest, floor);
+#pragma unroll 1
+    for (; place < n_units; place += 2)
+      weigh_units<2>(pairs, place, n_units - place, largest, floor);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int step = 4; step < kLanes; step *= 2)
-        largest[tile] = fmaxf(largest[tile], __shfl_xor_sync(~0u, largest[tile], step));
+      largest[tile] = largest_of_column(largest[tile]);
       unit[tile] = fmaxf(largest[tile], 1e-30f) * (1 / 65534.0f);
     }
   }
@@ -880,8 +898,8 @@ class Values : public Lane<kDim, kTiles> {
   // Adds the tier's sums of codes, times the factors of channels where there are any.
   template <int kBits>
   __device__ __forceinline__ void add_sums(const uint8_t* channel_factors, bool has_factors,
-                                           const float (&factors)[kTiles],
-                                           const Part (&parts)[kTiles],
+                                           const float (&unit)[kTiles],
+                                           const float (&floor)[kTiles],
                                            const int (&sums)[kTiles][kF][4]) {
 #pragma unroll
     for (int m = 0; m < kF; m += 4) {
@@ -897,10 +915,10 @@ class Values : public Lane<kDim, kTiles> {
           for (int i = 0; i < 2; ++i) {
             const float sum = whole(sums[tile][m + j][2 * i], sums[tile][m + j][2 * i + 1]);
             const float factor =
-                factors[tile] * (1 / (row_factor(kBits, i) * scaled_factor(kBits, m + j)));
+                unit[tile] * (1 / (row_factor(kBits, i) * scaled_factor(kBits, m + j)));
             float& to = total[tile][m + j][i];
             if (has_factors)
-              to = fmaf(fmaf(sum, factor, parts[tile].floors), i == 0 ? own.x : own.y, to);
+              to = fmaf(fmaf(sum, factor, floor[tile]), i == 0 ? own.x : own.y, to);
             else
               to = fmaf(sum, factor, to);
           }
@@ -912,16 +930,17 @@ class Values : public Lane<kDim, kTiles> {
   // Values of 16 bits: weights are two 16-bit numbers each, the second what the first leaves over.
   __device__ __forceinline__ void sum_rows(const uint8_t* rows, const Units& units,
                                            const float (&top)[kTiles]) {
-    Part parts[kTiles];
-    float sums[kTiles][kF][4] = {};
+    float sums[kTiles][kF][4] = {}, highest[kTiles], own_mass[kTiles] = {};
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) highest[tile] = largest_of_column(top[tile]);
 #pragma unroll 1
     for (int unit = units.begin; unit < units.end; ++unit) {
       uint32_t weights[kTiles][2];
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         float p[2];
-        weigh(tile, unit - units.begin, top, p);
-        parts[tile].mass += p[0] + p[1];
+        weigh(tile, unit - units.begin, highest[tile], p);
+        own_mass[tile] += p[0] + p[1];
 #pragma unroll
         for (int i = 0; i < 2; ++i) weights[tile][i] = transposed(half_and_rest(p[i]));
       }
@@ -936,7 +955,8 @@ class Values : public Lane<kDim, kTiles> {
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const float factor = finish_part(tile, top, parts[tile], false);
+      const float factor = fast_exp2(highest[tile] - peak[tile]);
+      mass[tile] = fmaf(own_mass[tile], factor, mass[tile]);
 #pragma unroll
       for (int m = 0; m < kF; ++m) {
 #pragma unroll
@@ -953,15 +973,15 @@ class Values : public Lane<kDim, kTiles> {
   __device__ __forceinline__ void sum_decoded(const Units& units, const float (&top)[kTiles],
                                               const TileFactors& factors, const Values& values) {
     static_assert(kTiles == 1);
-    const float factor = fast_exp2(top[0] - peak[0]);
-    for (int r = 0; r < factors.rank; ++r) add_to_sums(r, units, top, factor, factors);
-    Part part;
+    const float highest = largest_of_column(top[0]), factor = fast_exp2(highest - peak[0]);
+    for (int r = 0; r < factors.rank; ++r) add_to_sums(r, units, highest, factor, factors);
+    float own_mass = 0;
 #pragma unroll 1
     for (int unit = units.begin; unit < units.end; ++unit) {
       const int place = unit - units.begin;
       float p[2];
-      weigh(0, place, top, p);
-      part.mass += p[0] + p[1];
+      weigh(0, place, highest, p);
+      own_mass += p[0] + p[1];
       if (factors.tokens) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -971,7 +991,7 @@ class Values : public Lane<kDim, kTiles> {
       scores_.at(place, 0, lane_) = {__uint_as_float(transposed(half_and_rest(p[0]))),
                                      __uint_as_float(transposed(half_and_rest(p[1])))};
     }
-    mass[0] = fmaf(part.mass, factor, mass[0]);
+    mass[0] = fmaf(own_mass, factor, mass[0]);
 #pragma unroll 1
     for (int m = 0; m < kF; ++m) {
       float sums[4] = {};
@@ -988,14 +1008,14 @@ class Values : public Lane<kDim, kTiles> {
   }
 
   // The low-rank product of the values: of its tokens with their weights, times its channels.
-  __device__ __forceinline__ void add_to_sums(int r, const Units& units, const float (&top)[kTiles],
+  __device__ __forceinline__ void add_to_sums(int r, const Units& units, float highest,
                                               float factor, const TileFactors& factors) {
     const __half* tokens = factors.rank_tokens + r * factors.filled;
     float along = 0;
 #pragma unroll 1
     for (int unit = units.begin; unit < units.end; ++unit) {
       float p[2];
-      weigh(0, unit - units.begin, top, p);
+      weigh(0, unit - units.begin, highest, p);
       along = fmaf(p[0], __half2float(tokens[unit * kUnitTokens + row_]), along);
       along = fmaf(p[1], __half2float(tokens[unit * kUnitTokens + row_ + 8]), along);
     }
@@ -1518,8 +1538,8 @@ __device__ void finish(const Launch& launch, const Task& task, const float* spac
 }
 
 template <int kDim, int kTiles, bool kAny, bool kBulk>
-__global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
-    decode_kernel(const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__((kTiles == 1 && kDim <= 128 ? kMostWarps : kLargeWarps) * kLanes,
+                                  1) decode_kernel(const __grid_constant__ Launch launch) {
   extern __shared__ __align__(128) uint8_t dynamic[];
   __shared__ Shared<kDim, kTiles> shared;
   const DecodeArgs& args = launch.args;
