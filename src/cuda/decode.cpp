@@ -27,6 +27,21 @@ struct Device {
   bool bulk_copies = false;
 };
 
+// Whether eight warps of a processor do not keep up with memory (docs/gpu.md): it moves 12.8 bytes
+// in a processor's cycle on an H100, 18.8 on an H200.
+Result<bool> has_fast_memory(int processors) {
+  int device = 0, clock = 0, memory_clock = 0, width = 0;  // kHz, kHz, bits
+  ZC_TRY(from_cuda(cudaGetDevice(&device), "cudaGetDevice"));
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    return from_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  };
+  ZC_TRY(ask(clock, cudaDevAttrClockRate));
+  ZC_TRY(ask(memory_clock, cudaDevAttrMemoryClockRate));
+  ZC_TRY(ask(width, cudaDevAttrGlobalMemoryBusWidth));
+  const float bytes = 2.0f * float(memory_clock) * float(width) / 8;
+  return bytes > 16 * float(clock) * float(processors);
+}
+
 Result<Device> current_device() {
   Device found;
   int device = 0, major = 0;
@@ -52,11 +67,14 @@ int tiles_of(const DecodeArgs& args) {
   return two ? 2 : 1;
 }
 
+// Warps of a block that the kernel's registers suffice for.
+int most_warps(const DecodeArgs& args) {
+  return tiles_of(args) == 1 && args.dim <= 128 ? kMostWarps : kLargeWarps;
+}
+
 // What a kernel has beside slots: scores of all warps, and at most this of queries, barriers and
 // the device's own.
-int score_bytes(const DecodeArgs& args) {
-  return tiles_of(args) * args.n_warps * kColumns * kRecordTokens * int(sizeof(float));
-}
+int all_score_bytes(const DecodeArgs& args) { return args.n_warps * score_bytes(tiles_of(args)); }
 int fixed_bytes(const DecodeArgs& args) {
   return tiles_of(args) * 2 * kColumns * args.dim * int(sizeof(float)) + 2560;
 }
@@ -68,7 +86,7 @@ int slots_of(const DecodeArgs& args, const Device& device) {
   const int wanted =
       args.n_warps + (kOnTheirWay + args.max_record_bytes - 1) / args.max_record_bytes;
   const auto fitting = [&](int bytes) {
-    return (bytes - score_bytes(args) - fixed_bytes(args)) / args.max_record_bytes;
+    return (bytes - all_score_bytes(args) - fixed_bytes(args)) / args.max_record_bytes;
   };
   const int n = args.n_warps == kSmallWarps ? fitting(device.processor_bytes / 2) : 0;
   return std::min({n >= args.n_warps ? n : fitting(device.block_bytes), wanted, kMostSlots});
@@ -78,7 +96,7 @@ int slots_of(const DecodeArgs& args, const Device& device) {
 int dynamic_bytes(const DecodeArgs& args, int n_slots) {
   const int sums =
       args.n_warps * tiles_of(args) * kColumns * (kRowFloats + args.dim) * int(sizeof(float));
-  return std::max(score_bytes(args) + n_slots * args.max_record_bytes, sums);
+  return std::max(all_score_bytes(args) + n_slots * args.max_record_bytes, sums);
 }
 
 Status check(const DecodeArgs& args) {
@@ -91,7 +109,8 @@ Status check(const DecodeArgs& args) {
     return wrong("group", args.group, "1 to 64 query heads of a KV head");
   if (args.n_queries < 1 || args.n_queries > 64)
     return wrong("n_queries", args.n_queries, "1 to 64");
-  if (args.n_warps != kSmallWarps && args.n_warps != kLargeWarps)
+  if (args.n_warps != kSmallWarps && args.n_warps != kLargeWarps &&
+      args.n_warps != most_warps(args))
     return wrong("n_warps", args.n_warps, "that of the plan");
   if (args.n_items < 1) return wrong("n_items", args.n_items, "at least 1 (plan_decode)");
   constexpr int kMostBytes = 0xFFFF * 16;  // Record::size
@@ -110,7 +129,7 @@ Result<Launch> launch_of(DecodeArgs args, const Device& device) {
   if (n_slots < 2)
     return wrong("max_record_bytes", args.max_record_bytes,
                  fmt::format("at most {} on this GPU",
-                             (device.block_bytes - score_bytes(args) - fixed_bytes(args)) / 2));
+                             (device.block_bytes - all_score_bytes(args) - fixed_bytes(args)) / 2));
   Launch launch = {};
   launch.args = args;
   launch.n_slots = n_slots;
@@ -144,13 +163,15 @@ Status run(const Launch& launch, cudaStream_t stream, std::string_view what) {
 Result<DecodeBlocks> decode_blocks(const DecodeArgs& args) {
   const Result<Device> device = current_device();
   if (!device.ok()) return device.status();
-  const auto at_once = [&](int n_warps, int& blocks) {
+  const Result<bool> fast_memory = has_fast_memory(device->processors);
+  if (!fast_memory.ok()) return fast_memory.status();
+  const auto at_once = [&](int n_warps, int& blocks) -> Status {
     DecodeArgs own = args;
     own.n_warps = n_warps;
     Result<Launch> launch = launch_of(own, *device);
     blocks = 0;
     // Large blocks need a slot for each warp.
-    if (n_warps == kLargeWarps && (!launch.ok() || launch->n_slots < n_warps)) return ok();
+    if (n_warps != kSmallWarps && (!launch.ok() || launch->n_slots < n_warps)) return ok();
     if (!launch.ok()) return launch.status();
     launch->blocks = &blocks;
     ZC_TRY(run(*launch, nullptr, "asking for the occupancy of decode attention"));
@@ -158,8 +179,16 @@ Result<DecodeBlocks> decode_blocks(const DecodeArgs& args) {
     return ok();
   };
   DecodeBlocks blocks;
+  if (args.form.n_tiers == 1) blocks.half_cost = 11;
   ZC_TRY(at_once(kSmallWarps, blocks.small));
-  ZC_TRY(at_once(kLargeWarps, blocks.large));
+  if (*fast_memory) {
+    blocks.large_warps = most_warps(args);
+    ZC_TRY(at_once(blocks.large_warps, blocks.large));
+  }
+  if (blocks.large == 0) {
+    blocks.large_warps = kLargeWarps;
+    ZC_TRY(at_once(kLargeWarps, blocks.large));
+  }
   return blocks;
 }
 

@@ -21,8 +21,9 @@ namespace zipcache::cuda {
 
 // Query rows that one matrix instruction takes, two columns each.
 inline constexpr int kColumns = 4;
-// Of a block of threads: two small blocks share a processor, or it has a large one.
-inline constexpr int kSmallWarps = 4, kLargeWarps = 8;
+// Of a block of threads: two small blocks share a processor, or it has a large one, which has the
+// most warps where memory is fast.
+inline constexpr int kSmallWarps = 4, kLargeWarps = 8, kMostWarps = 12;
 // Numbers before the sums of a partial result: maximum, mass, padding.
 inline constexpr int kRowFloats = 4;
 
@@ -83,6 +84,10 @@ struct DecodeArgs {
 // to be had.
 struct DecodeBlocks {
   int small = 1, large = 0;
+  int large_warps = kLargeWarps;
+  // Work of a warp that shares a record with another, of 16 parts for one on its own: halves are
+  // tiers, as a rule, where there are two, else both warps fold the parameters of all of it.
+  int half_cost = 9;
 };
 
 struct StreamRecords {

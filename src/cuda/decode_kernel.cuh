@@ -128,137 +128,41 @@ struct SharedQueries {
   float units[kRows];  // what products are multiplied with to be scores, logarithms to the base 2
 };
 
-// Scores of a tier's tokens, of one warp: a lane has rows l / 4 and l / 4 + 8 of a unit and query
-// row l % 4 of a tile. Each lane reads only what it wrote.
-template <int kTiles>
-struct Scores {
-  float2 at[kTiles][kRecordTokens / kUnitTokens][kLanes];
+// Of a tier that has `before` units of the record before it.
+struct Units {
+  int begin, end, before;
 };
 
-// One warp's share of the softmax over the tokens that it has met; peaks are equal in the lanes of
-// a query row, mass and floors are the lane's share.
-//
-// Products of codes are products of whole numbers: a query row times the steps of channels is
-// rounded to 16 bits, and of these the upper byte stands in one column of the operand, the lower in
-// the next; the same with weights. So a sum over 32 codes costs one instruction, as precise as
-// 16-bit fixed point, and a lane finds both bytes' sums side by side.
-template <int kDim, int kTiles, bool kAny>
-class Warp {
+// Units of all tiers.
+__device__ __noinline__ int units_in(const uint4* words, int n_tiers) {
+  int n_units = 0;
+#pragma unroll 1
+  for (int t = 0; t < n_tiers; ++t) n_units += units_of(words[t].x & 0xFF);
+  return n_units;
+}
+
+// Scores of a tier's tokens in shared memory: a lane has rows l / 4 and l / 4 + 8 of a unit and
+// query row l % 4 of a tile. A place holds a unit.
+template <int kTiles>
+struct Scores {
+  float2* first;
+
+  __device__ __forceinline__ float2& at(int place, int tile, int lane) const {
+    return first[(place * kTiles + tile) * kLanes + lane];
+  }
+};
+
+// What a warp that works on records has of its task. A lane has rows l / 4 and l / 4 + 8 of a
+// unit's products, and columns 2 (l % 4) and the next one.
+template <int kDim, int kTiles>
+class Lane {
  public:
   static constexpr int kF = kFragments<kDim>;
-  float peak[kTiles], mass[kTiles], floors[kTiles];
-  float total[kTiles][kF][2];  // channels 16 m + l / 4 and + 8
 
-  __device__ Warp(const Launch& launch, const Task& task,
-                  const SharedQueries<kDim, kTiles>& queries, Scores<kTiles>& scores)
-      : launch_(launch),
-        stream_(task.item.stream),
-        head_(task.head),
-        first_column_(task.first_column),
-        queries_(queries),
-        scores_(scores),
-        lane_(int(threadIdx.x) % kLanes),
-        row_(lane_ / 4),
-        pair_(lane_ % 4) {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      scale_[tile] = queries.units[tile * kColumns + pair_];
-      peak[tile] = kLowest;
-      mass[tile] = floors[tile] = 0;
-#pragma unroll
-      for (int m = 0; m < kF; ++m) total[tile][m][0] = total[tile][m][1] = 0;
-    }
-    base_ = launch.args.visible ? launch.args.visible[stream_] : 0x3FFFFFFF;
-  }
+  __device__ Lane(const Launch& launch)
+      : launch_(launch), lane_(int(threadIdx.x) % kLanes), row_(lane_ / 4), pair_(lane_ % 4) {}
 
-  // Adds one of `sharing` shares of a record's units.
-  __device__ __forceinline__ void add(const uint8_t* record, const Record& entry, int share,
-                                      int sharing) {
-    const auto* words = reinterpret_cast<const uint4*>(record);
-    const int form = int(words[0].x >> 24), n_tiers = form & kTierMask;
-    int begin = 0, end = kRecordTokens;
-    if (sharing == 2) {
-      const int half = form >> kHalfShift & kHalfMask;
-      begin = share == 0 ? 0 : half;
-      end = share == 0 ? half : kRecordTokens;
-    } else if (sharing > 2) {
-      const int n_units = units_in(words, n_tiers);
-      begin = n_units * share / sharing;
-      end = n_units * (share + 1) / sharing;
-    }
-    int before = 0;  // units of the tiers before
-#pragma unroll 1
-    for (int t = 0; t < n_tiers; ++t) {
-      const TierOf tier(t, words[t]);
-      const int after = before + units_of(tier.count);
-      const Units units = {max(begin, before) - before, min(end, after) - before, before};
-      if (units.begin < units.end) add_tier(record, entry, tier, units);
-      before = after;
-    }
-  }
-
- private:
-  // Of a tier that has `before` units of the record before it.
-  struct Units {
-    int begin, end, before;
-  };
-
-  // Units of all tiers.
-  __device__ __noinline__ static int units_in(const uint4* words, int n_tiers) {
-    int n_units = 0;
-#pragma unroll 1
-    for (int t = 0; t < n_tiers; ++t) n_units += units_of(words[t].x & 0xFF);
-    return n_units;
-  }
-
-  // Scores of all tokens first, then their weights: these are rounded in units of the largest.
-  __device__ __forceinline__ void add_tier(const uint8_t* record, const Record& entry,
-                                           const TierOf& tier, const Units& units) {
-    const bool hides = (kAny && launch_.masked) || int(entry.first) + kRecordTokens > base_;
-    float top[kTiles];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) top[tile] = kLowest;
-    score(record, entry, tier, units, hides, top);
-    raise_peaks(top);
-    sum(record, tier, units, top);
-  }
-
-  __device__ __forceinline__ void score(const uint8_t* record, const Record& entry,
-                                        const TierOf& tier, const Units& units, bool hides,
-                                        float (&top)[kTiles]) {
-    if (tier.k_bits == 16) {
-      score_rows(record + tier.k_codes, units, top);
-      return settle(record, entry, tier, units, hides, top);
-    }
-    if constexpr (kAny) {
-      const SideForm& side = launch_.args.form.k;
-      if (side.as_tile) {
-        with_decoder<kDim, true, DecoderOf::TileParams>(side, tier.k_bits, [&](auto type) {
-          score_decoded(
-              units, top, TileFactors(side, kDim, true, tier.number, record),
-              typename decltype(type)::type(side, launch_.k_values, tier.number, record, lane_));
-        });
-        return settle(record, entry, tier, units, hides, top);
-      }
-    }
-    score_codes(record, entry, tier, units, hides, top);
-  }
-
-  __device__ __forceinline__ void sum(const uint8_t* record, const TierOf& tier, const Units& units,
-                                      const float (&top)[kTiles]) {
-    if (tier.v_bits == 16) return sum_rows(record + tier.v_codes, units, top);
-    if constexpr (kAny) {
-      const SideForm& side = launch_.args.form.v;
-      if (side.as_tile)
-        return with_decoder<kDim, false, DecoderOf::TileParams>(side, tier.v_bits, [&](auto type) {
-          sum_decoded(
-              units, top, TileFactors(side, kDim, false, tier.number, record),
-              typename decltype(type)::type(side, launch_.v_values, tier.number, record, lane_));
-        });
-    }
-    sum_codes(record, tier, units, top);
-  }
-
+ protected:
   // A fragment of 16-bit rows.
   __device__ __forceinline__ void load_row(const uint8_t* rows, int unit, int f,
                                            uint32_t (&words)[4]) const {
@@ -279,7 +183,100 @@ class Warp {
     }
   }
 
-  // ---- scores, logarithms to the base 2
+  // The last two units, or one, of which one may be filled up.
+  __device__ __forceinline__ static int last_pair(const Units& units) {
+    return units.begin + (units.end - 1 - units.begin) / 2 * 2;
+  }
+
+  // Calls visit(unit, next) for every second unit; next is the same one where there is no next one.
+  template <class Visit>
+  __device__ __forceinline__ static void for_pairs(const Units& units, Visit&& visit) {
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; unit += 2)
+      visit(unit, min(unit + 1, units.end - 1));
+  }
+
+  // Of upper and lower bytes.
+  __device__ __forceinline__ static float whole(int upper, int lower) {
+    return float(upper * 256 + lower);
+  }
+
+  // Over the lanes of a query row.
+  __device__ __forceinline__ static float sum_of_column(float x) {
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+  }
+  __device__ __forceinline__ static float largest_of_column(float x) {
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    return x;
+  }
+
+  const Launch& launch_;
+  const int lane_, row_, pair_;
+  Scores<kTiles> scores_ = {};  // of the tier at hand
+};
+
+// Products of codes are products of whole numbers: a query row times the steps of channels is
+// rounded to 16 bits, and of these the upper byte stands in one column of the operand, the lower in
+// the next; the same with weights. So a sum over 32 codes costs one instruction, as precise as
+// 16-bit fixed point, and a lane finds both bytes' sums side by side.
+//
+// Makes scores of a tier's tokens from its keys, logarithms to the base 2.
+template <int kDim, int kTiles, bool kAny>
+class Keys : public Lane<kDim, kTiles> {
+  using Base = Lane<kDim, kTiles>;
+  using Base::kF, Base::launch_, Base::lane_, Base::row_, Base::pair_, Base::scores_;
+  using Base::load_row, Base::with_bits, Base::last_pair, Base::for_pairs, Base::whole,
+      Base::sum_of_column, Base::largest_of_column;
+
+ public:
+  __device__ Keys(const Launch& launch, const Task& task,
+                  const SharedQueries<kDim, kTiles>& queries)
+      : Base(launch),
+        stream_(task.item.stream),
+        head_(task.head),
+        first_column_(task.first_column),
+        queries_(queries) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) scale_[tile] = queries.units[tile * kColumns + pair_];
+    base_ = launch.args.visible ? launch.args.visible[stream_] : 0x3FFFFFFF;
+  }
+
+  // Scores of all tokens, and the largest of each query row, which are rounded weights' units
+  // later.
+  __device__ __forceinline__ void score(const uint8_t* record, const Record& entry,
+                                        const TierOf& tier, const Units& units,
+                                        const Scores<kTiles>& scores, float (&top)[kTiles]) {
+    scores_ = scores;
+    const bool hides = (kAny && launch_.masked) || int(entry.first) + kRecordTokens > base_;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) top[tile] = kLowest;
+    score_tier(record, entry, tier, units, hides, top);
+  }
+
+ private:
+  __device__ __forceinline__ void score_tier(const uint8_t* record, const Record& entry,
+                                             const TierOf& tier, const Units& units, bool hides,
+                                             float (&top)[kTiles]) {
+    if (tier.k_bits == 16) {
+      score_rows(record + tier.k_codes, units, top);
+      return settle(record, entry, tier, units, hides, top);
+    }
+    if constexpr (kAny) {
+      const SideForm& side = launch_.args.form.k;
+      if (side.as_tile) {
+        with_decoder<kDim, true, DecoderOf::TileParams>(side, tier.k_bits, [&](auto type) {
+          score_decoded(
+              units, top, TileFactors(side, kDim, true, tier.number, record),
+              typename decltype(type)::type(side, launch_.k_values, tier.number, record, lane_));
+        });
+        return settle(record, entry, tier, units, hides, top);
+      }
+    }
+    score_codes(record, entry, tier, units, hides, top);
+  }
 
   // Query rows of a tier, ready for products with its codes.
   struct Folded {
@@ -295,50 +292,67 @@ class Warp {
     fold(record + tier.k_params, tier.k_by_token, folded);
     with_bits(tier.k_bits, [&](auto bits) {
       constexpr int kBits = decltype(bits)::value;
-      for_pairs(units, [&](int unit, int second) {
-        int sums[2][kTiles][4] = {};
-        const uint8_t* codes = record + tier.k_codes;
-        multiply_keys<kBits>(codes + unit * unit_bytes(kDim, kBits),
-                             codes + second * unit_bytes(kDim, kBits), folded, sums);
-        float largest[kTiles];
+      const uint8_t* codes = record + tier.k_codes;
+      const auto score = [&](auto n, int unit) {
+        score_units<kBits, decltype(n)::value>(codes, unit, units, tier.count, folded, top);
+      };
+      int unit = units.begin;
+      // Four units are four sums, none of which waits for another.
+      if constexpr (kTiles == 1) {
+#pragma unroll 1
+        for (; unit + 4 <= units.end; unit += 4) score(std::integral_constant<int, 4>{}, unit);
+      }
+#pragma unroll 1
+      for (; unit + 2 <= units.end; unit += 2) score(std::integral_constant<int, 2>{}, unit);
+      if (unit < units.end) score(std::integral_constant<int, 1>{}, unit);
+    });
+    if (hides || tier.k_by_token) [[unlikely]]
+      change_scores(record, entry, tier, units, hides, top);
+  }
+
+  // Scores of kUnits units from `unit` on; from token `count` on they are filled up.
+  template <int kBits, int kUnits>
+  __device__ __forceinline__ void score_units(const uint8_t* codes, int unit, const Units& units,
+                                              int count, const Folded& folded,
+                                              float (&top)[kTiles]) {
+    int sums[kUnits][kTiles][4] = {};
+    multiply_keys<kBits>(codes + unit * unit_bytes(kDim, kBits), folded, sums);
+    const int left = count - unit * kUnitTokens;
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) largest[tile] = kLowest;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      float own[kUnits][2];
 #pragma unroll
-        for (int u = 0; u < 2; ++u) {
+      for (int u = 0; u < kUnits; ++u) {
 #pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            float own[2];
+        for (int i = 0; i < 2; ++i) {
+          const float sum = whole(sums[u][tile][2 * i], sums[u][tile][2 * i + 1]);
+          own[u][i] = fmaf(sum, folded.unit[tile] * (1 / row_factor(kBits, i)), folded.start[tile]);
+        }
+      }
+      if (left < kUnits * kUnitTokens) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const float sum = whole(sums[u][tile][2 * i], sums[u][tile][2 * i + 1]);
-              own[i] =
-                  fmaf(sum, folded.unit[tile] * (1 / row_factor(kBits, i)), folded.start[tile]);
-              largest[tile] = fmaxf(largest[tile], own[i]);
-            }
-            scores_.at[tile][unit + u - units.begin][lane_] = {own[0], own[1]};
+        for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            if (u * kUnitTokens + i * 8 + row_ >= left) own[u][i] = -INFINITY;
           }
         }
-        if (unit == last_pair(units)) return;
+      }
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) top[tile] = fmaxf(top[tile], largest[tile]);
-      });
-    });
-    settle(record, entry, tier, units, hides, top);
+      for (int u = 0; u < kUnits; ++u) {
+        top[tile] = fmaxf(top[tile], fmaxf(own[u][0], own[u][1]));
+        scores_.at(unit + u - units.begin, tile, lane_) = {own[u][0], own[u][1]};
+      }
+    }
   }
 
-  // The last two units, or one, of which one may be filled up.
-  __device__ __forceinline__ static int last_pair(const Units& units) {
-    return units.begin + (units.end - 1 - units.begin) / 2 * 2;
-  }
-
-  // Scores of all units but the last pair are in `top`.
+  // Scores of all units but the last are in `top`.
   __device__ __forceinline__ void settle(const uint8_t* record, const Record& entry,
                                          const TierOf& tier, const Units& units, bool hides,
                                          float (&top)[kTiles]) {
     if (hides || tier.k_by_token) [[unlikely]]
       return change_scores(record, entry, tier, units, hides, top);
-    keep(tier, units, last_pair(units), top);
-    keep(tier, units, last_pair(units) + 1, top);
+    keep(tier, units, units.end - 1, top);
   }
 
   // Of units of which queries do not see everything, or whose scores need parameters of tokens.
@@ -358,42 +372,24 @@ class Warp {
       store_scores(unit - units.begin, scores);
       keep(tier, units, unit, top);
     }
-    // Values are read in pairs of units.
-    if ((units.end - units.begin) % 2 == 1) keep(tier, units, units.end, top);
   }
 
-  // Calls visit(unit, next) for every second unit; next is the same one where there is no next one.
-  template <class Visit>
-  __device__ __forceinline__ static void for_pairs(const Units& units, Visit&& visit) {
-#pragma unroll 1
-    for (int unit = units.begin; unit < units.end; unit += 2)
-      visit(unit, min(unit + 1, units.end - 1));
-  }
-
-  // Of upper and lower bytes.
-  __device__ __forceinline__ static float whole(int upper, int lower) {
-    return float(upper * 256 + lower);
-  }
-
-  template <int kBits>
-  __device__ __forceinline__ void multiply_keys(const uint8_t* unit, const uint8_t* second,
-                                                const Folded& folded,
-                                                int (&sums)[2][kTiles][4]) const {
+  template <int kBits, int kUnits>
+  __device__ __forceinline__ void multiply_keys(const uint8_t* units, const Folded& folded,
+                                                int (&sums)[kUnits][kTiles][4]) const {
     using Codes = Piece<kBits, kDim>;
 #pragma unroll
     for (int p = 0; p < Codes::kPieces; ++p) {
-      const Codes own(unit, p, lane_), next(second, p, lane_);
 #pragma unroll
-      for (int f = 0; f < Codes::kHeld; f += 2) {
-        const int step = (p * Codes::kHeld + f) / 2;
+      for (int u = 0; u < kUnits; ++u) {
+        const Codes own(units + u * unit_bytes(kDim, kBits), p, lane_);
 #pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          const Codes& codes = u == 0 ? own : next;
-          const uint32_t a[4] = {codes.row(f, 0, false), codes.row(f, 1, false),
-                                 codes.row(f + 1, 0, false), codes.row(f + 1, 1, false)};
+        for (int f = 0; f < Codes::kHeld; f += 2) {
+          const uint32_t a[4] = {own.row(f, 0, false), own.row(f, 1, false),
+                                 own.row(f + 1, 0, false), own.row(f + 1, 1, false)};
 #pragma unroll
           for (int tile = 0; tile < kTiles; ++tile)
-            multiply_bytes(sums[u][tile], a, folded.q[tile][step]);
+            multiply_bytes(sums[u][tile], a, folded.q[tile][(p * Codes::kHeld + f) / 2]);
         }
       }
     }
@@ -416,7 +412,7 @@ class Warp {
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      float x[kOwn][8], largest = 1e-30f;
+      float x[kOwn][8], most[4] = {};  // apart, so that none waits for another
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         const int at = (plane * kOwn + i) * 4 + pair_;
@@ -431,10 +427,11 @@ class Warp {
         for (int c = 0; c < 8; ++c) {
           const float2 both = pair_of(pairs[c / 2]);
           x[i][c] = q[c] * (c % 2 ? both.y : both.x);
-          largest = fmaxf(largest, fabsf(x[i][c]));
+          most[c % 4] = fmaxf(most[c % 4], fabsf(x[i][c]));
         }
       }
-      largest = largest_of_warp(largest);
+      const float largest =
+          largest_of_warp(fmaxf(fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3])), 1e-30f));
       const float grow = __fdividef(kTop, largest);
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
@@ -520,7 +517,7 @@ class Warp {
                             scale_[tile];
       }
       store_scores(unit - units.begin, scores);
-      if (unit >= last_pair(units)) continue;
+      if (unit == units.end - 1) continue;
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile)
         top[tile] = fmaxf(top[tile], fmaxf(scores[tile][0], scores[tile][1]));
@@ -530,21 +527,22 @@ class Warp {
   __device__ __forceinline__ void load_scores(int place, float (&scores)[kTiles][2]) const {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const float2 both = scores_.at[tile][place][lane_];
+      const float2 both = scores_.at(place, tile, lane_);
       scores[tile][0] = both.x;
       scores[tile][1] = both.y;
     }
   }
+
   __device__ __forceinline__ void store_scores(int place, const float (&scores)[kTiles][2]) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
-      scores_.at[tile][place][lane_] = {scores[tile][0], scores[tile][1]};
+      scores_.at(place, tile, lane_) = {scores[tile][0], scores[tile][1]};
   }
 
-  // Takes scores of a unit, which may lie behind the last one, into `top`; its filling is hidden.
+  // Takes scores of a unit into `top`; its filling is hidden.
   __device__ __forceinline__ void keep(const TierOf& tier, const Units& units, int unit,
                                        float (&top)[kTiles]) {
-    const int left = unit < units.end ? tier.count - unit * kUnitTokens : 0;
+    const int left = tier.count - unit * kUnitTokens;
     float scores[kTiles][2];
     load_scores(unit - units.begin, scores);
 #pragma unroll
@@ -617,236 +615,6 @@ class Warp {
     if (!seen) score = -INFINITY;
   }
 
-  // ---- softmax
-
-  // `top` becomes the largest of the tier's scores; where that is far above a peak, the peak is
-  // raised to it, and what was summed is put in its units. Seldom: 32 bits hold what is not so far
-  // above.
-  __device__ __forceinline__ void raise_peaks(float (&top)[kTiles]) {
-    constexpr float kFar = 30;
-    bool far = false;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int step = 4; step < kLanes; step *= 2)
-        top[tile] = fmaxf(top[tile], __shfl_xor_sync(~0u, top[tile], step));
-      far = far || top[tile] > peak[tile] + kFar;
-    }
-    if (!__any_sync(~0u, far)) [[likely]]
-      return;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const float raised = fmaxf(peak[tile], top[tile]);
-      const float shrink = fast_exp2(peak[tile] - raised);
-      peak[tile] = raised;
-      mass[tile] *= shrink;
-      floors[tile] *= shrink;
-#pragma unroll
-      for (int m = 0; m < kF; ++m) {
-        total[tile][m][0] *= shrink;
-        total[tile][m][1] *= shrink;
-      }
-    }
-  }
-
-  // Sums of a tier in units of its largest weight.
-  struct Part {
-    float mass = 0, floors = 0;
-  };
-
-  // The weights of a lane's two tokens: exp2(score - top).
-  __device__ __forceinline__ void weigh(int tile, int place, const float (&top)[kTiles],
-                                        float (&weights)[2]) const {
-    const float2 scores = scores_.at[tile][place][lane_];
-    weights[0] = fast_exp2(scores.x - top[tile]);
-    weights[1] = fast_exp2(scores.y - top[tile]);
-  }
-
-  // ---- values
-
-  __device__ __forceinline__ void sum_codes(const uint8_t* record, const TierOf& tier,
-                                            const Units& units, const float (&top)[kTiles]) {
-    Part parts[kTiles];
-    int sums[kTiles][kF][4] = {};
-    float unit[kTiles], factors[kTiles];
-    weigh_values(record + tier.v_params, units, top, parts, unit);
-    with_bits(tier.v_bits, [&](auto bits) {
-      constexpr int kBits = decltype(bits)::value;
-      const uint8_t* codes = record + tier.v_codes;
-      for_pairs(units, [&](int first, int second) {
-        uint32_t weights[kTiles][2];
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          const float grow = __fdividef(1.0f, unit[tile]);
-#pragma unroll
-          for (int u = 0; u < 2; ++u) {
-            const float2 own = scores_.at[tile][first + u - units.begin][lane_];
-            weights[tile][u] = transposed(byte_pairs(own.x * grow, own.y * grow));
-          }
-        }
-        multiply_values<kBits>(codes + first * unit_bytes(kDim, kBits),
-                               codes + second * unit_bytes(kDim, kBits), weights, sums);
-      });
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile)
-        factors[tile] = finish_part(tile, top, parts[tile], tier.v_factors != 0) * unit[tile];
-      add_sums<kBits>(record + tier.v_factors, tier.v_factors != 0, factors, parts, sums);
-    });
-  }
-
-  // Adds a tier's mass, and its floors where channels have no factors; else these are in units of
-  // the peak and of all lanes then. Returns what the tier's weights have to be multiplied with.
-  __device__ __forceinline__ float finish_part(int tile, const float (&top)[kTiles], Part& part,
-                                               bool has_factors) {
-    const float factor = fast_exp2(top[tile] - peak[tile]);
-    mass[tile] = fmaf(part.mass, factor, mass[tile]);
-    if (!has_factors) {
-      floors[tile] = fmaf(part.floors, factor, floors[tile]);
-      return factor;
-    }
-#pragma unroll
-    for (int step = 4; step < kLanes; step *= 2)
-      part.floors += __shfl_xor_sync(~0u, part.floors, step);
-    part.floors *= factor;
-    return factor;
-  }
-
-  // Scores become weights times steps; `params` are steps and floors of the tier's tokens. These
-  // are rounded to 16 bits then, to whole numbers of `unit`: the largest of a query row is 65534.
-  __device__ __forceinline__ void weigh_values(const uint8_t* params, const Units& units,
-                                               const float (&top)[kTiles], Part (&parts)[kTiles],
-                                               float (&unit)[kTiles]) {
-    constexpr int kAtOnce = 4;
-    const int n_units = units.end - units.begin, n_scored = n_units + n_units % 2;
-    float largest[kTiles] = {};
-#pragma unroll 1
-    for (int first = 0; first < n_scored; first += kAtOnce) {
-      float2 products[kAtOnce][kTiles];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        // Parameters of what fills up a pair of units are another unit's; its weights are 0.
-        const int place = min(first + i, n_scored - 1);
-        const int unit = units.begin + min(place, n_units - 1);
-        const auto* pairs = reinterpret_cast<const __half2*>(params) + unit * kUnitTokens;
-        const float2 own[2] = {__half22float2(pairs[row_]), __half22float2(pairs[row_ + 8])};
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          float p[2];
-          weigh(tile, place, top, p);
-          if (first + i >= n_scored) p[0] = p[1] = 0;
-          parts[tile].mass += p[0] + p[1];
-          parts[tile].floors = fmaf(p[0], own[0].y, fmaf(p[1], own[1].y, parts[tile].floors));
-          const float2 scaled = {p[0] * own[0].x, p[1] * own[1].x};
-          largest[tile] = fmaxf(largest[tile], fmaxf(scaled.x, scaled.y));
-          products[i][tile] = scaled;
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (first + i >= n_scored) continue;
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-          scores_.at[tile][first + i][lane_] = products[i][tile];
-      }
-    }
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int step = 4; step < kLanes; step *= 2)
-        largest[tile] = fmaxf(largest[tile], __shfl_xor_sync(~0u, largest[tile], step));
-      unit[tile] = fmaxf(largest[tile], 1e-30f) * (1 / 65534.0f);
-    }
-  }
-
-  template <int kBits>
-  __device__ __forceinline__ void multiply_values(const uint8_t* unit, const uint8_t* second,
-                                                  const uint32_t (&weights)[kTiles][2],
-                                                  int (&sums)[kTiles][kF][4]) const {
-    using Codes = Piece<kBits, kDim>;
-#pragma unroll
-    for (int p = 0; p < Codes::kPieces; ++p) {
-      const Codes own(unit, p, lane_), next(second, p, lane_);
-#pragma unroll
-      for (int f = 0; f < Codes::kHeld; ++f) {
-        const uint32_t a[4] = {own.row(f, 0, true), own.row(f, 1, true), next.row(f, 0, true),
-                               next.row(f, 1, true)};
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-          multiply_unsigned_bytes(sums[tile][p * Codes::kHeld + f], a, weights[tile]);
-      }
-    }
-  }
-
-  // Adds the tier's sums of codes, times the factors of channels where there are any.
-  template <int kBits>
-  __device__ __forceinline__ void add_sums(const uint8_t* channel_factors, bool has_factors,
-                                           const float (&factors)[kTiles],
-                                           const Part (&parts)[kTiles],
-                                           const int (&sums)[kTiles][kF][4]) {
-#pragma unroll
-    for (int m = 0; m < kF; m += 4) {
-      uint4 four = {};
-      if (has_factors) four = reinterpret_cast<const uint4*>(channel_factors)[m / 4 * 8 + row_];
-      const uint32_t words[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 own = pair_of(words[j]);
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float sum = whole(sums[tile][m + j][2 * i], sums[tile][m + j][2 * i + 1]);
-            const float factor =
-                factors[tile] * (1 / (row_factor(kBits, i) * scaled_factor(kBits, m + j)));
-            float& to = total[tile][m + j][i];
-            if (has_factors)
-              to = fmaf(fmaf(sum, factor, parts[tile].floors), i == 0 ? own.x : own.y, to);
-            else
-              to = fmaf(sum, factor, to);
-          }
-        }
-      }
-    }
-  }
-
-  // Values of 16 bits: weights are two 16-bit numbers each, the second what the first leaves over.
-  __device__ __forceinline__ void sum_rows(const uint8_t* rows, const Units& units,
-                                           const float (&top)[kTiles]) {
-    Part parts[kTiles];
-    float sums[kTiles][kF][4] = {};
-#pragma unroll 1
-    for (int unit = units.begin; unit < units.end; ++unit) {
-      uint32_t weights[kTiles][2];
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        float p[2];
-        weigh(tile, unit - units.begin, top, p);
-        parts[tile].mass += p[0] + p[1];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) weights[tile][i] = transposed(half_and_rest(p[i]));
-      }
-#pragma unroll
-      for (int m = 0; m < kF; ++m) {
-        uint32_t a[4];
-        load_row(rows, unit, m, a);
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-          multiply_add(sums[tile][m], a[0], a[1], a[2], a[3], weights[tile][0], weights[tile][1]);
-      }
-    }
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const float factor = finish_part(tile, top, parts[tile], false);
-#pragma unroll
-      for (int m = 0; m < kF; ++m) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          total[tile][m][i] =
-              fmaf(sums[tile][m][2 * i] + sums[tile][m][2 * i + 1], factor, total[tile][m][i]);
-      }
-    }
-  }
-
   // ---- sides in the order of tiles: codes become 16-bit numbers. Each kind of codes stands in the
   // code twice, so loops over fragments are loops.
 
@@ -879,8 +647,8 @@ class Warp {
     }
     for (int r = 0; r < factors.rank; ++r) add_to_scores(r, units, factors);
 #pragma unroll 1
-    for (int place = 0; place < last_pair(units) - units.begin; ++place) {
-      const float2 scores = scores_.at[0][place][lane_];
+    for (int place = 0; place < units.end - 1 - units.begin; ++place) {
+      const float2 scores = scores_.at(place, 0, lane_);
       top[0] = fmaxf(top[0], fmaxf(scores.x, scores.y));
     }
   }
@@ -911,42 +679,319 @@ class Warp {
     const __half* tokens = factors.rank_tokens + r * factors.filled;
 #pragma unroll 1
     for (int unit = units.begin; unit < units.end; ++unit) {
-      float2& scores = scores_.at[0][unit - units.begin][lane_];
+      float2& scores = scores_.at(unit - units.begin, 0, lane_);
       scores.x = fmaf(__half2float(tokens[unit * kUnitTokens + row_]), along, scores.x);
       scores.y = fmaf(__half2float(tokens[unit * kUnitTokens + row_ + 8]), along, scores.y);
     }
   }
 
-  // Over the lanes of a query row.
-  __device__ __forceinline__ static float sum_of_column(float x) {
+  static constexpr uint32_t kOnes = 0x3C003C00u;  // two 16-bit numbers
+
+  const int stream_, head_, first_column_;
+  const SharedQueries<kDim, kTiles>& queries_;
+  float scale_[kTiles];
+  int base_;
+};
+
+// Sums values with weights, the softmax of scores over the tokens that the warp has met; peaks are
+// equal in the lanes of a query row, mass and floors are the lane's share.
+template <int kDim, int kTiles, bool kAny>
+class Values : public Lane<kDim, kTiles> {
+  using Base = Lane<kDim, kTiles>;
+  using Base::launch_, Base::lane_, Base::row_, Base::pair_, Base::scores_;
+  using Base::load_row, Base::with_bits, Base::last_pair, Base::for_pairs, Base::whole,
+      Base::sum_of_column, Base::largest_of_column;
+
+ public:
+  using Base::kF;
+  float peak[kTiles], mass[kTiles], floors[kTiles];
+  float total[kTiles][kF][2];  // channels 16 m + l / 4 and + 8
+
+  __device__ explicit Values(const Launch& launch) : Base(launch) {
 #pragma unroll
-    for (int step = 4; step < kLanes; step *= 2) x += __shfl_xor_sync(~0u, x, step);
-    return x;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      peak[tile] = kLowest;
+      mass[tile] = floors[tile] = 0;
+#pragma unroll
+      for (int m = 0; m < kF; ++m) total[tile][m][0] = total[tile][m][1] = 0;
+    }
   }
+
+  // `top` are the largest of the lane's scores. Scores become weights in their place.
+  __device__ __forceinline__ void sum(const uint8_t* record, const TierOf& tier, const Units& units,
+                                      const Scores<kTiles>& scores, const float (&top)[kTiles]) {
+    scores_ = scores;
+    raise_peaks(top);
+    sum_tier(record, tier, units, top);
+  }
+
+ private:
+  __device__ __forceinline__ void sum_tier(const uint8_t* record, const TierOf& tier,
+                                           const Units& units, const float (&top)[kTiles]) {
+    if (tier.v_bits == 16) return sum_rows(record + tier.v_codes, units, top);
+    if constexpr (kAny) {
+      const SideForm& side = launch_.args.form.v;
+      if (side.as_tile)
+        return with_decoder<kDim, false, DecoderOf::TileParams>(side, tier.v_bits, [&](auto type) {
+          sum_decoded(
+              units, top, TileFactors(side, kDim, false, tier.number, record),
+              typename decltype(type)::type(side, launch_.v_values, tier.number, record, lane_));
+        });
+    }
+    sum_codes(record, tier, units);
+  }
+
+  // Where the largest of the tier's scores is far above a peak, the peak is raised to it, and what
+  // was summed is put in its units. Seldom: 32 bits hold what is not so far above.
+  __device__ __forceinline__ void raise_peaks(const float (&top)[kTiles]) {
+    constexpr float kFar = 30;
+    bool far = false;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) far = far || top[tile] > peak[tile] + kFar;
+    if (!__any_sync(~0u, far)) [[likely]]
+      return;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const float raised = fmaxf(peak[tile], largest_of_column(top[tile]));
+      const float shrink = fast_exp2(peak[tile] - raised);
+      peak[tile] = raised;
+      mass[tile] *= shrink;
+      floors[tile] *= shrink;
+#pragma unroll
+      for (int m = 0; m < kF; ++m) {
+        total[tile][m][0] *= shrink;
+        total[tile][m][1] *= shrink;
+      }
+    }
+  }
+
+  // The weights of a lane's two tokens in units of exp2(peak).
+  __device__ __forceinline__ void weigh(int tile, int place, float peak,
+                                        float (&weights)[2]) const {
+    const float2 scores = scores_.at(place, tile, lane_);
+    weights[0] = fast_exp2(scores.x - peak);
+    weights[1] = fast_exp2(scores.y - peak);
+  }
+
+  // ---- values
+
+  __device__ __forceinline__ void sum_codes(const uint8_t* record, const TierOf& tier,
+                                            const Units& units) {
+    int sums[kTiles][kF][4] = {};
+    float unit[kTiles], grow[kTiles], floor[kTiles] = {};
+    weigh_values(record + tier.v_params, units, unit, floor);
+    const bool has_factors = tier.v_factors != 0;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      grow[tile] = __fdividef(1.0f, unit[tile]);
+      // Factors of a lane's channels meet the floors of all tokens.
+      if (has_factors)
+        floor[tile] = sum_of_column(floor[tile]);
+      else
+        floors[tile] += floor[tile];
+    }
+    with_bits(tier.v_bits, [&](auto bits) {
+      constexpr int kBits = decltype(bits)::value;
+      const uint8_t* codes = record + tier.v_codes;
+      // Those of the next pair are made while this one's products are.
+      uint32_t next[kTiles][2];
+      load_weights(0, grow, next);
+      for_pairs(units, [&](int first, int second) {
+        uint32_t weights[kTiles][2];
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          weights[tile][0] = next[tile][0];
+          weights[tile][1] = next[tile][1];
+        }
+        load_weights(min(first + 2, last_pair(units)) - units.begin, grow, next);
+        multiply_values<kBits>(codes + first * unit_bytes(kDim, kBits),
+                               codes + second * unit_bytes(kDim, kBits), weights, sums);
+      });
+      add_sums<kBits>(record + tier.v_factors, has_factors, unit, floor, sums);
+    });
+  }
+
+  // Operands of two units from `place` on.
+  __device__ __forceinline__ void load_weights(int place, const float (&grow)[kTiles],
+                                               uint32_t (&weights)[kTiles][2]) const {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const float2 own = scores_.at(place + u, tile, lane_);
+        weights[tile][u] = transposed(byte_pairs(own.x * grow[tile], own.y * grow[tile]));
+      }
+    }
+  }
+
+  // The same of kUnits units from `place` on, of which n are there; of those that are not, weights
+  // are 0.
+  template <int kUnits>
+  __device__ __forceinline__ void weigh_units(const __half2* params, int place, int n,
+                                              float (&largest)[kTiles], float (&floor)[kTiles]) {
+    float2 products[kUnits][kTiles];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const bool is_there = kUnits == 4 || u < n;
+      const int from = place + (is_there ? u : 0);
+      const __half2* pairs = params + from * kUnitTokens + row_;
+      const float2 own[2] = {__half22float2(pairs[0]), __half22float2(pairs[8])};
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        float p[2];
+        weigh(tile, from, peak[tile], p);
+        if (!is_there) p[0] = p[1] = 0;
+        mass[tile] += p[0] + p[1];
+        floor[tile] = fmaf(p[0], own[0].y, fmaf(p[1], own[1].y, floor[tile]));
+        products[u][tile] = {p[0] * own[0].x, p[1] * own[1].x};
+        largest[tile] = fmaxf(largest[tile], fmaxf(products[u][tile].x, products[u][tile].y));
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        scores_.at(place + u, tile, lane_) = products[u][tile];
+    }
+  }
+
+  // Scores become weights times steps; `params` are steps and floors of the tier's tokens. These
+  // are rounded to 16 bits then, to whole numbers of `unit`: the largest of a query row is 65534.
+  // `floor` takes the lane's share of the sum of floors.
+  __device__ __forceinline__ void weigh_values(const uint8_t* params, const Units& units,
+                                               float (&unit)[kTiles], float (&floor)[kTiles]) {
+    const auto* pairs = reinterpret_cast<const __half2*>(params) + units.begin * kUnitTokens;
+    const int n_units = units.end - units.begin;
+    float largest[kTiles] = {};
+    int place = 0;
+#pragma unroll 1
+    for (; place + 4 <= n_units; place += 4) weigh_units<4>(pairs, place, 4, largest, floor);
+#pragma unroll 1
+    for (; place < n_units; place += 2)
+      weigh_units<2>(pairs, place, n_units - place, largest, floor);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      largest[tile] = largest_of_column(largest[tile]);
+      unit[tile] = fmaxf(largest[tile], 1e-30f) * (1 / 65534.0f);
+    }
+  }
+
+  template <int kBits>
+  __device__ __forceinline__ void multiply_values(const uint8_t* unit, const uint8_t* second,
+                                                  const uint32_t (&weights)[kTiles][2],
+                                                  int (&sums)[kTiles][kF][4]) const {
+    using Codes = Piece<kBits, kDim>;
+#pragma unroll
+    for (int p = 0; p < Codes::kPieces; ++p) {
+      const Codes own(unit, p, lane_), next(second, p, lane_);
+#pragma unroll
+      for (int f = 0; f < Codes::kHeld; ++f) {
+        const uint32_t a[4] = {own.row(f, 0, true), own.row(f, 1, true), next.row(f, 0, true),
+                               next.row(f, 1, true)};
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+          multiply_unsigned_bytes(sums[tile][p * Codes::kHeld + f], a, weights[tile]);
+      }
+    }
+  }
+
+  // Adds the tier's sums of codes, times the factors of channels where there are any.
+  template <int kBits>
+  __device__ __forceinline__ void add_sums(const uint8_t* channel_factors, bool has_factors,
+                                           const float (&unit)[kTiles],
+                                           const float (&floor)[kTiles],
+                                           const int (&sums)[kTiles][kF][4]) {
+#pragma unroll
+    for (int m = 0; m < kF; m += 4) {
+      uint4 four = {};
+      if (has_factors) four = reinterpret_cast<const uint4*>(channel_factors)[m / 4 * 8 + row_];
+      const uint32_t words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 own = pair_of(words[j]);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float sum = whole(sums[tile][m + j][2 * i], sums[tile][m + j][2 * i + 1]);
+            const float factor =
+                unit[tile] * (1 / (row_factor(kBits, i) * scaled_factor(kBits, m + j)));
+            float& to = total[tile][m + j][i];
+            if (has_factors)
+              to = fmaf(fmaf(sum, factor, floor[tile]), i == 0 ? own.x : own.y, to);
+            else
+              to = fmaf(sum, factor, to);
+          }
+        }
+      }
+    }
+  }
+
+  // Values of 16 bits: weights are two 16-bit numbers each, the second what the first leaves over.
+  __device__ __forceinline__ void sum_rows(const uint8_t* rows, const Units& units,
+                                           const float (&top)[kTiles]) {
+    float sums[kTiles][kF][4] = {}, highest[kTiles], own_mass[kTiles] = {};
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) highest[tile] = largest_of_column(top[tile]);
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      uint32_t weights[kTiles][2];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        float p[2];
+        weigh(tile, unit - units.begin, highest[tile], p);
+        own_mass[tile] += p[0] + p[1];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) weights[tile][i] = transposed(half_and_rest(p[i]));
+      }
+#pragma unroll
+      for (int m = 0; m < kF; ++m) {
+        uint32_t a[4];
+        load_row(rows, unit, m, a);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+          multiply_add(sums[tile][m], a[0], a[1], a[2], a[3], weights[tile][0], weights[tile][1]);
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const float factor = fast_exp2(highest[tile] - peak[tile]);
+      mass[tile] = fmaf(own_mass[tile], factor, mass[tile]);
+#pragma unroll
+      for (int m = 0; m < kF; ++m) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          total[tile][m][i] =
+              fmaf(sums[tile][m][2 * i] + sums[tile][m][2 * i + 1], factor, total[tile][m][i]);
+      }
+    }
+  }
+
+  // ---- sides in the order of tiles
 
   template <class Values>
   __device__ __forceinline__ void sum_decoded(const Units& units, const float (&top)[kTiles],
                                               const TileFactors& factors, const Values& values) {
     static_assert(kTiles == 1);
-    const float factor = fast_exp2(top[0] - peak[0]);
-    for (int r = 0; r < factors.rank; ++r) add_to_sums(r, units, top, factor, factors);
-    Part part;
+    const float highest = largest_of_column(top[0]), factor = fast_exp2(highest - peak[0]);
+    for (int r = 0; r < factors.rank; ++r) add_to_sums(r, units, highest, factor, factors);
+    float own_mass = 0;
 #pragma unroll 1
     for (int unit = units.begin; unit < units.end; ++unit) {
       const int place = unit - units.begin;
       float p[2];
-      weigh(0, place, top, p);
-      part.mass += p[0] + p[1];
+      weigh(0, place, highest, p);
+      own_mass += p[0] + p[1];
       if (factors.tokens) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
           p[i] *= __half2float(factors.tokens[unit * kUnitTokens + row_ + 8 * i]);
       }
       // Operands (sum_rows) in the scores' place.
-      scores_.at[0][place][lane_] = {__uint_as_float(transposed(half_and_rest(p[0]))),
+      scores_.at(place, 0, lane_) = {__uint_as_float(transposed(half_and_rest(p[0]))),
                                      __uint_as_float(transposed(half_and_rest(p[1])))};
     }
-    mass[0] = fmaf(part.mass, factor, mass[0]);
+    mass[0] = fmaf(own_mass, factor, mass[0]);
 #pragma unroll 1
     for (int m = 0; m < kF; ++m) {
       float sums[4] = {};
@@ -954,7 +999,7 @@ class Warp {
       for (int unit = units.begin; unit < units.end; ++unit) {
         uint32_t a[4];
         values.fragment(unit, m, a);
-        const float2 weights = scores_.at[0][unit - units.begin][lane_];
+        const float2 weights = scores_.at(unit - units.begin, 0, lane_);
         multiply_add(sums, a[0], a[1], a[2], a[3], __float_as_uint(weights.x),
                      __float_as_uint(weights.y));
       }
@@ -963,14 +1008,14 @@ class Warp {
   }
 
   // The low-rank product of the values: of its tokens with their weights, times its channels.
-  __device__ __forceinline__ void add_to_sums(int r, const Units& units, const float (&top)[kTiles],
+  __device__ __forceinline__ void add_to_sums(int r, const Units& units, float highest,
                                               float factor, const TileFactors& factors) {
     const __half* tokens = factors.rank_tokens + r * factors.filled;
     float along = 0;
 #pragma unroll 1
     for (int unit = units.begin; unit < units.end; ++unit) {
       float p[2];
-      weigh(0, unit - units.begin, top, p);
+      weigh(0, unit - units.begin, highest, p);
       along = fmaf(p[0], __half2float(tokens[unit * kUnitTokens + row_]), along);
       along = fmaf(p[1], __half2float(tokens[unit * kUnitTokens + row_ + 8]), along);
     }
@@ -993,16 +1038,70 @@ class Warp {
       total[0][i][1] += second;
     }
   }
+};
 
-  static constexpr uint32_t kOnes = 0x3C003C00u;  // two 16-bit numbers
+// ---- the tiers of a record
 
-  const Launch& launch_;
-  const int stream_, head_, first_column_;
-  const SharedQueries<kDim, kTiles>& queries_;
-  Scores<kTiles>& scores_;
-  float scale_[kTiles];
-  const int lane_, row_, pair_;
-  int base_;
+// Units of a record, counted over all tiers.
+struct Share {
+  int begin = 0, end = kRecordTokens;
+};
+
+// One of `sharing` shares.
+__device__ __forceinline__ Share share_of(const uint8_t* record, int share, int sharing) {
+  const auto* words = reinterpret_cast<const uint4*>(record);
+  const int form = int(words[0].x >> 24), n_tiers = form & kTierMask;
+  if (sharing == 1) return {};
+  if (sharing == 2) {
+    const int half = form >> kHalfShift & kHalfMask;
+    return {share == 0 ? 0 : half, share == 0 ? half : kRecordTokens};
+  }
+  const int n_units = units_in(words, n_tiers);
+  return {n_units * share / sharing, n_units * (share + 1) / sharing};
+}
+
+// Calls visit(tier, units) for every tier that has some of the share's units.
+template <class Visit>
+__device__ __forceinline__ void for_tiers(const uint8_t* record, const Share& share,
+                                          Visit&& visit) {
+  const auto* words = reinterpret_cast<const uint4*>(record);
+  const int n_tiers = int(words[0].x >> 24) & kTierMask;
+  int before = 0;  // units of the tiers before
+#pragma unroll 1
+  for (int t = 0; t < n_tiers; ++t) {
+    const TierOf tier(t, words[t]);
+    const int after = before + units_of(tier.count);
+    const Units units = {max(share.begin, before) - before, min(share.end, after) - before, before};
+    if (units.begin < units.end) visit(tier, units);
+    before = after;
+  }
+}
+
+// A warp that makes scores and sums values, of one tier after another.
+template <int kDim, int kTiles, bool kAny>
+class Work {
+ public:
+  Values<kDim, kTiles, kAny> values;
+
+  __device__ Work(const Launch& launch, const Task& task,
+                  const SharedQueries<kDim, kTiles>& queries, float2* scores)
+      : values(launch), keys_(launch, task, queries), scores_{scores} {}
+
+  // Adds one of `sharing` shares of a record's units.
+  __device__ __forceinline__ void add(const uint8_t* record, const Record& entry, int share,
+                                      int sharing) {
+    for_tiers(
+        record, share_of(record, share, sharing),
+        [&](const TierOf& tier, const Units& units) __attribute__((always_inline)) {
+          float top[kTiles];
+          keys_.score(record, entry, tier, units, scores_, top);
+          values.sum(record, tier, units, scores_, top);
+        });
+  }
+
+ private:
+  Keys<kDim, kTiles, kAny> keys_;
+  Scores<kTiles> scores_;
 };
 
 // ---- queries
@@ -1166,8 +1265,8 @@ class Ring {
     if (lane_ < item_.count) ask(lane_, lane_, entry);
   }
 
-  template <class Work>
-  __device__ __forceinline__ void run(Work& work) const {
+  template <class Worker>
+  __device__ __forceinline__ void run(Worker& work) const {
     const int sharing = item_.sharing, shift = __ffs(sharing) - 1;  // a power of two
     const int n_groups = launch_.args.n_warps >> shift;
     int slot = warp_ >> shift, parity = 0;
@@ -1220,7 +1319,7 @@ class Ring {
 // The way of cards without bulk copies: the computing threads copy too, as many records at once as
 // half of the slots hold.
 template <int kDim, int kTiles, bool kAny>
-__device__ __forceinline__ void copy_and_compute(Warp<kDim, kTiles, kAny>& work,
+__device__ __forceinline__ void copy_and_compute(Work<kDim, kTiles, kAny>& work,
                                                  const Launch& launch, const Task& task,
                                                  const Record* records, uint8_t* memory) {
   const int count = task.item.count;
@@ -1322,13 +1421,14 @@ struct Row {
 };
 
 // Partial results of all warps into `space` [n_warps, rows, kPartFloats].
-template <int kDim, int kTiles, class Work>
-__device__ void share_sums(const Work& work, int n_rows, float* space) {
+template <int kDim, int kTiles, bool kAny>
+__device__ __forceinline__ void share_sums(const Values<kDim, kTiles, kAny>& values, int n_rows,
+                                           float* space) {
   constexpr int kRows = kTiles * kColumns;
   const int warp = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    float mass = work.mass[tile], floors = work.floors[tile];
+    float mass = values.mass[tile], floors = values.floors[tile];
 #pragma unroll
     for (int step = 4; step < kLanes; step *= 2) {
       mass += __shfl_xor_sync(~0u, mass, step);
@@ -1338,14 +1438,14 @@ __device__ void share_sums(const Work& work, int n_rows, float* space) {
     if (row >= n_rows) continue;
     float* part = space + (warp * kRows + row) * kPartFloats<kDim>;
     if (lane < 4) {
-      part[0] = work.peak[tile];
+      part[0] = values.peak[tile];
       part[1] = mass;
     }
     float* out = part + kRowFloats + lane / 4;
 #pragma unroll
     for (int m = 0; m < kFragments<kDim>; ++m) {
-      out[m * 16] = work.total[tile][m][0] + floors;
-      out[m * 16 + 8] = work.total[tile][m][1] + floors;
+      out[m * 16] = values.total[tile][m][0] + floors;
+      out[m * 16 + 8] = values.total[tile][m][1] + floors;
     }
   }
   __syncthreads();
@@ -1438,8 +1538,8 @@ __device__ void finish(const Launch& launch, const Task& task, const float* spac
 }
 
 template <int kDim, int kTiles, bool kAny, bool kBulk>
-__global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
-    decode_kernel(const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__((kTiles == 1 && kDim <= 128 ? kMostWarps : kLargeWarps) * kLanes,
+                                  1) decode_kernel(const __grid_constant__ Launch launch) {
   extern __shared__ __align__(128) uint8_t dynamic[];
   __shared__ Shared<kDim, kTiles> shared;
   const DecodeArgs& args = launch.args;
@@ -1453,8 +1553,8 @@ __global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
       args.records +
       size_t(task.item.stream * args.n_heads + task.head) * size_t(args.record_stride) +
       task.item.first;
-  auto* scores = reinterpret_cast<Scores<kTiles>*>(dynamic);
-  uint8_t* slots = reinterpret_cast<uint8_t*>(scores + launch.args.n_warps);
+  const int warp = int(threadIdx.x) / kLanes;
+  uint8_t* slots = dynamic + args.n_warps * score_bytes(kTiles);
   const Ring<kDim, kTiles> ring(launch, task, records, slots, shared);
   uint4 entry = {};
   if constexpr (kBulk) entry = ring.first_entry();
@@ -1463,14 +1563,15 @@ __global__ void __launch_bounds__(kLargeWarps* kLanes, 1)
   Queries<kDim, kTiles> queries(launch, task);
   if constexpr (kBulk) ring.begin(entry);
   share_queries<kDim, kTiles>(launch, task, queries, shared.queries);
-  Warp<kDim, kTiles, kAny> work(launch, task, shared.queries, scores[int(threadIdx.x) / kLanes]);
+  auto* scores = reinterpret_cast<float2*>(dynamic + warp * score_bytes(kTiles));
+  Work<kDim, kTiles, kAny> work(launch, task, shared.queries, scores);
   if constexpr (kBulk)
     ring.run(work);
   else
     copy_and_compute(work, launch, task, records, slots);
   __syncthreads();
   auto* space = reinterpret_cast<float*>(dynamic);
-  share_sums<kDim, kTiles>(work, task.n_columns, space);
+  share_sums(work.values, task.n_columns, space);
   finish<kDim, kTiles>(launch, task, space, shared.last);
 }
 

@@ -10,6 +10,11 @@ namespace zipcache::cuda {
 
 inline constexpr int kMostSlots = 16;  // for records in shared memory, of a block
 
+// Scores that a warp has in shared memory.
+ZC_BOTH constexpr int score_bytes(int tiles) {
+  return tiles * kColumns * kRecordTokens * int(sizeof(float));
+}
+
 struct Launch {
   DecodeArgs args;
   int n_slots, slot_bytes, dynamic_bytes;  // of shared memory, scores of all warps before the slots

@@ -7,12 +7,12 @@ namespace zipcache::cuda {
 namespace {
 
 // Warps that share the records of an item. Of a record on its own a warp has some 16 parts of work,
-// of a half 9 and of a quarter 6: its parameters cost as much whatever the share.
-int sharing_of(int count, int n_warps) {
-  constexpr int kCost[][2] = {{1, 16}, {2, 9}, {4, 6}, {8, 5}};
+// of a quarter 6: its parameters cost as much whatever the share.
+int sharing_of(int count, int n_warps, int half_cost) {
+  const int cost_of[][2] = {{1, 16}, {2, half_cost}, {4, 6}, {8, 5}};
   int best = 1, least = INT_MAX;
-  for (const auto& [sharing, cost] : kCost) {
-    if (sharing > n_warps) break;
+  for (const auto& [sharing, cost] : cost_of) {
+    if (n_warps % sharing != 0) break;
     const int n_groups = n_warps / sharing, all = (count + n_groups - 1) / n_groups * cost;
     if (all >= least) continue;
     best = sharing;
@@ -22,14 +22,14 @@ int sharing_of(int count, int n_warps) {
 }
 
 // Records of an item where `per_item` at most are wanted: equal shares.
-void add_items(int stream, int count, int per_item, DecodePlan& plan) {
+void add_items(int stream, int count, int per_item, int half_cost, DecodePlan& plan) {
   const int n = (count + per_item - 1) / per_item;
   for (int i = 0; i < n; ++i) {
     WorkItem item;
     item.stream = stream;
     item.first = int(int64_t(count) * i / n);
     item.count = int(int64_t(count) * (i + 1) / n) - item.first;
-    item.sharing = sharing_of(item.count, plan.n_warps);
+    item.sharing = sharing_of(item.count, plan.n_warps, half_cost);
     plan.items.push_back(item);
   }
 }
@@ -68,11 +68,11 @@ DecodePlan plan_decode(std::span<const StreamRecords> streams, int n_heads,
   const int large = share_of(streams, n_heads, blocks.large);
   if (large >= kLargeWarps && int64_t(items_of(streams, large)) * n_heads <= blocks.large) {
     share = large;
-    plan.n_warps = kLargeWarps;
+    plan.n_warps = blocks.large_warps;
   }
   for (size_t s = 0; s < streams.size(); ++s) {
     const size_t begin = plan.items.size();
-    add_items(int(s), streams[s].all(), share, plan);
+    add_items(int(s), streams[s].all(), share, blocks.half_cost, plan);
     if (plan.items.size() == begin) plan.items.push_back({.stream = int(s)});
     for (size_t i = begin; i < plan.items.size(); ++i) {
       plan.items[i].part_first = int(begin);
