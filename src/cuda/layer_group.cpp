@@ -56,13 +56,19 @@ Status LayerGroup::allocate(LayerMemory& own, const LayerRotations* rotations,
 Status LayerGroup::ask_device() {
   DecodeArgs args = record_args();
   args.n_items = 1;
-  const Result<DecodeBlocks> blocks = decode_blocks(args);
-  if (blocks.ok()) blocks_ = *blocks;
-  return blocks.status();
+  for (const int more : {0, 1}) {
+    args.n_queries = more ? kMostStepTokens : 1;
+    const Result<DecodeBlocks> blocks = decode_blocks(args);
+    if (!blocks.ok()) return blocks.status();
+    blocks_[more] = *blocks;
+  }
+  return ok();
 }
 
 void LayerGroup::plan(CacheStep& step, int piece_rows) {
-  plan_ = step.is_long() ? DecodePlan{} : plan_decode(schedule_->counts(), shape_.n_heads, blocks_);
+  plan_ = step.is_long() ? DecodePlan{}
+                         : plan_decode(schedule_->counts(), shape_.n_heads,
+                                       blocks_[step.most_new > 1 ? 1 : 0]);
   past_ = step.is_long() ? past_pieces(*schedule_, step.n_new, piece_rows) : PastPieces{};
   most_first_ = most_of(schedule_->first_rows());
   most_last_ = most_of(schedule_->last_rows());

@@ -95,7 +95,7 @@ class LayerGroup {
   const Record* table_ = nullptr;
   int stride_ = 0;
   void* workspace_ = nullptr;
-  DecodeBlocks blocks_;
+  DecodeBlocks blocks_[2];  // of steps of one token, of more
   // Of the step at hand.
   DecodePlan plan_;
   PastPieces past_;  // of long steps
