@@ -291,7 +291,6 @@ class Factor {
  private:
   // Channels `first` to first + kPanel - 1.
   __device__ void learn_panel(int first) const {
-    const int lane = int(threadIdx.x);
     double x[kHalves][kPanel];
     float found[kHalves][kPanel];
     each_half([&](int half, int i) {
