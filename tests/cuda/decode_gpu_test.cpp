@@ -92,7 +92,9 @@ TEST_F(Decode, SidesInTheOrderOfTilesOfEveryShape) {
       expect_right({.policy = policy, .dim = dim, .n_queries = 4, .lengths = {640, 129, 64}},
                    kTileBound);
     }
-    expect_right({.policy = policy, .lengths = {10000}, .n_blocks = 16, .large = true}, kTileBound);
+    for (const int warps : {kLargeWarps, kMostWarps})
+      expect_right({.policy = policy, .lengths = {10000}, .n_blocks = 16, .large = warps},
+                   kTileBound);
     expect_right({.policy = policy, .lengths = {900}, .window = 333}, kTileBound);
   }
 }
@@ -131,21 +133,32 @@ TEST_F(Decode, ManyRecordsOfABlock) {
   }
 }
 
-// Eight warps, which share records or do not.
+// Eight or twelve warps, which share records or do not.
 TEST_F(Decode, LargeBlocks) {
   for (const char* policy : {"zipcache,score=random", "zip,score=random", "uniform2"}) {
     for (const int n_blocks : {2, 16}) {
-      expect_right({.policy = policy, .lengths = {10000}, .n_blocks = n_blocks, .large = true});
+      for (const int warps : {kLargeWarps, kMostWarps})
+        expect_right({.policy = policy, .lengths = {10000}, .n_blocks = n_blocks, .large = warps});
       expect_right({.policy = policy,
                     .n_queries = 2,
                     .lengths = {2048, 5000},
                     .n_blocks = n_blocks,
-                    .large = true});
+                    .large = kLargeWarps});
     }
   }
-  expect_right({.group = 12, .lengths = {3000}, .n_blocks = 4, .large = true});
-  expect_right({.lengths = {3000}, .n_blocks = 4, .large = true, .window = 500});
-  expect_right({.lengths = {3000}, .n_blocks = 4, .large = true, .copy_by_threads = true});
+  expect_right({.group = 12, .lengths = {3000}, .n_blocks = 4, .large = kLargeWarps});
+  for (const int warps : {kLargeWarps, kMostWarps}) {
+    expect_right({.lengths = {3000}, .n_blocks = 4, .large = warps, .window = 500});
+    expect_right({.lengths = {3000}, .n_blocks = 4, .large = warps, .copy_by_threads = true});
+    expect_right({.dim = 64, .lengths = {3000}, .n_blocks = 4, .large = warps});
+  }
+}
+
+// Two products side by side take the registers of twelve warps.
+TEST_F(Decode, RefusesWarpsThatTheKernelHasNoRegistersFor) {
+  EXPECT_THROW(
+      expect_right({.n_queries = 2, .lengths = {3000}, .n_blocks = 4, .large = kMostWarps}),
+      std::runtime_error);
 }
 
 TEST_F(Decode, TypesOfNumbers) {

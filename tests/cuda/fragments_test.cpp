@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <set>
 #include <string>
@@ -256,16 +257,19 @@ TEST(RecordLayout, KeepsTilesForWhatOperandsAreNot) {
 
 TEST(Plan, CoversEveryRecordOnce) {
   const std::vector<StreamRecords> streams = {{10, 3}, {0, 1}, {0, 0}, {100, 4}};
-  for (const int n_blocks : {1, 8, 64, 264, 5000}) {
-    const auto [items, n_warps] = plan_decode(streams, 8, {n_blocks, n_blocks / 2});
-    EXPECT_EQ(n_warps, n_blocks == 64 || n_blocks == 264 ? kLargeWarps : kSmallWarps) << n_blocks;
+  for (int c = 0; c < 10; ++c) {
+    const int n_blocks = std::array{1, 8, 64, 264, 5000}[size_t(c / 2)];
+    const int large_warps = c % 2 == 0 ? kLargeWarps : kMostWarps;
+    const auto [items, n_warps] =
+        plan_decode(streams, 8, {n_blocks, n_blocks / 2, large_warps, 9 + c % 2 * 2});
+    EXPECT_EQ(n_warps, n_blocks == 64 || n_blocks == 264 ? large_warps : kSmallWarps) << n_blocks;
     std::vector<std::vector<int>> seen(streams.size());
     for (size_t i = 0; i < items.size(); ++i) {
       const WorkItem& item = items[i];
       EXPECT_GE(int(i), item.part_first);
       EXPECT_LT(int(i), item.part_first + item.part_count);
       EXPECT_EQ(std::popcount(unsigned(item.sharing)), 1);
-      EXPECT_LE(item.sharing, n_warps);
+      EXPECT_EQ(n_warps % item.sharing, 0);
       for (int r = item.first; r < item.first + item.count; ++r)
         seen[size_t(item.stream)].push_back(r);
     }

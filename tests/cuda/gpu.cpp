@@ -219,8 +219,9 @@ double error_of(const Case& test) {
   }
   if (!test.sinks) sinks.clear();
   const RecordSet records = make_records(test, streams);
-  const DecodePlan plan =
-      plan_decode(records.counts(), test.n_heads, {test.n_blocks, test.large ? test.n_blocks : 0});
+  DecodeBlocks blocks = {.small = test.n_blocks};
+  if (test.large) blocks.large = test.n_blocks, blocks.large_warps = test.large;
+  const DecodePlan plan = plan_decode(records.counts(), test.n_heads, blocks);
   const int longest = *std::max_element(test.lengths.begin(), test.lengths.end());
   std::vector<uint32_t> bits(streams.size() * size_t(test.n_queries) * size_t(longest / 32 + 1));
   for (size_t line = 0; line < streams.size() * size_t(test.n_queries); ++line) {

@@ -56,7 +56,7 @@ struct Case {
   bool flat_values = false;   // the same in all channels of a token
   float large_value = 1;      // how many times as large one token's of each 128 are
   int n_blocks = 132;         // of threads that the plan is made for
-  bool large = false;         // they may be large ones
+  int large = 0;              // they may be large ones, of so many warps
   Number type = Number::F32;  // of q and out
   int n_behind = 0;           // last tokens that no query sees
   int window = 0;
