@@ -1,27 +1,11 @@
 // Scores of queries and the keys of records.
 #pragma once
 
-#include "cuda/decode_warp.cuh"
+#include "cuda/decode_queries.cuh"
 #include "cuda/decoder.cuh"
 
 namespace zipcache::cuda {
 namespace {
-
-// Operands of queries are below the second, of this exponent at most.
-constexpr int kQueryExponent = 5;
-constexpr float kQueryTop = 2 << kQueryExponent;
-
-// The queries of a block of threads in shared memory.
-template <int kDim, int kTiles>
-struct SharedQueries {
-  static constexpr int kRows = kTiles * kColumns;
-  // Operands of 16-bit products: column 2 r of a tile has query row r rounded to 16 bits, column
-  // 2 r + 1 what this leaves over.
-  uint4 operands[kTiles * kFragments<kDim> / 2 * kLanes];
-  alignas(16) float numbers[kRows][kDim];  // channels in the order of K parameters
-  float sums[kRows];
-  float units[kRows];  // what products are multiplied with to be scores, logarithms to the base 2
-};
 
 // Bit tile * 2 + i: the token of row l / 4 + 8 i is behind the query of column l % 4 of the tile.
 // `rows` are the places of the unit's tokens behind `first`, which is counted from the first
@@ -440,9 +424,9 @@ class Keys : public Lane<kDim, kTiles> {
   // ---- sides in the order of tiles: codes become 16-bit numbers. Each kind of codes stands in the
   // code twice, so loops over fragments are loops.
 
-  template <class Keys>
+  template <class Codes>
   __device__ __forceinline__ void score_decoded(const Units& units, float (&top)[kTiles],
-                                                const TileFactors& factors, const Keys& keys) {
+                                                const TileFactors& factors, const Codes& codes) {
     static_assert(kTiles == 1);
     const float scale = factors.channels ? scale_[0] * kQueryTop : scale_[0];
 #pragma unroll 1
@@ -454,8 +438,8 @@ class Keys : public Lane<kDim, kTiles> {
         if (factors.channels) [[unlikely]]
           multiply_queries(factors.channels + s * 16, q);
         uint32_t a[4], b[4];
-        keys.fragment(unit, s, a);
-        keys.fragment(unit, s + 1, b);
+        codes.fragment(unit, s, a);
+        codes.fragment(unit, s + 1, b);
         multiply_add(sums, a[0], a[1], a[2], a[3], q.x, q.y);
         multiply_add(sums, b[0], b[1], b[2], b[3], q.z, q.w);
       }

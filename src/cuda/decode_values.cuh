@@ -283,9 +283,9 @@ class Values : public Lane<kDim, kTiles> {
 
   // ---- sides in the order of tiles
 
-  template <class Values>
+  template <class Codes>
   __device__ __forceinline__ void sum_decoded(const Units& units, const float (&top)[kTiles],
-                                              const TileFactors& factors, const Values& values) {
+                                              const TileFactors& factors, const Codes& codes) {
     static_assert(kTiles == 1);
     const float highest = largest_of_column(top[0]), factor = fast_exp2(highest - peak[0]);
     for (int r = 0; r < factors.rank; ++r) add_to_sums(r, units, highest, factor, factors);
@@ -312,7 +312,7 @@ class Values : public Lane<kDim, kTiles> {
 #pragma unroll 2
       for (int unit = units.begin; unit < units.end; ++unit) {
         uint32_t a[4];
-        values.fragment(unit, m, a);
+        codes.fragment(unit, m, a);
         const float2 weights = scores_.at(unit - units.begin, 0, lane_);
         multiply_add(sums, a[0], a[1], a[2], a[3], __float_as_uint(weights.x),
                      __float_as_uint(weights.y));

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 
 #include "base/random.hpp"
@@ -41,6 +42,19 @@ Status check_scores(const Policy& policy) {
   return ok();
 }
 
+Status check_shape(const GpuCacheShape& shape) {
+  if (shape.n_layers < 1) return wrong("n_layers", shape.n_layers, "at least 1");
+  if (shape.group < 1 || shape.group > 64)
+    return wrong("group", shape.group, "1 to 64 query heads of a KV head");
+  if (shape.n_blocks < 0) return wrong("n_blocks", shape.n_blocks, "at least 0");
+  if (shape.piece_tokens < 0) return wrong("piece_tokens", shape.piece_tokens, "at least 0");
+  if (int64_t{shape.n_streams} * shape.max_tokens > INT_MAX)
+    return wrong(
+        "n_streams", shape.n_streams,
+        fmt::format("at most {} of {} tokens", INT_MAX / shape.max_tokens, shape.max_tokens));
+  return ok();
+}
+
 ScheduleShape schedule_shape(const GpuCacheShape& shape) {
   ScheduleShape plan;
   plan.n_heads = shape.n_heads, plan.dim = shape.dim;
@@ -49,8 +63,6 @@ ScheduleShape schedule_shape(const GpuCacheShape& shape) {
       shape.n_blocks > 0 ? shape.n_blocks : shape.n_streams * (shape.max_tokens / kBlockTokens);
   return plan;
 }
-
-bool by_matrix(const LayerGroup& group) { return group.by_matrix(); }
 
 class Cache final : public GpuCache {
  public:
@@ -81,6 +93,10 @@ class Cache final : public GpuCache {
  private:
   using Part = LayerGroup::Part;
 
+  bool any_group(bool (LayerGroup::*asks)() const) const {
+    return std::any_of(groups_.begin(), groups_.end(),
+                       [&](const LayerGroup& group) { return (group.*asks)(); });
+  }
   const LayerGroup& group(int layer) const { return groups_[size_t(schedule_.group_of(layer))]; }
   const LayerMemory& memory(int layer) const { return layers_[size_t(layer)]; }
   size_t table_entries() const;  // of a group
@@ -113,9 +129,7 @@ Status Cache::allocate(const AllRotations& rotations, cudaStream_t stream) {
   ZC_TRY(allocate_table(stream));
   for (int layer = 0; layer < shape_.n_layers; ++layer)
     ZC_TRY(group(layer).allocate(layers_[size_t(layer)], rotations[size_t(layer)].get(), stream));
-  const bool by_queries = std::any_of(groups_.begin(), groups_.end(),
-                                      [](const LayerGroup& group) { return group.by_queries(); });
-  if (by_queries) ZC_TRY(feedback_.allocate(stream));
+  if (any_group(&LayerGroup::by_queries)) ZC_TRY(feedback_.allocate(stream));
   for (LayerGroup& group : groups_) ZC_TRY(group.ask_device());
   return ok();
 }
@@ -182,7 +196,7 @@ Status Cache::prepare_decode(cudaStream_t stream) {
   ZC_TRY(workspace_.grow(groups_.size() * bytes, stream));
   for (size_t g = 0; g < groups_.size(); ++g)
     groups_[g].lend_workspace(workspace_.at<void>(g * bytes));
-  if (std::any_of(groups_.begin(), groups_.end(), by_matrix))
+  if (any_group(&LayerGroup::by_matrix))
     ZC_TRY(rotated_.allocate(size_t(shape_.n_streams) * size_t(step_.most_new) *
                                  size_t(shape_.n_heads * shape_.group * shape_.dim),
                              stream));
@@ -232,6 +246,8 @@ Status Cache::decode(int layer, const DecodeStep& step, cudaStream_t stream) {
                  "0 (16-bit numbers)");
   ZC_TRY(check_scale(step.scale));
   if (step_.most_new == 0) return ok();
+  if (!step.q || !step.out)
+    return {Code::BadArgument, "the GPU cache found a null pointer, expected q and out of a step"};
   ZC_TRY(group.keep(own, step_, Part::First, step.k, step.v, {}, stream));
   DecodeArgs args = group.decode_args(own, step_);
   args.mask = step.mask;
@@ -353,21 +369,16 @@ Result<GpuCache::Image> Cache::image(int layer, cudaStream_t stream) const {
 
 Result<std::unique_ptr<GpuCache>> GpuCache::create(const GpuCacheShape& shape, const Policy& policy,
                                                    cudaStream_t stream) {
-  if (shape.n_layers < 1) return wrong("n_layers", shape.n_layers, "at least 1");
-  if (shape.group < 1 || shape.group > 64)
-    return wrong("group", shape.group, "1 to 64 query heads of a KV head");
-  if (shape.piece_tokens < 0) return wrong("piece_tokens", shape.piece_tokens, "at least 0");
+  ZC_TRY(check_shape(shape));
   auto schedule = ModelSchedule::create(schedule_shape(shape), policy, shape.n_layers);
   if (!schedule.ok()) return schedule.status();
-  for (int g = 0; g < schedule->n_groups(); ++g) {
-    ZC_TRY(check_scores(schedule->group(g).policy()));
-    ZC_TRY(check_packing(schedule->group(g).form()));
-  }
+  for (int g = 0; g < schedule->n_groups(); ++g) ZC_TRY(check_scores(schedule->group(g).policy()));
   const LayerShape layer{shape.n_heads, shape.dim, shape.dim};
   const auto rotations = rotations_of_layers(
       policy,
       {shape.n_streams, shape.max_tokens, std::vector<LayerShape>(size_t(shape.n_layers), layer)});
   if (!rotations.ok()) return rotations.status();
+  for (int g = 0; g < schedule->n_groups(); ++g) ZC_TRY(check_packing(schedule->group(g).form()));
   auto cache = std::make_unique<Cache>(shape, policy, std::move(*schedule));
   ZC_TRY(cache->allocate(*rotations, stream));
   return std::unique_ptr<GpuCache>(std::move(cache));

@@ -17,7 +17,6 @@ class ModelSchedule {
   // In the order of their first layers.
   const Schedule& group(int index) const { return groups_[size_t(index)]; }
   int group_of(int layer) const { return group_of_[size_t(layer)]; }
-  int n_layers() const { return int(group_of_.size()); }
 
   int n_streams() const { return groups_[0].shape().n_streams; }
   int length(int stream) const { return groups_[0].length(stream); }

@@ -137,8 +137,9 @@ Status Schedule::check_begin(std::span<const int> n_new) const {
               fmt::format("the GPU cache found {} new tokens for stream {} of {}, expected at most "
                           "{} in all; make it for more, or end the text",
                           n_new[s], s, stream.length, shape_.max_tokens)};
-    blocks +=
-        size_t(blocks_due(stream.length + n_new[s])) - stream.packed.size() - stream.due.size();
+    // More may be packed than were due by now, where tokens were taken back.
+    const int due = blocks_due(stream.length + n_new[s]);
+    blocks += size_t(std::max(0, due - packed_blocks(int(s))));
   }
   if (blocks > free_slots_.size())
     return {Code::OverLimit,

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <climits>
 #include <fstream>
 #include <numeric>
 #include <sstream>
@@ -348,10 +349,14 @@ bool needs_rotations(const Policy& policy) {
   const auto by_file = [](const Policy& own) {
     return own.k.rotation == Rotation::File || own.v.rotation == Rotation::File;
   };
+  const auto of_layer = [&](int layer) {
+    const Result<Policy> own = policy_for_layer(policy, layer);
+    return own.ok() && by_file(*own);
+  };
+  // Layers differ only where overrides begin, or end: one may hide parts of another.
   return by_file(policy) ||
          std::any_of(policy.overrides.begin(), policy.overrides.end(), [&](const auto& change) {
-           const Result<Policy> own = policy_for_layer(policy, change.first);
-           return own.ok() && by_file(*own);
+           return of_layer(change.first) || (change.last < INT_MAX && of_layer(change.last + 1));
          });
 }
 

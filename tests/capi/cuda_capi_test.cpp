@@ -22,7 +22,7 @@ std::string refusal(const zipcache_gpu_shape& shape, const char* policy, zipcach
 TEST(CudaInterface, CachesThatCannotBeAreRefusedByName) {
   EXPECT_NE(refusal(kShape, "zipcash", ZC_BAD_POLICY).find("zipcash"), std::string::npos);
 #ifdef ZIPCACHE_CUDA
-  EXPECT_NE(refusal(kShape, "skvq,rotations=a.rot", ZC_INCOMPATIBLE).find("k_rotate"),
+  EXPECT_NE(refusal(kShape, "skvq,rotations=a.rot", ZC_ENVIRONMENT).find("a.rot"),
             std::string::npos);
   EXPECT_NE(refusal(kShape, "tova", ZC_INCOMPATIBLE).find("score"), std::string::npos);
   EXPECT_NE(refusal(kShape, "uniform4,cadence=prompt", ZC_INCOMPATIBLE).find("cadence=stream"),
@@ -38,6 +38,11 @@ TEST(CudaInterface, CachesThatCannotBeAreRefusedByName) {
   shape = kShape;
   shape.n_streams = -1;
   refusal(shape, "uniform4", ZC_BAD_ARGUMENT);
+  shape.n_streams = 20000, shape.max_tokens = 1 << 24;
+  EXPECT_NE(refusal(shape, "uniform4", ZC_BAD_ARGUMENT).find("20000"), std::string::npos);
+  shape = kShape;
+  shape.n_blocks = -1;
+  EXPECT_NE(refusal(shape, "uniform4", ZC_BAD_ARGUMENT).find("n_blocks"), std::string::npos);
 #else
   EXPECT_NE(refusal(kShape, "zipcache", ZC_ENVIRONMENT).find("nvcc"), std::string::npos);
 #endif

@@ -252,6 +252,20 @@ TEST(ModelSchedule, NamesTheLayerThatItCannotHave) {
   EXPECT_EQ(message("uniform4,k_axis=group48").find("layer"), std::string::npos);
 }
 
+// Tokens taken back leave more packed blocks than are due.
+TEST(Schedule, BlocksOfTokensTakenBackAreCountedOnce) {
+  ScheduleShape shape = kShape;
+  shape.n_blocks = 8;
+  auto schedule = Schedule::create(shape, *parse_policy("uniform4,recent=100"));
+  ASSERT_TRUE(schedule.ok());
+  ASSERT_TRUE(schedule->begin(std::vector{228, 0, 0}).ok());
+  ASSERT_EQ(schedule->packed_blocks(0), 1);
+  ASSERT_TRUE(schedule->truncate(0, 200).ok());
+  EXPECT_EQ(schedule->begin(std::vector{0, 8 * 128 + 100, 0}).code(), Code::OverLimit);
+  EXPECT_TRUE(schedule->begin(std::vector{0, 7 * 128 + 100, 0}).ok());
+  EXPECT_TRUE(schedule->begin(std::vector{1, 0, 0}).ok());
+}
+
 TEST(Schedule, SaysWhatItCannotDo) {
   auto schedule = Schedule::create(kShape, *parse_policy("uniform4,recent=0"));
   ASSERT_TRUE(schedule.ok());

@@ -179,6 +179,7 @@ TEST(PolicyText, ChangedFieldsComeBackFromTheirText) {
                                "oscar2,rotations=/tmp/a model=1.rot",
                                "zip2,k_rotate=file,rotations=m.rot",
                                "zip,0-3:v_rotate=file,rotations=m.rot",
+                               "zip,0-1:rotate=file,0:rotate=none,rotations=m.rot",
                                "skvq,k_clip=q0.955,v_clip=1",
                                "kivi2,clip=0.001"};
   for (const char* text : texts) {
