@@ -156,9 +156,8 @@ TEST_F(Decode, LargeBlocks) {
 
 // Two products side by side take the registers of twelve warps.
 TEST_F(Decode, RefusesWarpsThatTheKernelHasNoRegistersFor) {
-  EXPECT_THROW(
-      expect_right({.n_queries = 2, .lengths = {3000}, .n_blocks = 4, .large = kMostWarps}),
-      std::runtime_error);
+  const Case test = {.n_queries = 2, .lengths = {3000}, .n_blocks = 4, .large = kMostWarps};
+  EXPECT_THROW(error_of(test), std::runtime_error);
 }
 
 TEST_F(Decode, TypesOfNumbers) {
