@@ -464,8 +464,8 @@ class Keys : public Lane<kDim, kTiles> {
   __device__ __forceinline__ void multiply_queries(const __half* factors, uint4& q) const {
     const auto times = [&](uint32_t& pair, int first) {
       const auto* own = reinterpret_cast<const __half2*>(factors + first + pair_ * 2);
-      const __half2 small = __hmul2(halves_of(pair), __float2half2_rn(1 / kQueryTop));
-      pair = bits_of_halves(__hmul2(small, *own));
+      const __half2 small = __hmul2(pair_from(pair), __float2half2_rn(1 / kQueryTop));
+      pair = bits_of(__hmul2(small, *own));
     };
     times(q.x, 0);
     times(q.y, 8);

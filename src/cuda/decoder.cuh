@@ -15,13 +15,6 @@
 namespace zipcache::cuda {
 namespace {
 
-__device__ __forceinline__ __half2 halves_of(uint32_t bits) {
-  return reinterpret_cast<const __half2&>(bits);
-}
-__device__ __forceinline__ uint32_t bits_of_halves(__half2 pair) {
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
 __device__ __forceinline__ __half2 clamped(__half2 x, float size) {
   return __hmax2(__hmin2(x, __float2half2_rn(size)), __float2half2_rn(-size));
 }
@@ -30,7 +23,7 @@ __device__ __forceinline__ __half2 clamped(__half2 x, float size) {
 // no number is the largest (codec/levels.hpp).
 __device__ __forceinline__ __half2 from_e4m3(uint32_t upper_bytes) {
   const uint32_t bits = (upper_bytes & 0x80008000u) | ((upper_bytes & 0x7F007F00u) >> 1);
-  return clamped(__hmul2(halves_of(bits), __float2half2_rn(256.0f)), 448.0f);
+  return clamped(__hmul2(pair_from(bits), __float2half2_rn(256.0f)), 448.0f);
 }
 
 // What codes are: numbers, signs with places in a table, or 8-bit floating point numbers.
@@ -98,7 +91,7 @@ class Decoder {
       for (int r = 0; r < factors_.rank; ++r) add_product(r, unit, f, x);
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = bits_of_halves(clamped(x[i], 65504.0f));
+    for (int i = 0; i < 4; ++i) out[i] = bits_of(clamped(x[i], 65504.0f));
   }
 
  private:
@@ -136,8 +129,8 @@ class Decoder {
     if constexpr (kKind == CodeKind::Numbers) {
       // A byte behind 0x64 is 1024 plus it.
       const __half2 zero = __float2half2_rn(1024.0f + values_.zero);
-      first = __hsub2(halves_of(__byte_perm(own, 0x64u, 0x4240)), zero);
-      second = __hsub2(halves_of(__byte_perm(own, 0x64u, 0x4341)), zero);
+      first = __hsub2(pair_from(__byte_perm(own, 0x64u, 0x4240)), zero);
+      second = __hsub2(pair_from(__byte_perm(own, 0x64u, 0x4341)), zero);
     } else if constexpr (kKind == CodeKind::E4m3) {
       first = from_e4m3(__byte_perm(own, 0, 0x2404));
       second = from_e4m3(__byte_perm(own, 0, 0x3414));
@@ -149,8 +142,8 @@ class Decoder {
       const uint32_t low = __byte_perm(values_.low[0], values_.low[1], chosen);
       const uint32_t sign = (own >> (kBits - 1) & kEvery) << 7;
       const uint32_t high = __byte_perm(values_.high[0], values_.high[1], chosen) | sign;
-      first = halves_of(__byte_perm(low, high, 0x6240));
-      second = halves_of(__byte_perm(low, high, 0x7351));
+      first = pair_from(__byte_perm(low, high, 0x6240));
+      second = pair_from(__byte_perm(low, high, 0x7351));
     }
   }
 

@@ -90,18 +90,22 @@ __device__ __forceinline__ void load_turned_matrices(uint32_t row_address, uint3
                : "r"(row_address));
 }
 
-__device__ __forceinline__ uint32_t half_pair(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
+// Two 16-bit numbers in a word, and the word.
+__device__ __forceinline__ __half2 pair_from(uint32_t bits) {
+  return reinterpret_cast<const __half2&>(bits);
+}
+__device__ __forceinline__ uint32_t bits_of(__half2 pair) {
   return reinterpret_cast<const uint32_t&>(pair);
+}
+__device__ __forceinline__ uint32_t half_pair(float low, float high) {
+  return bits_of(__floats2half2_rn(low, high));
 }
 // A number rounded to 16 bits, and in the upper half what this leaves over.
 __device__ __forceinline__ uint32_t half_and_rest(float x) {
   const __half rounded = __float2half_rn(x);
   return half_pair(__half2float(rounded), x - __half2float(rounded));
 }
-__device__ __forceinline__ float2 pair_of(uint32_t x) {
-  return __half22float2(reinterpret_cast<const __half2&>(x));
-}
+__device__ __forceinline__ float2 pair_of(uint32_t x) { return __half22float2(pair_from(x)); }
 // 2^x, 0 for -infinity; a few units of the last place off.
 __device__ __forceinline__ float fast_exp2(float x) {
   float y;

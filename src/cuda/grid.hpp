@@ -49,15 +49,6 @@ ZC_BOTH inline uint16_t half_of(float x) {
 #endif
 }
 
-#ifdef __CUDACC__
-__device__ __forceinline__ __half2 pair_from(uint32_t bits) {
-  return reinterpret_cast<const __half2&>(bits);
-}
-__device__ __forceinline__ uint32_t bits_of(__half2 pair) {
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-#endif
-
 // The smaller, the larger of both 16-bit numbers of two words.
 ZC_BOTH inline uint32_t smaller_of_pairs(uint32_t a, uint32_t b) {
 #ifdef __CUDA_ARCH__
