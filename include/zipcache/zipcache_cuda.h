@@ -105,8 +105,8 @@ ZC_API zipcache_code zipcache_gpu_prefill(zipcache_gpu_cache *cache, int layer, 
 /* A number for what zipcache_gpu_decode() of all layers would enqueue in the step at hand. A CUDA graph that was captured
  * of these calls may be launched instead in each later step that has the same number, after its zipcache_gpu_begin(),
  * which is never captured, as long as all that the caller gives zipcache_gpu_decode() would be the same: pointers, types,
- * strides, scale, mask. 0 where the calls have to be made: some layer packs or
- * looks at queries, or the step is none for zipcache_gpu_decode(). A number of new tokens has some dozens of them. */
+ * strides, scale, mask. 0 where the calls have to be made: some layer packs or looks at queries, or the step is none
+ * for zipcache_gpu_decode(). A number of new tokens has some dozens of them. */
 ZC_API uint64_t zipcache_gpu_step_shape(const zipcache_gpu_cache *cache);
 
 /* Tokens of a stream; -1 for none such. */

@@ -22,39 +22,37 @@ bool masks(const MaskArgs& mask) {
 
 // What the current device can do.
 struct Device {
+  int number = 0;
   int processors = 0;
   int block_bytes = 0, processor_bytes = 0;  // shared memory, at most
   bool bulk_copies = false;
 };
 
-// Whether eight warps of a processor do not keep up with memory (docs/gpu.md): it moves 12.8 bytes
-// in a processor's cycle on an H100, 18.8 on an H200.
-Result<bool> has_fast_memory(int processors) {
-  int device = 0, clock = 0, memory_clock = 0, width = 0;  // kHz, kHz, bits
-  ZC_TRY(from_cuda(cudaGetDevice(&device), "cudaGetDevice"));
-  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
-    return from_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  };
-  ZC_TRY(ask(clock, cudaDevAttrClockRate));
-  ZC_TRY(ask(memory_clock, cudaDevAttrMemoryClockRate));
-  ZC_TRY(ask(width, cudaDevAttrGlobalMemoryBusWidth));
-  const float bytes = 2.0f * float(memory_clock) * float(width) / 8;
-  return bytes > 16 * float(clock) * float(processors);
+Status ask(int device, cudaDeviceAttr attribute, int& value) {
+  return from_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
 }
 
 Result<Device> current_device() {
   Device found;
-  int device = 0, major = 0;
-  ZC_TRY(from_cuda(cudaGetDevice(&device), "cudaGetDevice"));
-  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
-    return from_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  };
-  ZC_TRY(ask(found.processors, cudaDevAttrMultiProcessorCount));
-  ZC_TRY(ask(found.block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin));
-  ZC_TRY(ask(found.processor_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor));
-  ZC_TRY(ask(major, cudaDevAttrComputeCapabilityMajor));
+  int major = 0;
+  ZC_TRY(from_cuda(cudaGetDevice(&found.number), "cudaGetDevice"));
+  ZC_TRY(ask(found.number, cudaDevAttrMultiProcessorCount, found.processors));
+  ZC_TRY(ask(found.number, cudaDevAttrMaxSharedMemoryPerBlockOptin, found.block_bytes));
+  ZC_TRY(ask(found.number, cudaDevAttrMaxSharedMemoryPerMultiprocessor, found.processor_bytes));
+  ZC_TRY(ask(found.number, cudaDevAttrComputeCapabilityMajor, major));
   found.bulk_copies = major >= 9;
   return found;
+}
+
+// Whether eight warps of a processor do not keep up with memory (docs/decisions.md, 106): it moves
+// 12.8 bytes in a processor's cycle on an H100, 18.8 on an H200.
+Result<bool> has_fast_memory(const Device& device) {
+  int clock = 0, memory_clock = 0, width = 0;  // kHz, kHz, bits
+  ZC_TRY(ask(device.number, cudaDevAttrClockRate, clock));
+  ZC_TRY(ask(device.number, cudaDevAttrMemoryClockRate, memory_clock));
+  ZC_TRY(ask(device.number, cudaDevAttrGlobalMemoryBusWidth, width));
+  const float bytes = 2.0f * float(memory_clock) * float(width) / 8;
+  return bytes > 16 * float(clock) * float(device.processors);
 }
 
 bool needs_any(const DecodeArgs& args) {
@@ -163,7 +161,7 @@ Status run(const Launch& launch, cudaStream_t stream, std::string_view what) {
 Result<DecodeBlocks> decode_blocks(const DecodeArgs& args) {
   const Result<Device> device = current_device();
   if (!device.ok()) return device.status();
-  const Result<bool> fast_memory = has_fast_memory(device->processors);
+  const Result<bool> fast_memory = has_fast_memory(*device);
   if (!fast_memory.ok()) return fast_memory.status();
   const auto at_once = [&](int n_warps, int& blocks) -> Status {
     DecodeArgs own = args;

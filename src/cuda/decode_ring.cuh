@@ -9,7 +9,6 @@ namespace {
 // Shared memory of a block of threads beside the ring of records.
 template <int kDim, int kTiles>
 struct Shared {
-  static constexpr int kRows = kTiles * kColumns;
   SharedQueries<kDim, kTiles> queries;
   uint64_t full[kMostSlots];
   alignas(16) Record entries[kMostSlots];

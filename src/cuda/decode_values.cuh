@@ -13,8 +13,7 @@ template <int kDim, int kTiles, bool kAny>
 class Values : public Lane<kDim, kTiles> {
   using Base = Lane<kDim, kTiles>;
   using Base::launch_, Base::lane_, Base::row_, Base::pair_, Base::scores_;
-  using Base::load_row, Base::with_bits, Base::last_pair, Base::for_pairs, Base::whole,
-      Base::sum_of_column, Base::largest_of_column;
+  using Base::load_row, Base::with_bits, Base::whole, Base::sum_of_column, Base::largest_of_column;
 
  public:
   using Base::kF;
@@ -88,6 +87,19 @@ class Values : public Lane<kDim, kTiles> {
   }
 
   // ---- values
+
+  // The last two units, or one, of which one may be filled up.
+  __device__ __forceinline__ static int last_pair(const Units& units) {
+    return units.begin + (units.end - 1 - units.begin) / 2 * 2;
+  }
+
+  // Calls visit(unit, next) for every second unit; next is the same one where there is no next one.
+  template <class Visit>
+  __device__ __forceinline__ static void for_pairs(const Units& units, Visit&& visit) {
+#pragma unroll 1
+    for (int unit = units.begin; unit < units.end; unit += 2)
+      visit(unit, min(unit + 1, units.end - 1));
+  }
 
   __device__ __forceinline__ void sum_codes(const uint8_t* record, const TierOf& tier,
                                             const Units& units) {

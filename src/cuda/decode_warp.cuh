@@ -137,19 +137,6 @@ class Lane {
     }
   }
 
-  // The last two units, or one, of which one may be filled up.
-  __device__ __forceinline__ static int last_pair(const Units& units) {
-    return units.begin + (units.end - 1 - units.begin) / 2 * 2;
-  }
-
-  // Calls visit(unit, next) for every second unit; next is the same one where there is no next one.
-  template <class Visit>
-  __device__ __forceinline__ static void for_pairs(const Units& units, Visit&& visit) {
-#pragma unroll 1
-    for (int unit = units.begin; unit < units.end; unit += 2)
-      visit(unit, min(unit + 1, units.end - 1));
-  }
-
   // Of upper and lower bytes.
   __device__ __forceinline__ static float whole(int upper, int lower) {
     return float(upper * 256 + lower);

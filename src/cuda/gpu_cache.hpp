@@ -91,10 +91,10 @@ class GpuCache {
 
   // A number for what decode() of all layers would enqueue in the step at hand. A CUDA graph that
   // was captured of these calls may be launched instead in each later step that has the same
-  // number, after its begin(), which is never captured, as long as all that the caller gives decode()
-  // would be the same: pointers, types, strides, scale, mask. 0 where the calls have to be made: some layer packs or looks at queries, or the step is
-  // none for decode(). One n_new has some dozens of numbers, between which a text goes back and
-  // forth.
+  // number, after its begin(), which is never captured, as long as all that the caller gives
+  // decode() would be the same: pointers, types, strides, scale, mask. 0 where the calls have to be
+  // made: some layer packs or looks at queries, or the step is none for decode(). One n_new has
+  // some dozens of numbers, between which a text goes back and forth.
   virtual uint64_t step_shape() const = 0;
 
   virtual int length(int stream) const = 0;

@@ -11,11 +11,8 @@ constexpr double kBound = 2e-3;
 // Where codes become 16-bit numbers first.
 constexpr double kTileBound = 4e-3;
 
-class Decode : public ::testing::Test {
+class Decode : public OnGpu {
  protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
-  }
   static void expect_right(const Case& test, double bound = kBound) {
     double error = NAN;
     try {

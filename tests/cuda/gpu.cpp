@@ -174,23 +174,16 @@ template <class Launch>
 void launch(const Case& test, Launch&& once) {
   cudaStream_t stream;
   must(cudaStreamCreate(&stream));
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  if (test.graph) {
-    must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    once(stream);
-    must(cudaStreamEndCapture(stream, &graph));
-    must(cudaGraphInstantiate(&executable, graph, 0));
-  }
+  const cudaGraphExec_t graph =
+      test.graph ? captured(stream, [&] { once(stream); }) : cudaGraphExec_t{};
   for (int i = 0; i < test.repeats; ++i) {
-    if (test.graph)
-      must(cudaGraphLaunch(executable, stream));
+    if (graph)
+      must(cudaGraphLaunch(graph, stream));
     else
       once(stream);
   }
   must(cudaStreamSynchronize(stream));
-  if (executable) cudaGraphExecDestroy(executable);
-  if (graph) cudaGraphDestroy(graph);
+  if (graph) cudaGraphExecDestroy(graph);
   cudaStreamDestroy(stream);
 }
 

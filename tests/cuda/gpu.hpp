@@ -23,6 +23,27 @@ inline void must(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
+// Tests that need a GPU; skipped, saying so, where there is none.
+class OnGpu : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
+  }
+};
+
+// A graph of what `enqueue` gives the stream, to be launched; destroyed by the caller.
+template <class Enqueue>
+cudaGraphExec_t captured(cudaStream_t stream, Enqueue&& enqueue) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t ready = nullptr;
+  must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  enqueue();
+  must(cudaStreamEndCapture(stream, &graph));
+  must(cudaGraphInstantiate(&ready, graph, 0));
+  must(cudaGraphDestroy(graph));
+  return ready;
+}
+
 template <class T>
 class Buffer {
  public:

@@ -217,11 +217,8 @@ class Pair {
   uint64_t seed_ = 1;
 };
 
-class GpuCaches : public ::testing::Test {
+class GpuCaches : public OnGpu {
  protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
-  }
   static void expect_equal(const Model& model, double bound) {
     try {
       Pair pair(model);

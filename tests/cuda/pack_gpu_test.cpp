@@ -5,12 +5,7 @@
 namespace zipcache::cuda::test {
 namespace {
 
-class Pack : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
-  }
-};
+class Pack : public OnGpu {};
 
 // The pool and the number of records that were not written.
 struct Outcome {

@@ -17,12 +17,7 @@ using zipcache::test::to_halves;
 // Sums of 32 bits over products of 16-bit numbers; the exponential is 2^-22 off.
 constexpr double kBound = 3e-5;
 
-class Probe : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
-  }
-};
+class Probe : public OnGpu {};
 
 // The rows that see what: each the newest tokens up to its own, as in a prompt, or any number.
 enum class Limits { Causal, Any, Most };

@@ -24,12 +24,7 @@ double bound_of(Number type, int n_stored) {
 // Of a logarithm where scores are a few units: 32-bit sums whose last bits a matrix unit cuts off.
 constexpr double kLogBound = 1e-4;
 
-class Prompt : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
-  }
-};
+class Prompt : public OnGpu {};
 
 struct PromptCase {
   int dim = 128, n_heads = 2, group = 4;

@@ -45,12 +45,8 @@ struct Heads {
   }
 };
 
-class Moments : public ::testing::Test {
+class Moments : public OnGpu {
  protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
-  }
-
   // Deviations, then correlations, as QueryMoment saves them.
   static std::string bytes_of(const MomentGroup* groups, int n_groups) {
     std::string deviations, correlations;

@@ -10,12 +10,7 @@
 namespace zipcache::cuda::test {
 namespace {
 
-class Rotate : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
-  }
-};
+class Rotate : public OnGpu {};
 
 struct Shape {
   int dim = 128, n_heads = 2, group = 1, n_streams = 2, n_tokens = 5;

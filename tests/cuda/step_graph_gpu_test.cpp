@@ -126,19 +126,8 @@ class Text {
 
   void replay(uint64_t shape) {
     n_replayed_ += int(graphs_.contains(shape));
-    if (!graphs_.contains(shape)) graphs_[shape] = captured();
+    if (!graphs_.contains(shape)) graphs_[shape] = captured(stream_, [&] { decode(); });
     must(cudaGraphLaunch(graphs_[shape], stream_));
-  }
-
-  cudaGraphExec_t captured() const {
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t ready = nullptr;
-    must(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal));
-    decode();
-    must(cudaStreamEndCapture(stream_, &graph));
-    must(cudaGraphInstantiate(&ready, graph, 0));
-    must(cudaGraphDestroy(graph));
-    return ready;
   }
 
   int n_;
@@ -150,11 +139,8 @@ class Text {
   int n_replayed_ = 0;
 };
 
-class StepGraphs : public ::testing::Test {
+class StepGraphs : public OnGpu {
  protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
-  }
   // Steps of n tokens, of which at least so many come from a graph of an earlier one.
   static void expect_same(const char* policy, int n, int n_steps, int least) {
     try {

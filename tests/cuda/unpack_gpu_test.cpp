@@ -11,12 +11,7 @@
 namespace zipcache::cuda::test {
 namespace {
 
-class Unpack : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "found no CUDA device; run on a machine with one";
-  }
-};
+class Unpack : public OnGpu {};
 
 constexpr half kUnwritten = 0xFFFF;
 
